@@ -1,0 +1,23 @@
+"""bots_jax: which tasks to train on next, for RL finetuning, in JAX.
+
+The stable names are these; everything else may move. Start reading at `selector.py`.
+"""
+
+from bots_jax.growth import add_tasks, retire
+from bots_jax.selector import bots
+from bots_jax.types import Belief, Evidence, Info, Selection, Selector, Settings, State
+
+__all__ = [
+    "Belief",
+    "Evidence",
+    "Info",
+    "Selection",
+    "Selector",
+    "Settings",
+    "State",
+    "add_tasks",
+    "bots",
+    "retire",
+]
+
+__version__ = "0.1.0"

@@ -1,0 +1,306 @@
+"""Putting a selector together from a pool, a belief and a choice.
+
+In: a `BeliefModel` (what is believed of each task), a `Choice` (what each is worth), and
+the static plan of a batch. Out: a `Selector`. The pool (visits, eligibility, pending
+evidence, quotas, growth) is written once, in `pool.py` and `selection.py`, for all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bots_jax import pool
+from bots_jax.checks import check_count, check_settings, is_concrete
+from bots_jax.evidence import Rows, as_rows, refuse_poison
+from bots_jax.numerics import safe_ratio
+from bots_jax.pool import Fused
+from bots_jax.reference import Reference, make_reference
+from bots_jax.selection import Plan, as_mask, check_quotas, choose
+from bots_jax.types import (
+    Array,
+    ArrayLike,
+    Belief,
+    Evidence,
+    Info,
+    PyTree,
+    Selection,
+    Selector,
+    Settings,
+    State,
+)
+
+
+class BeliefInfo(NamedTuple):
+    """What a belief has to say about a step, for `Info`."""
+
+    capability: Array  # f[D]
+    implicit_weight: Array  # f
+    implicit_error: Array  # f
+
+
+class BeliefModel(NamedTuple):
+    """What is believed of every task; pure functions over a pytree of its own.
+
+    init(settings, reference, num_domains) -> belief
+    fuse(belief, settings, reference, fused) -> (belief, BeliefInfo); one time step
+    predict(belief, settings, reference, rows) -> Belief; rows i32[...] or slice(None)
+    draw(rng_key, belief, settings, reference) -> f[C], one draw of each p
+
+    The pytree has a method restart(settings, rows i32[A]) -> pytree that makes those
+    rows new, for `add_tasks`; rows >= C are dropped.
+    """
+
+    init: Callable[[Settings, Reference, int], PyTree]
+    fuse: Callable[[PyTree, Settings, Reference, Fused], tuple[PyTree, BeliefInfo]]
+    predict: Callable[[PyTree, Settings, Reference, Any], Belief]
+    draw: Callable[[Array, PyTree, Settings, Reference], Array]
+
+
+class Choice(NamedTuple):
+    """How much each task is worth now.
+
+    score(rng_key, model, state) -> (f[C] scores, lower is better; f[C] draws to report)
+    """
+
+    score: Callable[[Array, BeliefModel, State], tuple[Array, Array]]
+
+
+def compose(
+    *,
+    name: str,
+    model: BeliefModel,
+    choice: Choice,
+    settings: Settings,
+    plan: Plan,
+    num_domains: int | None = None,
+    expiry: int | None = None,
+    dtype: Any = None,
+    static: Mapping[str, Any] | None = None,
+) -> Selector:
+    """A `Selector` of the shared pool, a belief and a choice.
+
+    Each function is compiled once a shape. Values are checked before that, where they
+    can be looked at; inside jit, scan and vmap they cannot, and poison rows are ignored
+    and counted in `Info.invalid` instead.
+
+    Args:
+      name: of the strategy, for checkpoints and reports.
+      model, choice: the two parts that make the strategy.
+      settings: the factory's numbers, every field given.
+      plan: B, exploration and quotas; see `selection.make_plan`.
+      num_domains, expiry, dtype: as in `bots`.
+      static: further static settings that a checkpoint must agree with.
+
+    Raises:
+      ValueError: naming the argument and its value.
+    """
+    expiry = None if expiry is None else check_count("expiry", expiry)
+    dtype = None if dtype is None else _check_dtype(dtype)
+
+    def init(
+        reference: ArrayLike | None = None,
+        settings: Settings | Mapping[str, ArrayLike] | None = None,
+        num_tasks: int | None = None,
+        reference_trials: ArrayLike | None = None,
+        domains: ArrayLike | None = None,
+        capacity: int | None = None,
+    ) -> State:
+        float_dtype = _float_dtype(dtype, reference)
+        numbers = _settings_of(factory_settings, settings, float_dtype)
+        known, tasks = make_reference(reference, reference_trials, num_tasks, capacity, float_dtype)
+        rows = known.rates.shape[1]
+        _check_room(tasks, rows, plan.batch_size, grows=capacity is not None)
+        domain, count = _make_domains(domains, tasks, num_domains)
+        check_quotas(plan, count)
+        tasks_state = pool.make_pool(tasks, rows, domain, count, float_dtype)
+        return State(numbers, tasks_state, known, model.init(numbers, known, count))
+
+    @jax.jit
+    def select_arrays(
+        rng_key: Array, state: State, eligible: Array | None
+    ) -> tuple[State, Selection]:
+        score_key, choice_key = jax.random.split(rng_key)
+        scores, draws = choice.score(score_key, model, state)
+        allowed = pool.selectable(state.pool, eligible)
+        ids, valid = choose(choice_key, scores, allowed, state.pool.domain, plan)
+        opened, visit = pool.open_visits(state.pool, ids, valid)
+        reported = jnp.where(valid, draws[jnp.maximum(ids, 0)], 0)
+        return state._replace(pool=opened), Selection(ids, reported, valid, visit)
+
+    @jax.jit
+    def observe_arrays(state: State, evidence: Rows) -> State:
+        return state._replace(pool=pool.observe(state.pool, evidence, state.settings.rollouts))
+
+    @jax.jit
+    def advance_arrays(state: State) -> tuple[State, Info]:
+        closed, fused, counts = pool.close_step(state.pool, expiry)
+        belief, told = model.fuse(state.belief, state.settings, state.reference, fused)
+        return state._replace(pool=closed, belief=belief), _make_info(fused, counts, told)
+
+    @jax.jit
+    def update_arrays(state: State, evidence: Rows) -> tuple[State, Info]:
+        return advance_arrays(observe_arrays(state, evidence))
+
+    @jax.jit
+    def abandon_arrays(state: State, task_ids: Array) -> State:
+        return state._replace(pool=pool.abandon(state.pool, task_ids))
+
+    @jax.jit
+    def predict_arrays(state: State, task_ids: Array | None) -> Belief:
+        rows = slice(None) if task_ids is None else task_ids
+        return model.predict(state.belief, state.settings, state.reference, rows)
+
+    def select(
+        rng_key: Array, state: State, eligible: ArrayLike | None = None
+    ) -> tuple[State, Selection]:
+        return select_arrays(_check_key(rng_key), state, as_mask(eligible, _capacity(state)))
+
+    def observe(state: State, evidence: Evidence) -> State:
+        return observe_arrays(state, _admit(state, evidence))
+
+    def update(state: State, evidence: Evidence) -> tuple[State, Info]:
+        return update_arrays(state, _admit(state, evidence))
+
+    def abandon(state: State, task_ids: ArrayLike) -> State:
+        return abandon_arrays(state, check_ids(state, task_ids))
+
+    def predict(state: State, task_ids: ArrayLike | None = None) -> Belief:
+        return predict_arrays(state, None if task_ids is None else check_ids(state, task_ids))
+
+    factory_settings = settings
+    described = {"strategy": name, **plan._asdict(), "expiry": expiry, **(static or {})}
+    return Selector(init, select, observe, advance_arrays, update, abandon, predict, described)
+
+
+def merge_settings(base: Settings, override: Settings) -> Settings:
+    """`base`, with every number that `override` gives."""
+    pairs = zip(base, override, strict=True)
+    return Settings(*(old if new is None else new for old, new in pairs))
+
+
+def check_ids(state: State, task_ids: ArrayLike) -> Array:
+    """Task ids as i32; refused on the host where they are out of range."""
+    ids = jnp.asarray(task_ids)
+    if not jnp.issubdtype(ids.dtype, jnp.integer):
+        raise ValueError(f"task_ids has dtype {ids.dtype}, expected integers")
+    if is_concrete(ids):
+        values = np.asarray(ids)
+        wrong = values[(values < -1) | (values >= _capacity(state))]
+        if wrong.size:
+            raise ValueError(
+                f"task_ids contains {wrong.flat[0]}, this pool has rows 0 to {_capacity(state) - 1}"
+            )
+    return ids.astype(jnp.int32)
+
+
+def _capacity(state: State) -> int:
+    return int(state.pool.active.shape[-1])
+
+
+def _admit(state: State, evidence: Evidence) -> Rows:
+    """Evidence as arrays, refused where it can be seen to be poison."""
+    rows = as_rows(evidence, state.pool.trials.dtype)
+    refuse_poison(evidence, state.pool.active)
+    return rows
+
+
+def _check_key(rng_key: Array) -> Array:
+    dtype = getattr(rng_key, "dtype", None)
+    if dtype is None or not (jnp.issubdtype(dtype, jax.dtypes.prng_key) or dtype == jnp.uint32):
+        raise ValueError(f"rng_key={rng_key!r} is not a random key: use jax.random.key(seed)")
+    return rng_key
+
+
+def _check_dtype(dtype: Any) -> jnp.dtype:
+    dtype = jnp.dtype(dtype)
+    if dtype not in (jnp.float32, jnp.float64):
+        raise ValueError(f"dtype={dtype} must be float32 or float64")
+    if dtype == jnp.float64 and not jax.config.read("jax_enable_x64"):
+        raise ValueError("dtype=float64 needs jax.config.update('jax_enable_x64', True) first")
+    return dtype
+
+
+def _float_dtype(dtype: jnp.dtype | None, reference: ArrayLike | None) -> jnp.dtype:
+    if dtype is not None:
+        return dtype
+    given = jnp.float32 if reference is None else jnp.asarray(reference).dtype
+    return jnp.dtype(jnp.float64 if given == jnp.float64 else jnp.float32)
+
+
+def _settings_of(
+    base: Settings, given: Settings | Mapping[str, ArrayLike] | None, dtype: jnp.dtype
+) -> Settings:
+    """The factory's numbers with those of `init`, checked, as arrays of the state's dtype."""
+    if isinstance(given, Mapping):
+        unknown = sorted(set(given) - set(Settings._fields))
+        if unknown:
+            raise ValueError(
+                f"settings has unknown {unknown[0]!r}: choose from {', '.join(Settings._fields)}"
+            )
+        given = Settings(**given)
+    if not isinstance(given, Settings | None):
+        raise ValueError(f"settings={given!r} must be a bots_jax.Settings or a mapping")
+    merged = base if given is None else merge_settings(base, given)
+    check_settings(merged)
+    return Settings(*(jnp.asarray(value, dtype) for value in merged))
+
+
+def _check_room(num_tasks: int, capacity: int, batch_size: int, grows: bool) -> None:
+    available = capacity if grows else num_tasks
+    if available < batch_size:
+        raise ValueError(
+            f"batch_size={batch_size} exceeds the pool of {available} tasks: lower it, add "
+            "tasks, or give init(capacity=...) to a pool that will grow"
+        )
+
+
+def _make_domains(
+    domains: ArrayLike | None, num_tasks: int, num_domains: int | None
+) -> tuple[Array | None, int]:
+    """i32[N] domains and D."""
+    if domains is None:
+        return None, 1
+    array = jnp.asarray(domains)
+    if array.shape != (num_tasks,) or not jnp.issubdtype(array.dtype, jnp.integer):
+        raise ValueError(
+            f"domains has shape {array.shape} and dtype {array.dtype}, "
+            f"expected integers [{num_tasks}]"
+        )
+    if is_concrete(array):
+        values = np.asarray(array)
+        num_domains = int(values.max()) + 1 if num_domains is None else num_domains
+        if values.min() < 0 or values.max() >= num_domains:
+            raise ValueError(
+                f"domains must lie in [0, {num_domains}), got {values.min()} to "
+                f"{values.max()}: raise num_domains"
+            )
+    elif num_domains is None:
+        raise ValueError("domains are traced, so num_domains must be given to the factory")
+    return array.astype(jnp.int32), num_domains
+
+
+def _make_info(fused: Fused, counts: pool.Counts, told: BeliefInfo) -> Info:
+    tried = fused.trials > 0
+    evaluated = jnp.sum(tried, dtype=jnp.int32)
+    mixed = tried & (fused.successes > 0) & (fused.successes < fused.trials)
+    trials, dtype = jnp.sum(fused.trials), fused.trials.dtype
+    share = safe_ratio(jnp.sum(mixed).astype(dtype), evaluated.astype(dtype))
+    return Info(
+        evaluated=evaluated,
+        trials=trials,
+        success_rate=safe_ratio(jnp.sum(fused.successes), trials),
+        effective_task_ratio=share,
+        stale=counts.stale,
+        unsolicited=counts.unsolicited,
+        invalid=counts.invalid,
+        expired=counts.expired,
+        in_flight=counts.in_flight,
+        capability=told.capability[0] if fused.domain is None else told.capability,
+        implicit_weight=told.implicit_weight,
+        implicit_error=told.implicit_error,
+    )

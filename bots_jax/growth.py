@@ -1,0 +1,116 @@
+"""Pools that grow and shrink, for the state of any selector.
+
+In: a state, and tasks to add or retire. Out: the state with other rows active. Shapes
+stay as they are, so nothing is compiled anew: room is reserved by `init(capacity=...)`.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+
+from bots_jax import pool
+from bots_jax.checks import is_concrete
+from bots_jax.compose import check_ids
+from bots_jax.reference import Reference, broadcast_trials, check_rates
+from bots_jax.types import Array, ArrayLike, State
+
+
+def add_tasks(
+    state: State,
+    reference: ArrayLike | None = None,
+    num_tasks: int | None = None,
+    reference_trials: ArrayLike | None = None,
+    domains: ArrayLike | None = None,
+) -> tuple[State, Array]:
+    """Add A tasks, each with a fresh belief.
+
+    Args:
+      state: with at least A rows that hold no task.
+      reference: f[K, A] pass rates of the same K models, NaN where unknown; None if
+        nothing is known of these tasks.
+      num_tasks: A, where `reference` does not tell it.
+      reference_trials: f[K] or f[K, A].
+      domains: i32[A], needed if the pool has domains.
+
+    Returns:
+      The state, and the i32[A] ids of the new tasks. Ids of retired tasks are used again
+      once no fresh ones are left. In traced code an id is -1 where there was no room.
+
+    Raises:
+      ValueError: if the shapes do not fit, or there is no room.
+    """
+    capacity = state.pool.active.shape[0]
+    models = state.reference.rates.shape[0]
+    count = _count_new(reference, num_tasks, models)
+    _check_free(state, count)
+    domain = _check_domains(state, domains, count)
+    bookkeeping, ids = pool.add(state.pool, count, domain)
+    rows = jnp.where(ids >= 0, ids, capacity)
+    state = state._replace(
+        pool=bookkeeping,
+        reference=_set_reference(state.reference, rows, reference, reference_trials),
+        belief=state.belief.restart(state.settings, rows),
+    )
+    return state, ids
+
+
+def retire(state: State, task_ids: ArrayLike) -> State:
+    """Take tasks out of the pool. Their evidence, pending or late, is dropped."""
+    return state._replace(pool=pool.retire(state.pool, check_ids(state, task_ids)))
+
+
+def _count_new(reference: ArrayLike | None, num_tasks: int | None, models: int) -> int:
+    if reference is None:
+        if num_tasks is None or num_tasks < 1:
+            raise ValueError(f"num_tasks={num_tasks}: give reference, or how many tasks to add")
+        return num_tasks
+    shape = np.shape(reference)
+    if len(shape) != 2 or shape[0] != models or num_tasks not in (None, shape[1]):
+        raise ValueError(
+            f"reference has shape {shape}, expected [{models}, {num_tasks or 'A'}]: "
+            "the models that the pool was made with"
+        )
+    check_rates(reference)
+    return shape[1]
+
+
+def _check_free(state: State, count: int) -> None:
+    if is_concrete(state.pool.active):
+        free = int(np.sum(~np.asarray(state.pool.active)))
+        if free < count:
+            raise ValueError(
+                f"{count} tasks do not fit into {free} free rows: retire tasks, "
+                "or make the pool with a larger init(capacity=...)"
+            )
+
+
+def _check_domains(state: State, domains: ArrayLike | None, count: int) -> Array | None:
+    if (domains is None) != (state.pool.domain is None):
+        has = "has no" if state.pool.domain is None else "has"
+        raise ValueError(f"domains={domains}, but the pool {has} domains: give them to both")
+    if domains is None:
+        return None
+    array = jnp.asarray(domains, jnp.int32)
+    if array.shape != (count,):
+        raise ValueError(f"domains has shape {array.shape}, expected ({count},)")
+    known = state.pool.domain_sizes.shape[0]
+    if is_concrete(array) and not np.all((np.asarray(array) >= 0) & (np.asarray(array) < known)):
+        raise ValueError(f"domains must lie in [0, {known}): raise num_domains in the factory")
+    return jnp.clip(array, 0, known - 1)
+
+
+def _set_reference(
+    known: Reference, rows: Array, rates: ArrayLike | None, trials: ArrayLike | None
+) -> Reference:
+    models, dtype = known.rates.shape[0], known.rates.dtype
+    if (trials is not None) and known.trials is None:
+        raise ValueError("reference_trials was given, but the pool was made without: drop it")
+    new = jnp.nan if rates is None else jnp.asarray(rates, dtype)
+    updated = known.rates.at[:, rows].set(new, mode="drop")
+    if known.trials is None:
+        return Reference(updated, None)
+    if trials is None and rates is not None:
+        raise ValueError("reference_trials is missing: the pool was made with them")
+    attempts = 1 if trials is None else broadcast_trials(trials, models, rows.shape[0], dtype)
+    return Reference(updated, known.trials.at[:, rows].set(attempts, mode="drop"))

@@ -1,0 +1,278 @@
+"""The pool: which tasks exist, which are in flight, what evidence is pending, growth.
+
+In: selections, evidence, tasks added and retired. Out: a mask of tasks that may be
+selected, and at each `advance` the evidence to fuse. Written once for every selector.
+
+A visit is one rollout of a selected task. It is open from `select` until its trials are
+complete, a row with 0 trials or `abandon` closes it, an `advance` fuses its evidence, or
+it grows older than `expiry` steps. Its number is unique, so evidence that arrives after
+that is recognised as stale.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from bots_jax.evidence import PADDING, UNNUMBERED, Rows, sound_rows
+from bots_jax.types import Array
+
+NO_VISIT = -1
+
+
+class PoolState(NamedTuple):
+    """Bookkeeping of C rows."""
+
+    active: Array  # bool[C], the tasks that exist
+    domain: Array | None  # i32[C] in [0, D); None if there is only one
+    domain_sizes: Array  # i32[D], active tasks of each domain; its shape is what tells D
+    visit: Array  # i32[C], number of the open visit, or -1
+    opened: Array  # i32[C], the step at which the last visit was opened
+    visit_trials: Array  # f[C], trials that the open visit has brought so far
+    successes: Array  # f[C], pending
+    trials: Array  # f[C], pending
+    step: Array  # i32, calls of advance so far
+    next_visit: Array  # i32
+    next_fresh: Array  # i32, rows from here on have never held a task
+    stale: Array  # i32, rows dropped since the last advance
+    unsolicited: Array  # i32, rows counted without an open visit since then
+    invalid: Array  # i32, poison rows ignored since then
+
+
+class Fused(NamedTuple):
+    """What one step brought, for the belief to fuse."""
+
+    successes: Array  # f[C]
+    trials: Array  # f[C]; 0 for tasks without explicit evidence
+    domain: Array | None  # i32[C]
+    num_domains: int  # D, static
+
+
+class Counts(NamedTuple):
+    """What `close_step` counted, for `Info`."""
+
+    stale: Array
+    unsolicited: Array
+    invalid: Array
+    expired: Array
+    in_flight: Array
+
+
+def make_pool(
+    num_tasks: int, capacity: int, domain: Array | None, num_domains: int, dtype: jnp.dtype
+) -> PoolState:
+    """A pool in which the first `num_tasks` of `capacity` rows are active."""
+
+    def zero() -> Array:
+        return jnp.zeros((), jnp.int32)
+
+    def zeros() -> Array:
+        return jnp.zeros((capacity,), dtype)
+
+    if domain is not None:
+        domain = jnp.pad(domain, (0, capacity - num_tasks))
+    active = jnp.arange(capacity) < num_tasks
+    return PoolState(
+        active=active,
+        domain=domain,
+        domain_sizes=_domain_sizes(active, domain, num_domains),
+        visit=jnp.full((capacity,), NO_VISIT, jnp.int32),
+        opened=jnp.zeros((capacity,), jnp.int32),
+        visit_trials=zeros(),
+        successes=zeros(),
+        trials=zeros(),
+        step=zero(),
+        next_visit=zero(),
+        next_fresh=jnp.full((), num_tasks, jnp.int32),
+        stale=zero(),
+        unsolicited=zero(),
+        invalid=zero(),
+    )
+
+
+def _domain_sizes(active: Array, domain: Array | None, num_domains: int) -> Array:
+    counts = active.astype(jnp.int32)
+    return domain_sums(counts, domain, num_domains)
+
+
+def selectable(pool: PoolState, eligible: Array | None) -> Array:
+    """bool[C]: tasks that exist, are eligible and not in flight."""
+    free = pool.active & (pool.visit == NO_VISIT)
+    return free if eligible is None else free & eligible
+
+
+def open_visits(pool: PoolState, task_ids: Array, valid: Array) -> tuple[PoolState, Array]:
+    """Open a visit of each valid task; i32[B] visit numbers, -1 where invalid."""
+    rows = jnp.where(valid, task_ids, pool.active.shape[0])
+    number = pool.next_visit
+    pool = pool._replace(
+        visit=pool.visit.at[rows].set(number, mode="drop"),
+        opened=pool.opened.at[rows].set(pool.step, mode="drop"),
+        visit_trials=pool.visit_trials.at[rows].set(0, mode="drop"),
+        next_visit=number + 1,
+    )
+    return pool, jnp.where(valid, number, NO_VISIT)
+
+
+def observe(pool: PoolState, evidence: Rows, rollouts: Array) -> PoolState:
+    """Add evidence to what is pending.
+
+    A row counts if it is unnumbered, or if its visit is open at that row: rows of one
+    call are taken in order, as if each had come in a call of its own.
+    """
+    capacity = pool.active.shape[0]
+    ids = evidence.task_ids
+    at = jnp.clip(ids, 0, capacity - 1)
+    sound = sound_rows(evidence, capacity) & pool.active[at]
+    numbered = evidence.visit != UNNUMBERED
+    is_open = sound & (pool.visit[at] != NO_VISIT)
+    attached = is_open & (~numbered | (pool.visit[at] == evidence.visit))
+    trials = jnp.where(sound, evidence.trials, 0)
+    closing = attached & (trials == 0)
+    brought, closed = _earlier_rows(ids, jnp.where(attached, trials, 0), closing)
+    attached &= (pool.visit_trials[at] + brought < rollouts) & ~closed
+    counts = sound & (trials > 0) & (attached | ~numbered)
+    pool = _add_counts(pool, evidence, counts)
+    pool = _add_to_visits(pool, ids, jnp.where(attached, trials, 0), attached, rollouts)
+    stale = sound & numbered & ~attached
+    return pool._replace(
+        stale=pool.stale + _count(stale),
+        unsolicited=pool.unsolicited + _count(counts & ~attached),
+        invalid=pool.invalid + _count((ids != PADDING) & ~sound),
+    )
+
+
+def _count(mask: Array) -> Array:
+    return jnp.sum(mask, dtype=jnp.int32)
+
+
+def _earlier_rows(ids: Array, trials: Array, closing: Array) -> tuple[Array, Array]:
+    """What the rows of the same task before each row brought, and whether one closed it."""
+
+    def join(
+        left: tuple[Array, Array, Array], right: tuple[Array, Array, Array]
+    ) -> tuple[Array, Array, Array]:
+        starts, total, shut = right
+        total = jnp.where(starts, total, left[1] + total)
+        return left[0] | starts, total, jnp.where(starts, shut, left[2] | shut)
+
+    order = jnp.argsort(ids, stable=True)
+    sorted_ids = ids[order]
+    starts = jnp.concatenate([jnp.ones(1, bool), sorted_ids[1:] != sorted_ids[:-1]])[: ids.shape[0]]
+    _, total, shut = lax.associative_scan(join, (starts, trials[order], closing[order]))
+    before = jnp.where(starts, 0, jnp.roll(total, 1))
+    shut_before = ~starts & jnp.roll(shut, 1)
+    return jnp.zeros_like(trials).at[order].set(before), jnp.zeros_like(closing).at[order].set(
+        shut_before
+    )
+
+
+def _add_counts(pool: PoolState, evidence: Rows, counts: Array) -> PoolState:
+    rows = jnp.where(counts, evidence.task_ids, pool.active.shape[0])
+    successes = jnp.minimum(evidence.successes, evidence.trials)  # rounding, see sound_rows
+    return pool._replace(
+        successes=pool.successes.at[rows].add(successes, mode="drop"),
+        trials=pool.trials.at[rows].add(evidence.trials, mode="drop"),
+    )
+
+
+def _add_to_visits(
+    pool: PoolState, ids: Array, trials: Array, attached: Array, rollouts: Array
+) -> PoolState:
+    capacity = pool.active.shape[0]
+    rows = jnp.where(attached, ids, capacity)
+    visit_trials = pool.visit_trials.at[rows].add(trials, mode="drop")
+    complete = visit_trials[jnp.clip(ids, 0, capacity - 1)] >= rollouts
+    done = jnp.where(attached & (complete | (trials == 0)), ids, capacity)
+    return pool._replace(
+        visit=pool.visit.at[done].set(NO_VISIT, mode="drop"), visit_trials=visit_trials
+    )
+
+
+def abandon(pool: PoolState, task_ids: Array) -> PoolState:
+    """Close the visits of these tasks; what they have brought stays pending."""
+    rows = _rows(task_ids, pool.active.shape[0])
+    return pool._replace(visit=pool.visit.at[rows].set(NO_VISIT, mode="drop"))
+
+
+def _rows(task_ids: Array, capacity: int) -> Array:
+    """Row numbers to write to, with every id out of range turned into one that is dropped."""
+    return jnp.where((task_ids >= 0) & (task_ids < capacity), task_ids, capacity)
+
+
+def close_step(pool: PoolState, expiry: int | None) -> tuple[PoolState, Fused, Counts]:
+    """Hand over what is pending, and end the visits that brought it or are too old."""
+    step = pool.step + 1
+    is_open = pool.visit != NO_VISIT
+    fused_visit = is_open & (pool.visit_trials > 0)
+    too_old = is_open & ~fused_visit
+    too_old &= False if expiry is None else step - pool.opened > expiry
+    visit = jnp.where(fused_visit | too_old, NO_VISIT, pool.visit)
+    fused = Fused(pool.successes, pool.trials, pool.domain, pool.domain_sizes.shape[0])
+    in_flight = _count(visit != NO_VISIT)
+    counts = Counts(pool.stale, pool.unsolicited, pool.invalid, _count(too_old), in_flight)
+    zero = jnp.zeros((), jnp.int32)
+    pool = pool._replace(
+        visit=visit,
+        successes=jnp.zeros_like(pool.successes),
+        trials=jnp.zeros_like(pool.trials),
+        step=step,
+        stale=zero,
+        unsolicited=zero,
+        invalid=zero,
+    )
+    return pool, fused, counts
+
+
+def retire(pool: PoolState, task_ids: Array) -> PoolState:
+    """Take tasks out of the pool: their visits end and pending evidence is dropped."""
+    rows = _rows(task_ids, pool.active.shape[0])
+    active = pool.active.at[rows].set(False, mode="drop")
+    return pool._replace(
+        active=active,
+        domain_sizes=_domain_sizes(active, pool.domain, pool.domain_sizes.shape[0]),
+        visit=pool.visit.at[rows].set(NO_VISIT, mode="drop"),
+        successes=pool.successes.at[rows].set(0, mode="drop"),
+        trials=pool.trials.at[rows].set(0, mode="drop"),
+    )
+
+
+def add(pool: PoolState, count: int, domain: Array | None) -> tuple[PoolState, Array]:
+    """Activate `count` free rows; i32[count] task ids, -1 where there was no room.
+
+    Rows that never held a task come first, so that late evidence for a retired task
+    finds its row empty for as long as possible.
+    """
+    capacity = pool.active.shape[0]
+    rows = jnp.arange(capacity, dtype=jnp.int32)
+    turn = jnp.where(rows >= pool.next_fresh, rows - capacity, rows)
+    turn = jnp.where(pool.active, capacity, turn)
+    order = jnp.argsort(turn)[:count].astype(jnp.int32)
+    order = jnp.pad(order, (0, count - order.shape[0]), constant_values=capacity)
+    placed = (order < capacity) & ~pool.active[jnp.clip(order, 0, capacity - 1)]
+    target = jnp.where(placed, order, capacity)
+    if domain is not None and pool.domain is not None:
+        pool = pool._replace(domain=pool.domain.at[target].set(domain, mode="drop"))
+    last = jnp.max(jnp.where(placed, order + 1, 0), initial=0)
+    active = pool.active.at[target].set(True, mode="drop")
+    pool = pool._replace(
+        active=active,
+        domain_sizes=_domain_sizes(active, pool.domain, pool.domain_sizes.shape[0]),
+        next_fresh=jnp.maximum(pool.next_fresh, last),
+    )
+    return pool, jnp.where(placed, order, PADDING)
+
+
+def domain_sums(values: Array, domain: Array | None, num_domains: int) -> Array:
+    """[D]: sums of [C] `values` over the tasks of each domain."""
+    if domain is None:
+        return jnp.sum(values, dtype=values.dtype)[None]
+    return jax.ops.segment_sum(values, domain, num_domains)
+
+
+def by_task(values: Array, domain: Array | None) -> Array:
+    """f[C] or f[1], to be broadcast: the entry of f[D] `values` that belongs to each task."""
+    return values if domain is None else values[domain]

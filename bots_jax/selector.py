@@ -1,0 +1,273 @@
+"""READ FIRST. A selector, and the steps of the BOTS method in order.
+
+In: reference pass rates, then rewards. Out: the tasks to train on next.
+
+    selector = bots(batch_size=32, rollouts=16)
+    state = selector.init(reference)
+    for rng_key in ...:
+        state, selection = selector.select(rng_key, state)
+        successes = ...                     # roll out selection.task_ids, train
+        state, info = selector.update(state, Evidence(selection.task_ids, successes, 16))
+
+A selector is put together (`compose.py`) from three parts: the *pool* (visits, eligibility,
+pending evidence, growth: `pool.py`, shared by all), a *belief* (`BeliefModel`) and a
+*choice* (`Choice`). A new strategy writes a belief or a choice, seldom both.
+
+The method of `preset="paper"` (arXiv 2510.26374), and where each step stands:
+
+    1 draw p^ ~ Beta(alpha, beta), take the B nearest p*   thompson(), selection.choose
+    2 roll out, train, collect successes and trials        the user; pool.observe
+    3 capability of the batch, smoothed                    Estimator.fit      (implicit.py)
+    4 p~ by interpolation between the references           Estimator.infer    (implicit.py)
+    6 halve rho where p~ was wrong on the batch            _adapted_weight
+    5 forget, add explicit and implicit evidence           posterior.fuse     (posterior.py)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bots_jax import implicit, posterior
+from bots_jax.checks import check_choice, check_settings, is_concrete
+from bots_jax.compose import BeliefInfo, BeliefModel, Choice, compose, merge_settings
+from bots_jax.draws import beta as draw_beta
+from bots_jax.implicit import Estimator, make_estimator
+from bots_jax.numerics import gumbel, masked_mean, safe_ratio
+from bots_jax.pool import Fused
+from bots_jax.reference import Reference
+from bots_jax.selection import make_plan
+from bots_jax.types import Array, ArrayLike, Belief, PyTree, Selector, Settings, State
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {
+        "batch_size": 32,
+        "settings": Settings(
+            target=0.5,
+            rollouts=16,
+            forgetting=0.1,
+            implicit_weight=0.1,
+            capability_momentum=0.9,
+            temperature=0.0,
+            prior_successes=1.0,
+            prior_failures=1.0,
+        ),
+        "adaptive_implicit_weight": False,
+        "estimator": "linear",
+        "choice": "thompson",
+        "exploration": 0.0,
+    },
+}
+
+
+def bots(
+    *,
+    preset: str = "paper",
+    batch_size: int | None = None,
+    rollouts: ArrayLike | None = None,
+    target: ArrayLike | None = None,
+    forgetting: ArrayLike | None = None,
+    implicit_weight: ArrayLike | None = None,
+    capability_momentum: ArrayLike | None = None,
+    adaptive_implicit_weight: bool | None = None,
+    temperature: ArrayLike | None = None,
+    prior: tuple[ArrayLike, ArrayLike] | None = None,
+    estimator: str | Estimator | None = None,
+    choice: str | None = None,
+    exploration: float | None = None,
+    quotas: Sequence[int] | None = None,
+    num_domains: int | None = None,
+    expiry: int | None = None,
+    dtype: Any = None,
+) -> Selector:
+    """Bayesian online task selection (arXiv 2510.26374).
+
+    None leaves a setting to the preset. Numbers marked * go into `Settings` inside the
+    state: they may be traced, and `init(settings=...)` overrides them for one state.
+
+    Args:
+      preset: "paper", the published method and its defaults (in brackets below).
+      batch_size: B, tasks a step [32].
+      rollouts: * m, rollouts that each selected task is meant to get [16].
+      target: * p*, success probability worth training on [0.5].
+      forgetting: * lambda, share of the posterior pulled to the prior a step [0.1].
+      implicit_weight: * rho, weight of implicit evidence [0.1].
+      capability_momentum: * gamma, smoothing of the capability [0.9].
+      adaptive_implicit_weight: halve rho after each step in which implicit evidence was
+        wrong by 0.25 or more on average over the evaluated tasks [False].
+      temperature: * tau; above 0, tasks are drawn without replacement from
+        softmax(-|p^ - p*| / tau), as Gumbel top-B, instead of taking the nearest [0].
+        Whether it is 0 is fixed here, unless the value is traced.
+      prior: * (alpha0, beta0), pseudo-counts [(1, 1)].
+      estimator: of implicit evidence: "linear", "none", or an `implicit.Estimator`.
+      choice: "thompson" compares a draw from each posterior with the target, "mean" its
+        mean ["thompson"].
+      exploration: share of the batch drawn uniformly [0].
+      quotas: tasks of each domain in a batch, summing to B [None: no quotas].
+      num_domains: D, where `init` cannot count the domains because they are traced.
+      expiry: close visits older than this many steps [None: never].
+      dtype: float32 or float64; None follows the reference, float32 without one.
+
+    Raises:
+      ValueError: naming the argument and its value.
+    """
+    known = PRESETS[check_choice("preset", preset, tuple(PRESETS))]
+    given = Settings(
+        target=target,
+        rollouts=rollouts,
+        forgetting=forgetting,
+        implicit_weight=implicit_weight,
+        capability_momentum=capability_momentum,
+        temperature=temperature,
+        prior_successes=None if prior is None else prior[0],
+        prior_failures=None if prior is None else prior[1],
+    )
+    check_settings(given)
+    settings = merge_settings(known["settings"], given)
+    chosen = check_choice("choice", _first(choice, known["choice"]), tuple(_BASES))
+    noisy = not (is_concrete(settings.temperature) and float(np.asarray(settings.temperature)) == 0)
+    model_of = _first(estimator, known["estimator"])
+    adaptive = bool(_first(adaptive_implicit_weight, known["adaptive_implicit_weight"]))
+    return compose(
+        name="bots",
+        model=beta_belief(make_estimator(model_of), adaptive),
+        choice=nearest_target(chosen, noisy),
+        settings=settings,
+        plan=make_plan(
+            _first(batch_size, known["batch_size"]),
+            _first(exploration, known["exploration"]),
+            quotas,
+        ),
+        num_domains=num_domains,
+        expiry=expiry,
+        dtype=dtype,
+        static={
+            "estimator": model_of if isinstance(model_of, str) else model_of.name,
+            "adaptive_implicit_weight": adaptive,
+            "choice": chosen,
+            "noisy": noisy,
+        },
+    )
+
+
+def _first(value: Any, otherwise: Any) -> Any:
+    return otherwise if value is None else value
+
+
+# --- the belief of BOTS: a Beta posterior, explicit and implicit evidence -----------------
+
+
+class BotsBelief(NamedTuple):
+    """Posterior of every task, and the estimator's own parameters."""
+
+    posterior: posterior.BetaPosterior
+    estimator: PyTree
+    implicit_scale: Array  # f, what adaptive_implicit_weight has made of rho = 1
+
+    def restart(self, settings: Settings, rows: Array) -> BotsBelief:
+        """Rows that now hold a new task begin at the prior."""
+        alpha, beta = self.posterior
+        fresh = posterior.BetaPosterior(
+            alpha.at[rows].set(settings.prior_successes, mode="drop"),
+            beta.at[rows].set(settings.prior_failures, mode="drop"),
+        )
+        return self._replace(posterior=fresh)
+
+
+# Mean absolute error of p~ at which the authors' rule halves rho.
+_ERROR_TO_HALVE = 0.25
+
+
+def beta_belief(estimator: Estimator, adaptive_implicit_weight: bool = False) -> BeliefModel:
+    """Steps 3 to 6 of the method as a belief."""
+
+    def init(settings: Settings, reference: Reference, num_domains: int) -> BotsBelief:
+        models, capacity = reference.rates.shape
+        if 0 < models < estimator.models:
+            raise ValueError(
+                f"reference has {models} row(s), estimator={estimator.name!r} needs "
+                f"{estimator.models}: add a model, or use estimator='none'"
+            )
+        params = estimator.init(num_domains, reference.rates.dtype)
+        scale = jnp.ones((), reference.rates.dtype)
+        return BotsBelief(posterior.prior(settings, capacity), params, scale)
+
+    def fuse(
+        belief: BotsBelief, settings: Settings, reference: Reference, fused: Fused
+    ) -> tuple[BotsBelief, BeliefInfo]:
+        with_reference = reference.rates.shape[0] > 0
+        source = estimator if with_reference else implicit.none()
+        params = belief.estimator
+        if with_reference:
+            params = estimator.fit(params, settings, reference, fused)
+        inferred = source.infer(params, reference, fused.domain)
+        error = _implicit_error(inferred, fused)
+        scale = belief.implicit_scale
+        if adaptive_implicit_weight:
+            scale = jnp.where(error >= _ERROR_TO_HALVE, scale / 2, scale)
+        weight = settings.implicit_weight * scale
+        updated = posterior.fuse(
+            belief.posterior,
+            settings,
+            fused.successes,
+            fused.trials,
+            inferred.mean,
+            jnp.where(inferred.known, weight, 0),
+        )
+        info = BeliefInfo(estimator.capability(params), weight, error)
+        return BotsBelief(updated, params, scale), info
+
+    def predict(belief: BotsBelief, settings: Settings, reference: Reference, rows: Any) -> Belief:
+        return posterior.belief(belief.posterior.alpha[rows], belief.posterior.beta[rows])
+
+    def draw(rng_key: Array, belief: BotsBelief, settings: Settings, reference: Reference) -> Array:
+        return draw_beta(rng_key, *belief.posterior)
+
+    return BeliefModel(init, fuse, predict, draw)
+
+
+def _implicit_error(inferred: implicit.Inferred, fused: Fused) -> Array:
+    """Mean |p~ - s/n| over the evaluated tasks with references; 0 without any."""
+    rate = safe_ratio(fused.successes, fused.trials)
+    return masked_mean(jnp.abs(inferred.mean - rate), inferred.known & (fused.trials > 0))
+
+
+# --- the choice of BOTS: nearest the target ------------------------------------------------
+
+
+def _drawn(rng_key: Array, model: BeliefModel, state: State) -> Array:
+    return model.draw(rng_key, state.belief, state.settings, state.reference)
+
+
+def _mean(rng_key: Array, model: BeliefModel, state: State) -> Array:
+    return model.predict(state.belief, state.settings, state.reference, slice(None)).mean
+
+
+_BASES: dict[str, Callable[[Array, BeliefModel, State], Array]] = {
+    "thompson": _drawn,
+    "mean": _mean,
+}
+
+
+def nearest_target(base: str = "thompson", noisy: bool = False) -> Choice:
+    """Step 1: |p^ - p*|, with Gumbel noise where the temperature is not 0.
+
+    Taking the B largest of -|p^ - p*| / tau + Gumbel is drawing B without replacement
+    from the softmax (Kool et al. 2019, Stochastic beams); multiplied by -tau it has a
+    meaning at tau = 0 too.
+    """
+
+    def score(rng_key: Array, model: BeliefModel, state: State) -> tuple[Array, Array]:
+        draw_key, noise_key = jax.random.split(rng_key)
+        draws = _BASES[base](draw_key, model, state)
+        distance = jnp.abs(draws - state.settings.target)
+        if noisy:
+            noise = gumbel(noise_key, distance.shape, distance.dtype)
+            distance = distance - state.settings.temperature * noise
+        return distance, draws
+
+    return Choice(score)

@@ -1,0 +1,86 @@
+"""Strategies to compare with, each a factory of a `Selector`.
+
+`STRATEGIES` maps the names of the command line to factories. Each factory takes
+keyword-only `batch_size`, `rollouts` and the settings of its own.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+from bots_jax.checks import check_choice
+from bots_jax.selector import bots
+from bots_jax.strategies.easy_to_hard import easy_to_hard
+from bots_jax.strategies.uniform import uniform
+from bots_jax.types import Selector
+
+STRATEGIES: dict[str, Callable[..., Selector]] = {
+    "bots": bots,
+    "bots-explicit": partial(bots, implicit_weight=0.0),
+    "bots-implicit": partial(bots, implicit_weight=1.0),
+    "bots-no-forgetting": partial(bots, forgetting=0.0, implicit_weight=0.0),
+    "bots-mean": partial(bots, choice="mean"),
+    "uniform": uniform,
+    "easy-to-hard": easy_to_hard,
+}
+
+
+# Numbers that a command line may give, and what they mean.
+SETTINGS: dict[str, str] = {
+    "target": "p*, the success probability worth training on [0.5]",
+    "forgetting": "lambda, share of the posterior pulled to the prior a step [0.1]",
+    "implicit_weight": "rho, weight of implicit evidence [0.1]",
+    "capability_momentum": "gamma, smoothing of the capability [0.9]",
+    "temperature": "tau, noise in the choice [0: the nearest are taken]",
+    "exploration": "share of the batch that is drawn uniformly [0]",
+}
+
+
+def open_settings(factory: Callable[..., Selector]) -> set[str]:
+    """Names of the settings that a factory takes and its name does not fix."""
+    return set(inspect.signature(factory).parameters) - set(getattr(factory, "keywords", {}))
+
+
+def configure(
+    name: str,
+    settings: Mapping[str, Any],
+    *,
+    known: Mapping[str, Callable[..., Selector]] | None = None,
+    **sizes: Any,
+) -> Selector:
+    """The strategy of that name under those of `settings` that it has and does not fix.
+
+    `bots-explicit`, for one, is BOTS with implicit_weight 0: it takes the forgetting of
+    `settings` and keeps its implicit_weight.
+
+    Args:
+      known: factories by name; None for `STRATEGIES`.
+      sizes: batch_size, rollouts.
+    """
+    known = STRATEGIES if known is None else known
+    factory = known[check_choice("strategy", name, tuple(known))]
+    taken = {key: value for key, value in settings.items() if key in open_settings(factory)}
+    return factory(**sizes, **taken)
+
+
+def make_strategy(name: str, **settings: Any) -> Selector:
+    """The selector of that name.
+
+    Raises:
+      ValueError: if the name is not known, with those that are.
+    """
+    return STRATEGIES[check_choice("strategy", name, tuple(STRATEGIES))](**settings)
+
+
+__all__ = [
+    "SETTINGS",
+    "STRATEGIES",
+    "configure",
+    "easy_to_hard",
+    "make_strategy",
+    "open_settings",
+    "uniform",
+]

@@ -1,0 +1,52 @@
+"""Every test sees several CPU devices; the engine's tests also refuse silent promotion."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import settings
+
+jax.config.update("jax_num_cpu_devices", 8)
+# Tests compile much and compute little: what LLVM would spend on optimising is not earned
+# back. Set before the first computation, which is when XLA reads it.
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
+
+# Compiled examples differ in duration by orders of magnitude, so no deadline; the same
+# examples at every run, so that a failure here is a failure there.
+settings.register_profile("ci", deadline=None, max_examples=30, derandomize=True)
+settings.load_profile("ci")
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+SHARED = Path(os.environ.get("BOTS_JAX_SHARED", REPOSITORY.parent / "shared"))
+
+
+@pytest.fixture(autouse=True)
+def strict_promotion(request: pytest.FixtureRequest) -> Iterator[None]:
+    """dtype and rank promotion are errors, but in the training loop (flax, optax)."""
+    if "rl" in request.path.parts:
+        yield
+        return
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        yield
+
+
+@pytest.fixture
+def reference() -> np.ndarray:
+    """f32[2, 60] pass rates, weak below strong on average, multiples of 1/16."""
+    rng = np.random.default_rng(7)
+    weak = rng.binomial(16, rng.beta(1, 2, 60)) / 16
+    strong = rng.binomial(16, np.clip(weak + rng.uniform(0, 0.5, 60), 0, 1)) / 16
+    return np.stack([weak, strong]).astype(np.float32)
+
+
+def shared_file(*parts: str) -> Path:
+    """A file of the shared data, or a skip that says where it was looked for."""
+    path = SHARED.joinpath(*parts)
+    if not path.exists():
+        pytest.skip(f"{path} is absent: set BOTS_JAX_SHARED to the folder that holds it")
+    return path

@@ -1,0 +1,147 @@
+"""Saved, damaged, killed and restored: the run goes on bit-identically or says why not."""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from bots_jax import Evidence, Selector, State, bots, checkpoint
+from bots_jax.checkpoint import CheckpointError, DamagedCheckpointError
+
+SELECTOR = bots(batch_size=4, rollouts=8)
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def busy(reference: np.ndarray) -> State:
+    """A state in the middle of a step: visits open, evidence pending, some of it partial."""
+    state = SELECTOR.init(reference)
+    state, _ = SELECTOR.select(jax.random.key(0), state)
+    state, selection = SELECTOR.select(jax.random.key(1), state)
+    evidence = Evidence(selection.task_ids[:2], [1.0, 2.5], [4, 8], selection.visit[:2])
+    return SELECTOR.observe(state, evidence)
+
+
+def run_on(selector: Selector, state: State) -> list[np.ndarray]:
+    for step in range(3):
+        state, selection = selector.select(jax.random.key(10 + step), state)
+        evidence = Evidence(selection.task_ids, np.full(4, 3.0), 8, selection.visit)
+        state, _ = selector.update(state, evidence)
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
+
+
+def assert_same(left: list[np.ndarray], right: list[np.ndarray]) -> None:
+    for a, b in zip(left, right, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def damage(path: Path) -> None:
+    """Flip bytes in the middle of every large file."""
+    for file in path.rglob("*"):
+        if file.is_file() and file.stat().st_size > 200 and "METADATA" not in file.name:
+            data = bytearray(file.read_bytes())
+            middle = len(data) // 2
+            data[middle : middle + 40] = bytes(255 - byte for byte in data[middle : middle + 40])
+            file.write_bytes(data)
+
+
+def test_goes_on_bit_identically(tmp_path: Path, busy: State, reference: np.ndarray) -> None:
+    checkpoint.save(tmp_path, 7, SELECTOR, busy)
+    found = checkpoint.restore(tmp_path, SELECTOR, SELECTOR.init(reference))
+    assert found.step == 7
+    assert_same(run_on(SELECTOR, busy), run_on(SELECTOR, found.state))
+
+
+def test_together_with_the_trainer(tmp_path: Path, busy: State) -> None:
+    trainer = {"params": [np.arange(6.0).reshape(2, 3)], "key": jax.random.key(5), "n": 3}
+    checkpoint.save(tmp_path, 1, SELECTOR, busy, trainer=trainer, notes={"loss": [1, 2]})
+    found = checkpoint.restore(tmp_path, SELECTOR, busy, trainer=trainer)
+    assert found.notes == {"loss": [1, 2]}
+    np.testing.assert_array_equal(found.trainer["params"][0], trainer["params"][0])
+    assert jax.random.bits(found.trainer["key"]) == jax.random.bits(jax.random.key(5))
+    assert int(found.trainer["n"]) == 3
+
+
+def test_keeps_the_newest(tmp_path: Path, busy: State) -> None:
+    for step in (1, 2, 3, 4):
+        checkpoint.save(tmp_path, step, SELECTOR, busy, keep=2)
+    assert checkpoint.found(tmp_path) == [3, 4]
+
+
+def test_falls_back_to_the_last_good_one(tmp_path: Path, busy: State) -> None:
+    checkpoint.save(tmp_path, 1, SELECTOR, busy)
+    after, _ = SELECTOR.advance(busy)
+    damage(checkpoint.save(tmp_path, 2, SELECTOR, after))
+    with pytest.warns(RuntimeWarning, match="step_00000002 is damaged"):
+        found = checkpoint.restore(tmp_path, SELECTOR, busy)
+    assert found.step == 1
+    with pytest.raises(DamagedCheckpointError, match="step_00000002 is damaged"):
+        checkpoint.restore(tmp_path, SELECTOR, busy, step=2)
+    damage(tmp_path / "step_00000001")
+    with pytest.raises(DamagedCheckpointError, match="No whole checkpoint is left"):
+        checkpoint.restore(tmp_path, SELECTOR, busy)
+
+
+def test_refuses_what_is_no_checkpoint(tmp_path: Path, busy: State) -> None:
+    with pytest.raises(CheckpointError, match="no checkpoint in"):
+        checkpoint.restore(tmp_path / "nowhere", SELECTOR, busy)
+    (tmp_path / "step_00000003").mkdir()
+    (tmp_path / "step_00000003" / "d").write_text("garbage")
+    with pytest.raises(DamagedCheckpointError, match="damaged or not of bots_jax"):
+        checkpoint.restore(tmp_path, SELECTOR, busy)
+
+
+def test_refuses_other_static_settings(tmp_path: Path, busy: State) -> None:
+    checkpoint.save(tmp_path, 1, SELECTOR, busy)
+    other = bots(batch_size=5, rollouts=8)
+    with pytest.raises(CheckpointError, match=r"made with batch_size=4, this selector .*=5"):
+        checkpoint.restore(tmp_path, other, busy)
+    smaller = SELECTOR.init(num_tasks=30)
+    with pytest.raises(CheckpointError, match="belongs to another pool"):
+        checkpoint.restore(tmp_path, SELECTOR, smaller)
+
+
+@pytest.mark.parametrize(("wins", "expected"), [("saved", 0.1), ("given", 0.4)])
+def test_the_caller_says_which_numbers_win(
+    tmp_path: Path, busy: State, reference: np.ndarray, wins: str, expected: float
+) -> None:
+    checkpoint.save(tmp_path, 1, SELECTOR, busy)
+    like = SELECTOR.init(reference, {"forgetting": 0.4})
+    found = checkpoint.restore(tmp_path, SELECTOR, like, settings=wins)
+    assert float(found.state.settings.forgetting) == pytest.approx(expected)
+
+
+FULL_DISK = """
+import resource, sys, numpy as np
+import jax.numpy as jnp
+from bots_jax import bots, checkpoint
+selector = bots(batch_size=4)
+state = selector.init(num_tasks=60)
+checkpoint.save(sys.argv[1], 1, selector, state)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+noise = np.random.default_rng(0).integers(0, 2**31, 1_000_000).astype(np.int32)
+try:
+    checkpoint.save(sys.argv[1], 2, selector, state, trainer=jnp.asarray(noise))
+except checkpoint.CheckpointError as error:
+    print(error)
+print(checkpoint.restore(sys.argv[1], selector, state).step)
+"""
+
+
+@pytest.mark.skipif(not hasattr(resource, "RLIMIT_FSIZE"), reason="needs a file size limit")
+def test_full_disk_keeps_the_last_good_one(tmp_path: Path) -> None:
+    """A file that may not grow stands for a disk that is full."""
+    ran = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, str(tmp_path)],
+        capture_output=True, text=True, cwd=ROOT, check=False,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+    assert "could not be written" in ran.stdout
+    assert "Earlier checkpoints are untouched: [1]" in ran.stdout
+    assert ran.stdout.strip().endswith("1")

@@ -1,0 +1,85 @@
+"""Beta draws have the right distribution, whatever the parameters."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import special, stats
+
+from bots_jax import draws
+
+GRID = (0.05, 0.3, 1.0, 2.5, 16.0, 160.0, 1e5)
+DRAWS = 100_000
+# A right sampler fails one of all these tests with at most this probability.
+FAILURE = 1e-6
+
+
+def cdf_of_log_odds(log_odds: np.ndarray, alpha: float, beta: float) -> np.ndarray:
+    """P(logit x <= z): taken from the side on which it is small, to keep its digits."""
+    below = special.betainc(alpha, beta, special.expit(log_odds))
+    above = special.betainc(beta, alpha, special.expit(-log_odds))
+    return np.where(log_odds < np.log(alpha / beta), below, 1 - above)
+
+
+@pytest.mark.parametrize("x64", [False, True])
+def test_log_odds_follow_the_beta_distribution(x64: bool) -> None:
+    """Kolmogorov-Smirnov on the log-odds of 49 pairs of parameters."""
+    pairs = [(a, b) for a in GRID for b in GRID]
+    with jax.enable_x64(x64):
+        dtype = jnp.float64 if x64 else jnp.float32
+        alpha = jnp.repeat(jnp.asarray([a for a, _ in pairs], dtype), DRAWS)
+        beta = jnp.repeat(jnp.asarray([b for _, b in pairs], dtype), DRAWS)
+        drawn = np.asarray(jax.jit(draws.beta_log_odds)(jax.random.key(1), alpha, beta))
+    assert drawn.dtype == dtype
+    for (a, b), sample in zip(pairs, drawn.reshape(len(pairs), DRAWS), strict=True):
+        uniform = cdf_of_log_odds(sample.astype(np.float64), a, b)
+        p_value = stats.kstest(uniform, "uniform").pvalue
+        assert p_value > FAILURE / len(pairs), (a, b, p_value)
+
+
+def test_a_wrong_sampler_is_caught() -> None:
+    """The same test refuses alpha off by 2%, so it can fail."""
+    alpha = jnp.full(DRAWS, 2.5)
+    sample = np.asarray(draws.beta_log_odds(jax.random.key(1), alpha, alpha), np.float64)
+    assert stats.kstest(cdf_of_log_odds(sample, 2.55, 2.5), "uniform").pvalue < FAILURE
+
+
+def test_forms_agree() -> None:
+    key, alpha, beta = jax.random.key(2), jnp.asarray([0.05, 3.0, 1e5]), jnp.asarray([2.0, 3, 1])
+    value, complement = draws.beta_pair(key, alpha, beta)
+    np.testing.assert_allclose(value + complement, 1, rtol=1e-6)
+    np.testing.assert_array_equal(value, draws.beta(key, alpha, beta))
+    assert 0 < float(complement[2]) < 1e-3  # which 1 - value would have lost most digits of
+
+
+def test_draws_depend_on_index_and_parameters_alone() -> None:
+    """A longer array, or other neighbours, leave a lane's draw as it was."""
+    key = jax.random.key(3)
+    alpha = jnp.linspace(0.1, 20, 3000)
+    short = draws.beta_log_odds(key, alpha[:700], jnp.full(700, 1.5))
+    long = draws.beta_log_odds(key, alpha, jnp.where(jnp.arange(3000) < 700, 1.5, 0.1))
+    np.testing.assert_allclose(short, long[:700], rtol=1e-5)
+
+
+def test_scalar_broadcast_and_vmap() -> None:
+    assert draws.beta(jax.random.key(0), 2.0, 3.0).shape == ()
+    assert draws.beta(jax.random.key(0), jnp.ones((2, 1)), jnp.ones(3)).shape == (2, 3)
+    keys = jax.random.split(jax.random.key(0), 4)
+    batched = jax.vmap(lambda key: draws.beta(key, jnp.full(50, 0.7), jnp.full(50, 2.0)))(keys)
+    single = draws.beta(keys[2], jnp.full(50, 0.7), jnp.full(50, 2.0))
+    np.testing.assert_allclose(batched[2], single, rtol=1e-5)
+
+
+@pytest.mark.parametrize("bad", [0.0, -1.0, np.nan, np.inf])
+def test_bad_parameters_give_nan_and_do_not_hang(bad: float) -> None:
+    drawn = draws.beta(jax.random.key(0), jnp.asarray([bad, 2.0]), jnp.asarray([1.0, 2.0]))
+    assert np.isnan(drawn[0])
+    assert 0 < float(drawn[1]) < 1
+
+
+@pytest.mark.parametrize(("alpha", "beta"), [(1e-6, 1e-6), (1e7, 1e-3), (1e8, 1e8)])
+def test_beyond_the_tested_range_draws_stay_finite(alpha: float, beta: float) -> None:
+    log_odds = draws.beta_log_odds(jax.random.key(0), jnp.full(1000, alpha), jnp.full(1000, beta))
+    assert np.all(np.isfinite(log_odds))
