@@ -1,0 +1,57 @@
+"""The command `bots-jax`: finetune | replay."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+
+import bots_jax
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse the command line and run its command; the exit status."""
+    _quiet_libraries()
+    parser = argparse.ArgumentParser(
+        prog="bots-jax",
+        description="Which tasks to train on next: Bayesian online task selection in JAX.",
+    )
+    parser.add_argument("--version", action="version", version=f"bots-jax {bots_jax.__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_commands(parser, commands)
+    args = parser.parse_args(arguments)
+    status: int = args.run(args)
+    return status
+
+
+def _add_commands(
+    parser: argparse.ArgumentParser,
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+) -> None:
+    from bots_jax.replay import add_replay_parser
+
+    add_replay_parser(commands)
+    try:
+        from bots_jax.rl.command import add_finetune_parser
+    except ModuleNotFoundError as error:
+        missing = error.name
+        absent = commands.add_parser("finetune", help=f"not available: {missing} is missing")
+        absent.set_defaults(
+            run=lambda args: parser.error(
+                f"finetune needs {missing}: pip install 'bots-jax[cli,plots]'"
+            )
+        )
+        return
+    add_finetune_parser(commands)
+
+
+def _quiet_libraries() -> None:
+    """Only warnings of our own: the libraries log what a user can do nothing about."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    import logging
+
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # failures reach us as exceptions
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

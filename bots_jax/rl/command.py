@@ -1,0 +1,286 @@
+"""`bots-jax finetune`: the command line, the progress bar and the table of the main job."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any, get_args
+
+from bots_jax import report
+from bots_jax.rl import finetune
+from bots_jax.rl.finetune import FinetuneConfig, StoppedError
+from bots_jax.rl.loop import LoopConfig
+from bots_jax.rl.policy_gradient import Estimator, GradientConfig
+from bots_jax.rl.run_folder import Line, RunFolder
+from bots_jax.rl.warmup import WarmupConfig
+
+INTERRUPTED = 130  # what a shell expects of a command stopped by Ctrl-C
+
+
+class ProgressBar:
+    """A `finetune.Watcher` that draws a bar on a terminal, and prints a line a run elsewhere."""
+
+    def __init__(self, config: FinetuneConfig, done: int) -> None:
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+
+        self.steps = config.steps
+        self.stop = False
+        self.bar = Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+            TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True),
+        )  # fmt: skip
+        self.total = finetune.total_steps(config)
+        self.done = done
+        self.task: Any = None
+        self.stages: dict[str, Any] = {}
+
+    def __enter__(self) -> ProgressBar:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.stop()
+
+    def say(self, text: str) -> None:
+        """A line above the bar."""
+        self.bar.console.print(text, highlight=False)
+
+    def stage(self, what: str, done: int, total: int) -> None:
+        """See `finetune.Watcher`."""
+        if what not in self.stages:
+            self.stages[what] = self.bar.add_task(what, total=total)
+        self.bar.update(self.stages[what], completed=done)
+        if self.stop:
+            raise StoppedError
+
+    def step(self, run: str, line: Line) -> None:
+        """See `finetune.Watcher`."""
+        if self.task is None:
+            self.task = self.bar.add_task(run, total=self.total, completed=self.done)
+        self.bar.update(self.task, advance=1, description=f"{run}  ETR {line['etr']:.2f}")
+        if line["step"] == self.steps:
+            self.say(f"{run}: held-out pass rate {line['heldout']:.3f}, {line['seconds']:.0f} s")
+
+    def stopping(self) -> bool:
+        """See `finetune.Watcher`."""
+        return self.stop
+
+    def request_stop(self) -> None:
+        """Stop after this step."""
+        self.stop = True
+        self.say("stopping after this step; once more to stop at once")
+
+
+_EPILOG = """\
+Results in the --out folder: config.json, steps/ (a line of JSON a step), results.jsonl (a
+line a run), summary.md, summary.csv, and plots. Ctrl-C or a kill loses nothing but the step
+in progress: --resume goes on and ends with the same numbers.
+
+A file of your own tasks has the columns prompt, answer and, if you like, id, domain and
+reference (pass rates of a weaker and a stronger model); .jsonl, .parquet and .npz are read,
+as data only. --verifier is code of yours, named by you, that is imported and called.
+
+The longer run behind the README's table:
+bots-jax finetune --seeds 6 --steps 200 --eval-rollouts 8"""
+
+
+def add_finetune_parser(subparsers: Any) -> argparse.ArgumentParser:
+    """Add the command `finetune` to what `ArgumentParser.add_subparsers` returned."""
+    from bots_jax.strategies import SETTINGS, STRATEGIES
+
+    base, loop, gradient, warmup = (
+        FinetuneConfig(), LoopConfig(), GradientConfig(), WarmupConfig(),
+    )  # fmt: skip
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        "finetune",
+        help="finetune a small policy under several strategies and compare what it learns",
+        description="Finetune a small transformer by policy gradient on tasks that each "
+        "strategy selects, with equal rollouts and paired seeds, and compare.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+    def add(group: Any, name: str, default: Any, text: str, **more: Any) -> None:
+        kind = more.pop("type", type(default))
+        group.add_argument(name, type=kind, default=default, help=f"{text} [%(default)s]", **more)
+
+    what = parser.add_argument_group("what is compared")
+    names = ",".join(base.strategies)
+    add(what, "--strategies", names, f"of {', '.join(STRATEGIES)}; uniform is the baseline")
+    add(what, "--seeds", base.seeds, "how many seeds; intervals need several")
+    add(what, "--first-seed", base.first_seed, "the seeds count up from here")
+    add(what, "--steps", base.steps, "training steps of each run")
+    add(what, "--batch-size", base.batch_size, "tasks selected a step")
+    add(what, "--rollouts", loop.group_size, "completions of each selected task")
+    add(what, "--eval-every", base.eval_every, "steps between held-out measurements")
+    add(what, "--eval-rollouts", base.eval_rollouts, "completions of each held-out task")
+
+    data = parser.add_argument_group("tasks")
+    add(data, "--num-tasks", base.num_tasks, "generated tasks to train on")
+    add(data, "--num-held-out", base.num_held_out, "tasks to measure on, at most")
+    add(data, "--data-seed", base.data_seed, "of the generated tasks")
+    add(data, "--tasks", None, "file of your own tasks", type=str, metavar="FILE")
+    add(data, "--verifier", None, "your function(prompt, completion) -> reward in [0, 1]",
+        type=str, metavar="MODULE:FUNCTION")  # fmt: skip
+
+    policy = parser.add_argument_group("policy gradient")
+    add(policy, "--estimator", gradient.estimator, "of the advantages", choices=get_args(Estimator))
+    add(policy, "--learning-rate", gradient.learning_rate, "of AdamW")
+    add(policy, "--weight-decay", gradient.weight_decay, "of AdamW")
+    add(policy, "--max-grad-norm", gradient.max_grad_norm, "gradients are clipped to this norm")
+    add(policy, "--clip", gradient.clip_low, "probability ratios are clipped to 1 -+ this")
+    add(policy, "--kl-weight", gradient.kl_weight, "of the divergence from the base policy")
+    add(policy, "--temperature-of-sampling", loop.temperature, "of the rollouts")
+
+    base_policy = parser.add_argument_group("base policy and references")
+    add(base_policy, "--warmup-early", warmup.early_steps, "supervised steps to the weak reference")
+    add(base_policy, "--warmup-steps", warmup.base_steps, "supervised steps to the base policy")
+    add(base_policy, "--warmup-late", warmup.late_steps, "supervised steps to the strong reference")
+    add(base_policy, "--reference-rollouts", base.reference_rollouts, "of each task by each")
+    add(base_policy, "--cache", _default_cache(), "where the warm-up is kept", metavar="FOLDER")
+
+    selectors = parser.add_argument_group(
+        "settings of the strategies", "they apply to those that have them and do not fix them"
+    )
+    for name, text in SETTINGS.items():
+        flag = f"--{name.replace('_', '-')}"
+        selectors.add_argument(flag, type=float, metavar="X", help=text)
+
+    out = parser.add_argument_group("results")
+    add(out, "--out", "runs/finetune", "folder for results", metavar="FOLDER")
+    out.add_argument("--resume", action="store_true", help="go on with what the folder holds")
+    out.add_argument("--overwrite", action="store_true", help="delete what the folder holds")
+    add(out, "--checkpoint-every", base.checkpoint_every, "steps that a kill may cost, at most")
+    parser.set_defaults(run=finetune_command)
+    return parser
+
+
+def _default_cache() -> str:
+    home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return os.environ.get("BOTS_JAX_CACHE") or str(Path(home) / "bots_jax")
+
+
+def make_config(args: argparse.Namespace) -> FinetuneConfig:
+    """The settings of the command line, checked."""
+    from bots_jax.strategies import SETTINGS
+
+    gradient = GradientConfig(
+        estimator=args.estimator,
+        learning_rate=args.learning_rate,
+        weight_decay=args.weight_decay,
+        max_grad_norm=args.max_grad_norm,
+        clip_low=args.clip,
+        clip_high=args.clip,
+        kl_weight=args.kl_weight,
+    )
+    given = {name: getattr(args, name) for name in SETTINGS}
+    return FinetuneConfig(
+        strategies=tuple(name.strip() for name in args.strategies.split(",") if name.strip()),
+        seeds=args.seeds,
+        first_seed=args.first_seed,
+        steps=args.steps,
+        batch_size=args.batch_size,
+        eval_every=args.eval_every,
+        eval_rollouts=args.eval_rollouts,
+        num_tasks=args.num_tasks,
+        num_held_out=args.num_held_out,
+        data_seed=args.data_seed,
+        tasks=args.tasks,
+        verifier=args.verifier,
+        reference_rollouts=args.reference_rollouts,
+        checkpoint_every=args.checkpoint_every,
+        settings={name: value for name, value in given.items() if value is not None},
+        loop=LoopConfig(
+            group_size=args.rollouts,
+            temperature=args.temperature_of_sampling,
+            gradient=gradient,
+        ),
+        warmup=WarmupConfig(
+            early_steps=args.warmup_early,
+            base_steps=args.warmup_steps,
+            late_steps=args.warmup_late,
+        ),
+    )
+
+
+def finetune_command(args: argparse.Namespace) -> int:
+    """Run `bots-jax finetune`: the exit status."""
+    try:
+        config = make_config(args)
+        folder = RunFolder(args.out)
+        folder.open(
+            config.saved(),
+            resume=args.resume,
+            overwrite=args.overwrite,
+            may_differ=finetune.MAY_DIFFER,
+        )
+        runs = _run(config, folder, Path(args.cache))
+        _report(folder.path, config, runs)
+    except StoppedError:
+        _say(f"stopped; everything is saved: the same command with --resume goes on ({args.out})")
+        return INTERRUPTED
+    except (ValueError, OSError) as error:
+        _say(f"bots-jax finetune: {error}")
+        return 2
+    return 0
+
+
+def _run(config: FinetuneConfig, folder: RunFolder, cache: Path) -> list[dict[str, Any]]:
+    names = [
+        f"{name}-{config.first_seed + seed}"
+        for seed in range(config.seeds)
+        for name in config.strategies
+    ]
+    done = sum(max(len(folder.lines(name)) - 1, 0) for name in names)
+    with ProgressBar(config, done) as bar, finetune.stop_signals(bar.request_stop):
+        problem = finetune.prepare(config, cache, bar)
+        never, always = finetune.spread(problem.reference[0], config.reference_rollouts)
+        late_never, late_always = finetune.spread(problem.reference[-1], config.reference_rollouts)
+        bar.say(
+            f"{problem.reference.shape[1]} tasks; never | always solved by the weak reference "
+            f"{never:.0%} | {always:.0%}, by the strong one {late_never:.0%} | {late_always:.0%}"
+        )
+        return finetune.compare(config, problem, folder, bar)
+
+
+def _report(folder: Path, config: FinetuneConfig, runs: list[dict[str, Any]]) -> None:
+    """results.jsonl, tables and plots; the table on stdout."""
+    baseline = "uniform" if "uniform" in config.strategies else config.strategies[0]
+    lines = [json.dumps(_scalars(run)) + "\n" for run in runs]
+    report.write_text(folder / "results.jsonl", "".join(lines))
+    try:
+        rows = report.write_report(folder, runs, baseline)
+    except ModuleNotFoundError as error:
+        _say(f"no plots: {error}")
+        rows = report.summarise(runs, baseline)
+    report.print_table(rows)
+    _say(report.caption(baseline))
+    plots = sorted(path.name for path in folder.glob("*.png"))
+    _say(f"results are in {folder}: results.jsonl, summary.md, summary.csv, {', '.join(plots)}")
+
+
+def _scalars(run: dict[str, Any]) -> dict[str, Any]:
+    """A run in one line: what it ended with, and the held-out curve."""
+    about = {key: run[key] for key in ("strategy", "seed", "heldout_step", "heldout")}
+    return {
+        **about,
+        **report.measure(run),
+        "final_heldout": run["heldout"][-1],
+        "steps": len(run["step"]),
+    }
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()

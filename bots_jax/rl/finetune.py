@@ -1,0 +1,414 @@
+"""The main job: finetune a small policy under several strategies and compare what it learns.
+
+In: a `FinetuneConfig`. Out: a folder with a line a step, a summary and plots. Every
+strategy of a seed starts from the same base policy and gets the same number of rollouts and
+steps; random numbers are shared within a seed, so differences are paired. The order is seed
+by seed, so that a comparison cut short is still a comparison.
+
+One step, here in four timed pieces (`loop.make_step` is the same as one pure function):
+
+    select  ->  roll out and verify  ->  update the belief  ->  policy gradient
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bots_jax import checkpoint
+from bots_jax.rl.loop import (
+    ActFn,
+    EvaluateFn,
+    LearnFn,
+    LoopConfig,
+    LoopState,
+    evidence_of,
+    init_loop,
+    make_act,
+    make_evaluation,
+    make_learn,
+    step_keys,
+    summarise,
+)
+from bots_jax.rl.policy import GraphDef, Params
+from bots_jax.rl.run_folder import Line, RunFolder
+from bots_jax.rl.task_files import read_tasks, to_pool
+from bots_jax.rl.tasks import (
+    ANSWER_LENGTH,
+    PROMPT_LENGTH,
+    TaskPool,
+    Verifier,
+    exact_verifier,
+    generate_tasks,
+    python_verifier,
+)
+from bots_jax.rl.warmup import WarmupConfig, cached_references, measure_references, warm_up
+from bots_jax.strategies import configure
+from bots_jax.types import Selector
+
+DEFAULT_STRATEGIES = ("uniform", "easy-to-hard", "bots", "bots-explicit", "bots-implicit")
+
+
+@dataclasses.dataclass(frozen=True)
+class FinetuneConfig:
+    """Everything that the numbers of a comparison depend on.
+
+    Raises:
+      ValueError: where a setting is out of range.
+    """
+
+    strategies: tuple[str, ...] = DEFAULT_STRATEGIES
+    seeds: int = 3
+    first_seed: int = 0
+    steps: int = 60
+    batch_size: int = 32  # tasks a step
+    eval_every: int = 10  # steps between measurements on the held-out tasks
+    eval_rollouts: int = 4  # of each held-out task
+    num_tasks: int = 8192
+    num_held_out: int = 1024
+    data_seed: int = 0
+    tasks: str | None = None  # a file of the user's own tasks, instead of generated ones
+    verifier: str | None = None  # "module:function" for them, instead of exact match
+    reference_rollouts: int = 8  # of each task by each reference
+    checkpoint_every: int = 1  # steps
+    settings: Mapping[str, float] = dataclasses.field(default_factory=dict)  # of the selectors
+    loop: LoopConfig = LoopConfig()
+    warmup: WarmupConfig = WarmupConfig()
+
+    def __post_init__(self) -> None:
+        for name in ("seeds", "steps", "batch_size", "eval_every", "eval_rollouts", "num_tasks",
+                     "num_held_out", "reference_rollouts", "checkpoint_every"):  # fmt: skip
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if not self.strategies or len(set(self.strategies)) < len(self.strategies):
+            raise ValueError(f"strategies={self.strategies} must name at least one, each once")
+        if self.verifier is not None and self.tasks is None:
+            raise ValueError(f"verifier={self.verifier!r} is for tasks of your own: give tasks too")
+        for name in self.strategies:
+            self.selector(name)
+
+    def selector(self, name: str) -> Selector:
+        """The strategy of that name under the settings that it has and does not fix."""
+        group = self.loop.group_size
+        return configure(name, self.settings, batch_size=self.batch_size, rollouts=group)
+
+    def saved(self) -> dict[str, Any]:
+        """As JSON values, for the folder."""
+        return dataclasses.asdict(self)
+
+
+# What may change when a comparison is resumed: more seeds or strategies are only added.
+MAY_DIFFER = ("strategies", "seeds", "checkpoint_every")
+
+
+class Problem(NamedTuple):
+    """What all runs share."""
+
+    graphdef: GraphDef
+    base: Params  # the policy that every run starts from
+    pool: TaskPool
+    verifier: Verifier
+    held_out: TaskPool
+    held_out_verifier: Verifier
+    reference: np.ndarray  # f32[2, N], pass rates of the early and the late checkpoint
+
+
+class Compiled(NamedTuple):
+    """The pieces of a step, compiled once for all runs."""
+
+    selectors: Mapping[str, Selector]  # by strategy
+    act: ActFn
+    learn: LearnFn
+    evaluate: EvaluateFn
+
+
+class Watcher(Protocol):
+    """Who is told how far it is."""
+
+    def stage(self, what: str, done: int, total: int) -> None:
+        """Preparation: `done` of `total` units of `what`."""
+
+    def step(self, run: str, line: Line) -> None:
+        """One step of a run is done and recorded."""
+
+    def stopping(self) -> bool:
+        """Whether to stop after the step that was just recorded."""
+
+
+class StoppedError(Exception):
+    """The watcher asked to stop; everything up to the last step is saved."""
+
+
+def prepare(config: FinetuneConfig, cache_dir: Path | None, watcher: Watcher) -> Problem:
+    """Tasks, base policy and measured references, from the cache where they are there."""
+    start = warm_up(config.warmup, cache_dir, watcher.stage)
+    pool, verifier, held_out, held_out_verifier, reference = _tasks(config)
+    length = config.loop.max_new_tokens
+    asked = {"rollouts": config.reference_rollouts, "max_new_tokens": length}
+    if reference is None and config.verifier is None:
+        reference = cached_references(
+            start, config.warmup, pool, verifier, **asked, cache_dir=cache_dir,
+            progress=watcher.stage,
+        )  # fmt: skip
+    elif reference is None:
+        checkpoints = (start.early, start.late)
+        key = jax.random.key(config.data_seed)
+        prompts = jnp.asarray(pool.prompts)
+        reference = measure_references(
+            start.graphdef, checkpoints, prompts, verifier, key, **asked, progress=watcher.stage
+        )
+    return Problem(
+        start.graphdef, start.base, pool, verifier, held_out, held_out_verifier, reference
+    )
+
+
+def _tasks(
+    config: FinetuneConfig,
+) -> tuple[TaskPool, Verifier, TaskPool, Verifier, np.ndarray | None]:
+    """The pool and the held-out tasks with their verifiers, and references if the file has any."""
+    if config.tasks is None:
+        pool, held_out = generate_tasks(config.num_tasks, config.num_held_out, config.data_seed)
+        return pool, _exact(pool), held_out, _exact(held_out), None
+    file = to_pool(
+        read_tasks(config.tasks, needs_answers=config.verifier is None),
+        PROMPT_LENGTH,
+        ANSWER_LENGTH,
+    )
+    kept, held = _split(len(np.asarray(file.pool.prompts)), config)
+    pool = TaskPool(*(np.asarray(column)[kept] for column in file.pool))
+    held_out = TaskPool(*(np.asarray(column)[held] for column in file.pool))
+    reference = None if file.reference is None else file.reference[:, kept]
+    make = _exact if config.verifier is None else _own(config.verifier)
+    return pool, make(pool), held_out, make(held_out), reference
+
+
+def _split(size: int, config: FinetuneConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Rows to train on and rows held out, an eighth or `num_held_out` if that is less."""
+    held = min(config.num_held_out, size // 8)
+    if held < 1 or size - held < config.batch_size:
+        raise ValueError(
+            f"tasks={config.tasks} holds {size} tasks: after holding out {held} too few are left "
+            f"for batch_size={config.batch_size}; give more tasks or a smaller batch"
+        )
+    order = np.random.default_rng(config.data_seed).permutation(size)
+    return np.sort(order[held:]), np.sort(order[:held])
+
+
+def _exact(pool: TaskPool) -> Verifier:
+    return exact_verifier(pool.answers)
+
+
+def _own(path: str) -> Callable[[TaskPool], Verifier]:
+    """A user's `module:function(prompt, completion) -> reward`."""
+    module, _, name = path.partition(":")
+    try:
+        function = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"verifier={path!r} cannot be imported ({error}): write module:function"
+        ) from None
+    return lambda pool: python_verifier(function, pool.prompts)
+
+
+def compile_pieces(config: FinetuneConfig, problem: Problem) -> Compiled:
+    """The pieces of a step, each jitted."""
+    prompts = jnp.asarray(problem.pool.prompts)
+    act = make_act(problem.graphdef, prompts, problem.verifier, config.loop)
+    learn = make_learn(problem.graphdef, config.loop, problem.base)
+    evaluate = make_evaluation(
+        problem.graphdef,
+        jnp.asarray(problem.held_out.prompts),
+        problem.held_out_verifier,
+        rollouts=config.eval_rollouts,
+        max_new_tokens=config.loop.max_new_tokens,
+    )
+    selectors = {name: _compiled(config.selector(name)) for name in config.strategies}
+    return Compiled(selectors, jax.jit(act), jax.jit(learn), jax.jit(evaluate))
+
+
+def compare(
+    config: FinetuneConfig, problem: Problem, folder: RunFolder, watcher: Watcher
+) -> list[dict[str, Any]]:
+    """Train every strategy under every seed, going on where the folder stops.
+
+    Returns:
+      A record a run, as `report.summarise` takes them.
+
+    Raises:
+      StoppedError: when the watcher asked to stop.
+      CheckpointError: if a checkpoint cannot be written or belongs to other settings.
+    """
+    pieces = compile_pieces(config, problem)
+    runs = []
+    for seed in range(config.first_seed, config.first_seed + config.seeds):
+        for name in config.strategies:
+            lines = train(config, problem, pieces, folder, name, seed, watcher)
+            runs.append(as_record(name, seed, lines))
+    return runs
+
+
+def train(
+    config: FinetuneConfig,
+    problem: Problem,
+    pieces: Compiled,
+    folder: RunFolder,
+    name: str,
+    seed: int,
+    watcher: Watcher,
+) -> list[Line]:
+    """One run, from its last checkpoint to its last step; a line a step, step 0 first."""
+    run = f"{name}-{seed}"
+    lines = folder.lines(run)
+    if len(lines) == config.steps + 1:
+        return lines
+    selector = pieces.selectors[name]
+    state = init_loop(problem.base, selector.init(problem.reference), config.loop, seed)
+    state, lines = _resume(folder, run, selector, state)
+    if not lines:
+        lines = [{"step": 0, "heldout": _held_out(pieces, state), "tokens": 0, "seconds": 0.0}]
+        folder.append(run, lines[0])
+    while len(lines) <= config.steps:
+        state, line = _timed_step(selector, pieces, state)
+        line |= {key: lines[-1][key] + line[key] for key in ("tokens", "seconds")}
+        if line["step"] % config.eval_every == 0 or line["step"] == config.steps:
+            line["heldout"] = _held_out(pieces, state)
+        folder.append(run, line)
+        lines.append(line)
+        stopping = watcher.stopping()
+        if stopping or line["step"] % config.checkpoint_every == 0 or len(lines) > config.steps:
+            _save(folder, run, selector, state)
+        watcher.step(run, line)
+        if stopping:
+            raise StoppedError
+    return lines
+
+
+_step_keys = jax.jit(step_keys)
+
+
+def _compiled(selector: Selector) -> Selector:
+    """The selector without the checks of the host boundary: verifiers keep to [0, 1]."""
+    return selector._replace(select=jax.jit(selector.select), update=jax.jit(selector.update))
+
+
+def _held_out(pieces: Compiled, state: LoopState) -> float:
+    """Held-out pass rate; the key depends on seed and step alone, so it is paired too."""
+    never_a_step = jnp.uint32(2**32 - 1)
+    key = jax.random.fold_in(jax.random.key(state.seed), never_a_step)
+    rates = pieces.evaluate(state.train.params, jax.random.fold_in(key, state.step))
+    return float(np.mean(np.asarray(rates), dtype=np.float64))
+
+
+def _timed_step(selector: Selector, pieces: Compiled, state: LoopState) -> tuple[LoopState, Line]:
+    """One step, and its line with `tokens` and `seconds` of this step alone."""
+    select_key, rollout_key = _step_keys(state.seed, state.step)
+    begin = time.perf_counter()
+    chooser, selection = jax.block_until_ready(selector.select(select_key, state.selector))
+    chosen = time.perf_counter()
+    seen = jax.block_until_ready(pieces.act(state.train.params, selection, rollout_key))
+    acted = time.perf_counter()
+    evidence = evidence_of(selection, seen)
+    chooser, info = jax.block_until_ready(selector.update(chooser, evidence))
+    updated = time.perf_counter()
+    trained, gradient = jax.block_until_ready(pieces.learn(state.train, selection, seen))
+    metrics = jax.device_get(summarise(selection, seen, gradient, info))
+    end = time.perf_counter()
+    if not np.any(metrics.task_ids >= 0):
+        raise ValueError(
+            f"step {int(state.step)}: no task is eligible, so nothing can be trained on: "
+            "add tasks or lower the batch size"
+        )
+    state = LoopState(trained, chooser, state.seed, state.step + 1)
+    return state, {
+        "step": int(state.step),
+        "etr": float(metrics.effective_task_ratio),
+        "mean_reward": float(metrics.mean_reward),
+        "loss": float(metrics.gradient.loss),
+        "grad_norm": float(metrics.gradient.grad_norm),
+        "capability": np.asarray(metrics.info.capability).tolist(),
+        "implicit_error": float(metrics.info.implicit_error),
+        "tokens": int(metrics.generated_tokens),
+        "seconds": end - begin,
+        "select_ms": 1e3 * ((chosen - begin) + (updated - acted)),
+        "step_ms": 1e3 * (end - begin),
+        "task_ids": metrics.task_ids.tolist(),
+        "successes": metrics.successes.tolist(),
+    }
+
+
+def _save(folder: RunFolder, run: str, selector: Selector, state: LoopState) -> None:
+    step = int(state.step)
+    checkpoint.save(folder.checkpoints(run), step, selector, state.selector, trainer=state.train)
+
+
+def _resume(
+    folder: RunFolder, run: str, selector: Selector, start: LoopState
+) -> tuple[LoopState, list[Line]]:
+    """The state of the last good checkpoint and the lines up to it, or the start and none."""
+    directory = folder.checkpoints(run)
+    if not checkpoint.found(directory):
+        return start, folder.keep(run, 1)
+    found = checkpoint.restore(directory, selector, start.selector, trainer=start.train)
+    lines = folder.keep(run, found.step + 1)
+    if len(lines) <= found.step:
+        raise ValueError(
+            f"{folder.path}: run {run} has a checkpoint of step {found.step} but only "
+            f"{len(lines)} recorded lines: delete {directory} to train it anew"
+        )
+    step = jnp.asarray(found.step, jnp.int32)
+    return LoopState(found.trainer, found.state, start.seed, step), lines
+
+
+def as_record(name: str, seed: int, lines: list[Line]) -> dict[str, Any]:
+    """The lines of a run as one record of arrays, for `report`."""
+    steps, measured = lines[1:], [line for line in lines if "heldout" in line]
+    keys = ("step", "etr", "tokens", "seconds", "select_ms", "step_ms", "task_ids")
+    return {
+        "strategy": name,
+        "seed": seed,
+        **{key: [line[key] for line in steps] for key in keys},
+        "heldout_step": [line["step"] for line in measured],
+        "heldout": [line["heldout"] for line in measured],
+    }
+
+
+def spread(rates: np.ndarray, rollouts: int) -> tuple[float, float]:
+    """Shares of tasks never and always solved, for a word on how hard the pool is."""
+    counts = np.rint(rates * rollouts)
+    return float(np.mean(counts == 0)), float(np.mean(counts == rollouts))
+
+
+@contextmanager
+def stop_signals(stop: Callable[[], None]) -> Iterator[None]:
+    """Within, the first Ctrl-C or SIGTERM calls `stop`; a second one interrupts at once."""
+    import signal
+
+    def handle(number: int, frame: Any) -> None:
+        stop()
+        signal.signal(number, signal.SIG_DFL if number != signal.SIGINT else _raise)
+
+    def _raise(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, handle) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def total_steps(config: FinetuneConfig) -> int:
+    """Steps of the whole comparison, for a progress bar."""
+    return math.prod((config.seeds, len(config.strategies), config.steps))

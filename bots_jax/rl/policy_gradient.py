@@ -1,0 +1,212 @@
+"""The policy gradient: rewards of G completions a prompt -> one AdamW step of the policy.
+
+In: a `Batch` of rollouts and their rewards. Out: new parameters and `Metrics`. The loss is
+
+    L = - sum_{i,t} w_it [min(r_it A_i, clip(r_it, 1 - e, 1 + e') A_i) - b D_it],
+
+with r_it = pi(o_it) / pi_old(o_it) the ratio of token t in completion i, A_i the advantage of
+the completion in its group, D the divergence from the base policy, and w the weights that
+average over tokens, completions and prompts. Three published settings:
+
+=========  =============================================  =================================
+estimator  advantage A_i                                  w_it, within a group
+=========  =============================================  =================================
+grpo       (R_i - mean R) / std R                         1 / (G |o_i|)
+dr_grpo    R_i - mean R                                   1 / (G L)
+rloo       R_i - mean of the other R_j                    1 / (G L)
+=========  =============================================  =================================
+
+GRPO: Shao et al., arXiv 2402.03300, eq. 3. Dr. GRPO: Liu et al., arXiv 2503.20783, sec. 3.2.
+RLOO: Ahmadian et al., arXiv 2402.14740, eq. 8 (times 1 / L, which AdamW does not notice).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from bots_jax.rl.policy import GraphDef, Params, extend, prefill
+
+Array = jax.Array
+Estimator = Literal["grpo", "rloo", "dr_grpo"]
+
+
+@dataclasses.dataclass(frozen=True)
+class GradientConfig:
+    """Settings of the policy gradient, static.
+
+    Raises:
+      ValueError: where a setting is out of range.
+    """
+
+    estimator: Estimator = "grpo"
+    learning_rate: float = 5e-4
+    lr_warmup: int = 5  # steps over which the learning rate rises to its value
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0  # global norm that gradients are clipped to
+    clip_low: float = 0.2  # e: ratios are clipped to [1 - e, 1 + e']
+    clip_high: float = 0.2  # e'
+    kl_weight: float = 0.0  # b; above 0 the batch must carry `base_logprobs`
+
+    def __post_init__(self) -> None:
+        if self.estimator not in get_args(Estimator):
+            raise ValueError(
+                f"estimator={self.estimator!r} is unknown; use one of {get_args(Estimator)}"
+            )
+        for name in ("lr_warmup", "weight_decay", "kl_weight", "clip_high"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"{name}={getattr(self, name)} must be finite and at least 0")
+        for name in ("learning_rate", "max_grad_norm"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ValueError(f"{name}={getattr(self, name)} must be finite and above 0")
+        if not 0 <= self.clip_low <= 1:
+            raise ValueError(f"clip_low={self.clip_low} must be in [0, 1]")
+
+
+class TrainState(NamedTuple):
+    """What training changes."""
+
+    params: Params
+    opt_state: Any
+    step: Array  # i32, gradient steps taken
+
+
+class Batch(NamedTuple):
+    """One step's experience."""
+
+    prompts: Array  # i32[B, P]
+    tokens: Array  # i32[B, G, L]
+    mask: Array  # bool[B, G, L], tokens that count
+    logprobs: Array  # f[B, G, L] under the policy that drew them
+    rewards: Array  # f[B, G]
+    valid: Array  # bool[B]; False: the prompt contributes nothing
+    base_logprobs: Array | None = None  # f[B, G, L] under the base policy, for the KL term
+
+
+class Metrics(NamedTuple):
+    """Scalars of one gradient step."""
+
+    loss: Array
+    grad_norm: Array  # before clipping
+    kl: Array  # mean divergence from the base policy a token; 0 without one
+    clip_fraction: Array  # share of tokens whose ratio is outside the clip range
+
+
+def make_optimizer(config: GradientConfig) -> optax.GradientTransformation:
+    """Global-norm clipping, then AdamW with a linear warm-up to a constant rate."""
+    rate = optax.linear_schedule(
+        config.learning_rate / (config.lr_warmup + 1), config.learning_rate, config.lr_warmup
+    )
+    return optax.chain(
+        optax.clip_by_global_norm(config.max_grad_norm),
+        optax.adamw(rate, weight_decay=config.weight_decay),
+    )
+
+
+def init_train_state(params: Params, config: GradientConfig) -> TrainState:
+    """Step 0: parameters as given, a fresh optimizer."""
+    return TrainState(params, make_optimizer(config).init(params), jnp.zeros((), jnp.int32))
+
+
+def completion_logprobs(
+    graphdef: GraphDef, params: Params, prompts: Array, tokens: Array, temperature: float = 1.0
+) -> Array:
+    """log pi(o_t | q, o_<t), f[B, G, L], of completions i32[B, G, L] of prompts i32[B, P]."""
+    group, length = tokens.shape[1:]
+    cache = prefill(graphdef, params, prompts, group, length)
+    first = jnp.broadcast_to(prompts[:, None, -1:], (*tokens.shape[:2], 1))
+    inputs = jnp.concatenate([first, tokens[..., :-1]], axis=-1)
+    logits, _ = extend(graphdef, params, cache, inputs)
+    logprobs = jax.nn.log_softmax(logits / temperature if temperature > 0 else logits)
+    return jnp.take_along_axis(logprobs, tokens[..., None], axis=-1)[..., 0]
+
+
+def advantages(rewards: Array, estimator: Estimator) -> Array:
+    """A f[B, G] of rewards f[B, G]; exactly 0 where a group's rewards are all equal.
+
+    grpo: eq. after eq. 3 of 2402.03300; the standard deviation divides by G. dr_grpo: the
+    same without it (2503.20783). rloo: eq. 8 of 2402.14740, which is G / (G - 1) dr_grpo.
+    """
+    group = rewards.shape[-1]
+    mixed = jnp.max(rewards, axis=-1, keepdims=True) > jnp.min(rewards, axis=-1, keepdims=True)
+    # The mean of equal numbers can differ from them by rounding, so 0 is set, not computed.
+    centred = jnp.where(mixed, rewards - jnp.mean(rewards, axis=-1, keepdims=True), 0.0)
+    if estimator == "dr_grpo":
+        return centred
+    if estimator == "rloo":
+        return centred * (group / max(group - 1, 1))
+    spread = jnp.sqrt(jnp.mean(centred**2, axis=-1, keepdims=True))
+    return centred / jnp.where(mixed, spread, 1.0)
+
+
+def token_weights(mask: Array, valid: Array, estimator: Estimator) -> Array:
+    """w f[B, G, L]: the average over valid prompts, completions and tokens; see the table."""
+    counted = mask & valid[:, None, None]
+    prompts = jnp.maximum(jnp.sum(valid), 1).astype(jnp.float32)
+    lengths = jnp.maximum(jnp.sum(mask, axis=-1, keepdims=True), 1).astype(jnp.float32)
+    per_completion = lengths if estimator == "grpo" else jnp.float32(mask.shape[-1])
+    return jnp.where(counted, 1.0 / (prompts * mask.shape[1] * per_completion), 0.0)
+
+
+def surrogate(logprobs: Array, batch: Batch, config: GradientConfig) -> tuple[Array, Metrics]:
+    """The loss of the module docstring, from log-probabilities f[B, G, L] of the policy now.
+
+    D is the estimator k3, exp(d) - d - 1 with d = log pi_base - log pi (2402.03300, eq. 4).
+    Masked tokens are replaced before the exponential, so that their gradient is 0, not NaN.
+    """
+    weights = token_weights(batch.mask, batch.valid, config.estimator)
+    counted = weights > 0
+    ratio = jnp.exp(jnp.where(counted, logprobs - batch.logprobs, 0.0))
+    clipped = jnp.clip(ratio, 1.0 - config.clip_low, 1.0 + config.clip_high)
+    gain = advantages(batch.rewards, config.estimator)[..., None]
+    gain = jnp.minimum(ratio * gain, clipped * gain)
+    tokens = jnp.maximum(jnp.sum(counted), 1).astype(jnp.float32)
+    divergence = _divergence(logprobs, batch, counted, config)
+    loss = -jnp.sum(weights * (gain - config.kl_weight * divergence))
+    zero = jnp.zeros((), loss.dtype)
+    outside = jnp.sum(counted & (ratio != clipped)) / tokens
+    return loss, Metrics(loss, zero, jnp.sum(divergence) / tokens, outside)
+
+
+def _divergence(logprobs: Array, batch: Batch, counted: Array, config: GradientConfig) -> Array:
+    if batch.base_logprobs is None:
+        if config.kl_weight > 0:
+            raise ValueError(
+                f"kl_weight={config.kl_weight} needs base_logprobs in the batch; give them or "
+                "set kl_weight=0"
+            )
+        return jnp.zeros_like(logprobs)
+    gap = jnp.where(counted, batch.base_logprobs - logprobs, 0.0)
+    return jnp.exp(gap) - gap - 1.0
+
+
+TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+
+
+def make_train_step(
+    graphdef: GraphDef, config: GradientConfig, temperature: float = 1.0
+) -> TrainStep:
+    """`train_step(state, batch) -> (state, metrics)`, pure; jit it alone or inside a loop.
+
+    Args:
+      temperature: that the rollouts were drawn at, so that the ratio compares like with like.
+    """
+    optimizer = make_optimizer(config)
+
+    def loss(params: Params, batch: Batch) -> tuple[Array, Metrics]:
+        now = completion_logprobs(graphdef, params, batch.prompts, batch.tokens, temperature)
+        return surrogate(now, batch, config)
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        (_, metrics), grads = jax.value_and_grad(loss, has_aux=True)(state.params, batch)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics = metrics._replace(grad_norm=optax.tree.norm(grads))
+        return TrainState(params, opt_state, state.step + 1), metrics
+
+    return train_step

@@ -1,0 +1,218 @@
+"""The main job: killed at any moment it goes on to the same numbers; bad input is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bots_jax import cli
+from bots_jax.rl.run_folder import RunFolder
+
+TINY = [
+    "finetune", "--strategies", "uniform,bots", "--seeds", "1", "--steps", "8",
+    "--batch-size", "4", "--rollouts", "4", "--eval-every", "4", "--eval-rollouts", "1",
+    "--num-tasks", "64", "--num-held-out", "32", "--warmup-early", "1", "--warmup-steps", "2",
+    "--warmup-late", "3", "--reference-rollouts", "2",
+]  # fmt: skip
+NO_COMPILATION_CACHE = {"JAX_ENABLE_COMPILATION_CACHE": "false"}
+TIMINGS = ("seconds", "select_ms", "step_ms")
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+def command(out: Path, cache: Path, *more: str) -> list[str]:
+    return [*TINY, "--out", str(out), "--cache", str(cache), *more]
+
+
+def numbers(out: Path) -> dict[str, list[dict[str, Any]]]:
+    """Every recorded line of every run, but for the clock."""
+    folder = RunFolder(out)
+    runs = sorted(path.stem for path in (out / "steps").glob("*.jsonl"))
+    return {
+        run: [
+            {key: value for key, value in line.items() if key not in TIMINGS}
+            for line in folder.lines(run)
+        ]
+        for run in runs
+    }
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
+    """A run that nothing interrupted."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    assert cli.main(command(out, cache)) == 0
+    return out
+
+
+def test_leaves_results_a_stranger_can_read(whole: Path) -> None:
+    lines = [json.loads(line) for line in (whole / "results.jsonl").read_text().splitlines()]
+    assert [line["strategy"] for line in lines] == ["uniform", "bots"]
+    assert all(0 <= line["final_heldout"] <= 1 and line["steps"] == 8 for line in lines)
+    assert "| bots |" in (whole / "summary.md").read_text()
+    for name in ("heldout.png", "etr.png", "plane.png", "summary.csv"):
+        assert (whole / name).stat().st_size > 500
+    steps = numbers(whole)["bots-0"]
+    assert [line["step"] for line in steps] == list(range(9))
+    assert all(len(set(line["task_ids"])) == 4 for line in steps[1:])
+    assert steps[-1]["tokens"] > steps[1]["tokens"] > 0
+
+
+def test_strategies_of_a_seed_start_alike(whole: Path) -> None:
+    first = {run: lines[0]["heldout"] for run, lines in numbers(whole).items()}
+    assert len(set(first.values())) == 1
+
+
+def start(out: Path, cache: Path) -> subprocess.Popen[bytes]:
+    arguments = [sys.executable, "-m", "bots_jax.cli", *command(out, cache, "--resume")]
+    return subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+
+def wait_for_lines(out: Path, count: int, process: subprocess.Popen[bytes]) -> None:
+    """Until so many steps are recorded, or the process has ended."""
+    while process.poll() is None:
+        if sum(len(lines) for lines in numbers(out).values()) >= count:
+            return
+        time.sleep(0.02)
+
+
+def test_kill_and_resume_end_with_the_same_numbers(
+    tmp_path: Path, cache: Path, whole: Path
+) -> None:
+    """kill -9 at three moments: in the first run, in the second, and while resuming."""
+    out = tmp_path / "run"
+    jitter = random.Random(0)
+    for lines in (3, 12, 13):
+        process = start(out, cache)
+        wait_for_lines(out, lines, process)
+        time.sleep(jitter.uniform(0, 0.15))
+        process.kill()
+        process.communicate()
+    assert cli.main(command(out, cache, "--resume")) == 0
+    assert numbers(out) == numbers(whole)
+    scalars = [json.loads((folder / "results.jsonl").read_text().splitlines()[1])
+               for folder in (out, whole)]  # fmt: skip
+    assert scalars[0]["heldout"] == scalars[1]["heldout"]
+
+
+def test_ctrl_c_finishes_the_step_and_says_how_to_go_on(tmp_path: Path, cache: Path) -> None:
+    out = tmp_path / "run"
+    process = start(out, cache)
+    wait_for_lines(out, 3, process)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert b"--resume goes on" in errors
+    recorded = numbers(out)["uniform-0"]
+    assert (out / "checkpoints" / "uniform-0" / f"step_{recorded[-1]['step']:08d}").is_dir()
+
+
+def test_a_line_cut_short_is_left_out(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.open({}, resume=False, overwrite=False)
+    for step in range(3):
+        folder.append("run", {"step": step})
+    with (tmp_path / "steps" / "run.jsonl").open("a") as file:
+        file.write('{"step": 3, "etr": 0.')
+    assert [line["step"] for line in folder.lines("run")] == [0, 1, 2]
+    assert len(folder.keep("run", 2)) == 2
+    folder.append("run", {"step": 2})
+    assert [line["step"] for line in folder.lines("run")] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--steps", "0"], "steps=0 must be at least 1"),
+        (["--rollouts", "1"], "group_size=1 must be at least 2"),
+        (["--strategies", "uniform,botts"], "strategy='botts' is not known"),
+        (["--strategies", "bots,bots"], "must name at least one, each once"),
+        (["--forgetting", "2"], "forgetting=2.0 must lie in [0, 1]"),
+        (["--learning-rate", "-1"], "learning_rate=-1.0"),
+        (["--batch-size", "65"], "batch_size=65 exceeds the pool of 64 tasks"),
+        (["--verifier", "json:loads"], "verifier='json:loads' is for tasks of your own"),
+        (["--tasks", "nowhere.jsonl"], "nowhere.jsonl"),
+    ],
+)
+def test_bad_settings(
+    tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str], more: list[str], message: str
+) -> None:
+    assert cli.main(command(tmp_path / "run", cache, *more)) == 2
+    errors = capsys.readouterr().err
+    assert message in errors
+    assert "Traceback" not in errors
+
+
+def test_refuses_a_folder_in_use_and_other_settings(
+    whole: Path, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = numbers(whole)
+    assert cli.main(command(whole, cache)) == 2
+    assert "already holds results: give --resume" in capsys.readouterr().err
+    assert cli.main(command(whole, cache, "--resume", "--forgetting", "0.2")) == 2
+    assert "was made with settings={}, now it is {'forgetting': 0.2}" in capsys.readouterr().err
+    assert numbers(whole) == before
+
+
+def test_resume_adds_strategies(whole: Path, cache: Path) -> None:
+    before = numbers(whole)
+    assert cli.main(command(whole, cache, "--resume", "--strategies", "uniform,bots-mean")) == 0
+    after = numbers(whole)
+    assert set(after) == {"uniform-0", "bots-0", "bots-mean-0"}
+    assert after["uniform-0"] == before["uniform-0"]
+
+
+def reward_even(prompt: str, completion: str) -> float:
+    """A verifier of a user: a half for any completion, one for an even number of characters."""
+    return 1.0 if len(completion) % 2 == 0 else 0.5
+
+
+def test_tasks_and_verifier_of_the_user(tmp_path: Path, cache: Path) -> None:
+    file = tmp_path / "tasks.jsonl"
+    rows = [{"prompt": f"{k}+1=", "id": f"task{k}", "reference": [0.25, 0.5]} for k in range(40)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = tmp_path / "run"
+    own = ["--tasks", str(file), "--verifier", "tests.rl.test_finetune:reward_even"]
+    assert cli.main(command(out, cache, *own, "--steps", "2")) == 0
+    successes = np.array([line["successes"] for line in numbers(out)["bots-0"][1:]])
+    assert np.all(successes >= 4 * 0.5)
+    assert np.all(successes % 0.5 == 0)
+
+
+def test_unwritable_results_are_one_clear_line(
+    cache: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    assert cli.main(command(tmp_path / "file" / "run", cache)) == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_full_disk_stops_with_one_clear_line_and_loses_nothing(
+    cache: Path, tmp_path: Path, whole: Path
+) -> None:
+    """Files that may not grow stand for a disk that is full; later there is room again."""
+    out = tmp_path / "run"
+    limit = "import resource as r; r.setrlimit(r.RLIMIT_FSIZE, (20_000, 20_000));"
+    run = "import sys; from bots_jax.cli import main; sys.exit(main(sys.argv[1:]))"
+    full = subprocess.run(
+        [sys.executable, "-c", limit + run, *command(out, cache)],
+        capture_output=True, text=True, check=False, env={**os.environ, **NO_COMPILATION_CACHE},
+    )  # fmt: skip
+    assert full.returncode == 2, full.stderr
+    assert "could not be written" in full.stderr
+    assert "Traceback" not in full.stderr
+    assert cli.main(command(out, cache, "--resume")) == 0
+    assert numbers(out)["bots-0"] == numbers(whole)["bots-0"]

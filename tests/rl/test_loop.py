@@ -1,0 +1,147 @@
+"""The loop: one scan equals the steps one by one; warm-up and references are cached safely."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bots_jax.rl.loop import LoopConfig, init_loop, make_evaluation, make_step
+from bots_jax.rl.policy import PolicyConfig
+from bots_jax.rl.policy_gradient import GradientConfig
+from bots_jax.rl.tasks import exact_verifier, generate_tasks
+from bots_jax.rl.warmup import WarmStart, WarmupConfig, cached_references, warm_up
+from bots_jax.strategies import make_strategy
+
+SMALL = WarmupConfig(
+    policy=PolicyConfig(width=16, depth=1, heads=2, mlp_width=32),
+    num_tasks=128, early_steps=2, base_steps=4, late_steps=6, batch_size=16,
+)  # fmt: skip
+CONFIG = LoopConfig(group_size=4, gradient=GradientConfig(learning_rate=1e-2))
+POOL, HELD_OUT = generate_tasks(64, 16)
+VERIFIER = exact_verifier(POOL.answers)
+
+
+def even_start(task_ids: jax.Array, completions: jax.Array) -> jax.Array:
+    """A reward that an untrained policy gets half of the time."""
+    return (completions[..., 0] % 2 == 0).astype(jnp.float32)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("warmup")
+
+
+@pytest.fixture(scope="module")
+def start(cache: Path) -> WarmStart:
+    return warm_up(SMALL, cache)
+
+
+@pytest.mark.parametrize("name", ["bots", "easy-to-hard"])
+def test_scan_equals_steps(start: WarmStart, name: str) -> None:
+    """Selection included, the whole loop runs on the device and gives the same numbers."""
+    selector = make_strategy(name, batch_size=4, rollouts=4)
+    reference = np.random.default_rng(0).random((2, 64)).astype(np.float32)
+    state = init_loop(start.base, selector.init(reference), CONFIG, seed=3)
+    step = make_step(selector, start.graphdef, POOL.prompts, even_start, CONFIG)
+    whole, metrics = jax.jit(lambda state: jax.lax.scan(step, state, length=4))(state)
+    single, compiled = state, jax.jit(step)
+    for t in range(4):
+        single, told = compiled(single, None)
+        np.testing.assert_array_equal(metrics.task_ids[t], told.task_ids)
+        np.testing.assert_array_equal(metrics.successes[t], told.successes)
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)  # noqa: E731
+    jax.tree.map(close, whole, single)
+    assert 0 < float(metrics.mean_reward.mean()) < 1
+    assert int(whole.step) == 4
+    assert not np.allclose(jax.tree.leaves(whole.train.params)[0], jax.tree.leaves(start.base)[0])
+
+
+def test_kl_term_needs_and_uses_the_base_policy(start: WarmStart) -> None:
+    selector = make_strategy("uniform", batch_size=4, rollouts=4)
+    config = LoopConfig(group_size=4, gradient=GradientConfig(kl_weight=0.1))
+    with pytest.raises(ValueError, match=r"kl_weight=0.1 needs base_params"):
+        make_step(selector, start.graphdef, POOL.prompts, VERIFIER, config)
+    state = init_loop(start.late, selector.init(num_tasks=64), config, seed=0)
+    step = make_step(selector, start.graphdef, POOL.prompts, VERIFIER, config, start.base)
+    _, metrics = jax.jit(step)(state, None)
+    assert float(metrics.gradient.kl) > 0
+
+
+def test_fewer_eligible_tasks_than_the_batch_train_on_what_there_is(start: WarmStart) -> None:
+    selector = make_strategy("bots", batch_size=4, rollouts=4)
+    state = selector.init(num_tasks=64, capacity=64)
+    from bots_jax import retire
+
+    state = retire(state, np.arange(2, 64))
+    loop = init_loop(start.base, state, CONFIG, seed=0)
+    step = make_step(selector, start.graphdef, POOL.prompts, VERIFIER, CONFIG)
+    loop, metrics = jax.jit(step)(loop, None)
+    assert sorted(np.asarray(metrics.task_ids).tolist()) == [-1, -1, 0, 1]
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(loop.train.params))
+
+
+def test_evaluation_is_a_function_of_key_and_policy(start: WarmStart) -> None:
+    evaluate = jax.jit(
+        make_evaluation(
+            start.graphdef, HELD_OUT.prompts, exact_verifier(HELD_OUT.answers), rollouts=2
+        )
+    )
+    rates = evaluate(start.base, jax.random.key(0))
+    assert rates.shape == (16,)
+    assert np.all((np.asarray(rates) >= 0) & (np.asarray(rates) <= 1))
+    np.testing.assert_array_equal(rates, evaluate(start.base, jax.random.key(0)))
+
+
+def test_warm_up_is_cached_and_a_damaged_file_made_anew(cache: Path, start: WarmStart) -> None:
+    def no_training(what: str, done: int, total: int) -> None:
+        raise AssertionError(f"{what} ran though it is cached")
+
+    again = warm_up(SMALL, cache, no_training)
+    jax.tree.map(np.testing.assert_array_equal, again.late, start.late)
+    (file,) = cache.glob("warmup-*.npz")
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 255
+    file.write_bytes(bytes(data))
+    with pytest.warns(UserWarning, match="damaged"):
+        rebuilt = warm_up(SMALL, cache)
+    jax.tree.map(np.testing.assert_array_equal, rebuilt.base, start.base)
+    assert warm_up(SMALL, cache, no_training) is not None
+
+
+def test_checkpoints_learn(start: WarmStart) -> None:
+    """More steps of teacher forcing make the answers of the pool likelier."""
+    from bots_jax.rl.policy_gradient import completion_logprobs
+
+    targets = jnp.asarray(POOL.answers)[:, None]
+
+    def likelihood(params: object) -> float:
+        prompts = jnp.asarray(POOL.prompts)
+        logprobs = completion_logprobs(start.graphdef, params, prompts, targets)
+        return float(jnp.sum(jnp.where(targets != 0, logprobs, 0)))
+
+    assert likelihood(start.early) < likelihood(start.base) < likelihood(start.late)
+
+
+def test_references_are_measured_and_cached(cache: Path, start: WarmStart) -> None:
+    asked = {"rollouts": 2, "max_new_tokens": 4, "cache_dir": cache}
+    first = cached_references(start, SMALL, POOL, VERIFIER, **asked)
+    assert first.shape == (2, 64)
+    assert set(np.unique(first)) <= {0.0, 0.5, 1.0}
+    np.testing.assert_array_equal(first, cached_references(start, SMALL, POOL, VERIFIER, **asked))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"early_steps": 900}, "early_steps=900"),
+        ({"families": ("additon",)}, "additon"),
+        ({"learning_rate": -1.0}, "learning_rate=-1.0"),
+    ],
+)
+def test_bad_warm_up(settings: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        WarmupConfig(**settings)

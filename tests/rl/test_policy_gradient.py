@@ -1,0 +1,155 @@
+"""Losses and gradients against hand cases and an independent NumPy reading."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bots_jax.rl.policy import PolicyConfig, make_policy
+from bots_jax.rl.policy_gradient import (
+    Batch,
+    GradientConfig,
+    advantages,
+    completion_logprobs,
+    init_train_state,
+    make_train_step,
+    surrogate,
+)
+from bots_jax.rl.rollouts import rollout
+from bots_jax.rl.tasks import encode_prompts
+
+ESTIMATORS = ("grpo", "rloo", "dr_grpo")
+
+
+def batch_of(rng: np.random.Generator, estimator_base: bool = False) -> Batch:
+    shape = (3, 4, 5)
+    lengths = rng.integers(1, 6, shape[:2])
+    logprobs = -rng.random(shape) - 0.1
+    return Batch(
+        prompts=jnp.zeros((3, 2), jnp.int32),
+        tokens=jnp.zeros(shape, jnp.int32),
+        mask=jnp.asarray(np.arange(5) < lengths[..., None]),
+        logprobs=jnp.asarray(logprobs, jnp.float32),
+        rewards=jnp.asarray(rng.random(shape[:2]).round(1), jnp.float32),
+        valid=jnp.asarray([True, False, True]),
+        base_logprobs=jnp.asarray(logprobs + 0.2, jnp.float32) if estimator_base else None,
+    )
+
+
+def numpy_loss(now: np.ndarray, batch: Batch, config: GradientConfig) -> float:
+    """The loss written out with loops over prompts, completions and tokens."""
+    total, prompts = 0.0, [b for b in range(3) if batch.valid[b]]
+    for b in prompts:
+        rewards = np.asarray(batch.rewards[b], np.float64)
+        for i in range(4):
+            others = np.delete(rewards, i)
+            gain = rewards[i] - (others.mean() if config.estimator == "rloo" else rewards.mean())
+            if config.estimator == "grpo":
+                gain /= rewards.std()
+            tokens = np.flatnonzero(batch.mask[b, i])
+            share = len(tokens) if config.estimator == "grpo" else 5
+            for t in tokens:
+                ratio = np.exp(now[b, i, t] - float(batch.logprobs[b, i, t]))
+                clipped = np.clip(ratio, 1 - config.clip_low, 1 + config.clip_high)
+                value = min(ratio * gain, clipped * gain)
+                if batch.base_logprobs is not None:
+                    gap = float(batch.base_logprobs[b, i, t]) - now[b, i, t]
+                    value -= config.kl_weight * (np.exp(gap) - gap - 1)
+                total -= value / (len(prompts) * 4 * share)
+    return total
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("kl_weight", [0.0, 0.3])
+def test_loss_agrees_with_the_equation(estimator: str, kl_weight: float) -> None:
+    rng = np.random.default_rng(1)
+    batch = batch_of(rng, kl_weight > 0)
+    config = GradientConfig(estimator=estimator, kl_weight=kl_weight, clip_high=0.28)  # type: ignore[arg-type]
+    now = np.asarray(batch.logprobs, np.float64) + rng.normal(0, 0.3, (3, 4, 5))
+    loss, metrics = surrogate(jnp.asarray(now, jnp.float32), batch, config)
+    assert float(loss) == pytest.approx(numpy_loss(now, batch, config), rel=1e-4, abs=1e-5)
+    assert 0 < float(metrics.clip_fraction) < 1
+
+
+def test_advantages_by_hand() -> None:
+    rewards = jnp.asarray([[1.0, 0.0, 0.0, 1.0], [1.0, 1.0, 1.0, 1.0]])
+    np.testing.assert_allclose(advantages(rewards, "grpo")[0], [1, -1, -1, 1], rtol=1e-6)
+    np.testing.assert_allclose(advantages(rewards, "dr_grpo")[0], [0.5, -0.5, -0.5, 0.5])
+    expected = [2 / 3, -2 / 3, -2 / 3, 2 / 3]  # 1 less the mean of the others, 1/3
+    np.testing.assert_allclose(advantages(rewards, "rloo")[0], expected, rtol=1e-6)
+    for estimator in ESTIMATORS:
+        np.testing.assert_array_equal(advantages(rewards, estimator)[1], 0)
+        thirds = jnp.full((1, 3), 1 / 3)  # whose mean rounds to something else
+        np.testing.assert_array_equal(advantages(thirds, estimator), 0)
+
+
+@pytest.fixture(scope="module")
+def lived() -> tuple:
+    graphdef, params = make_policy(
+        PolicyConfig(width=16, depth=1, heads=2, mlp_width=32), jax.random.key(0)
+    )
+    prompts = jnp.asarray(encode_prompts(["1+2", "34+5"], 8))
+    found = rollout(graphdef, params, prompts, jax.random.key(1), group_size=4, max_new_tokens=4)
+    return graphdef, params, prompts, found
+
+
+def make_batch(lived: tuple, rewards: jax.Array, valid: list[bool]) -> Batch:
+    _, _, prompts, found = lived
+    return Batch(prompts, found.tokens, found.mask, found.logprobs, rewards, jnp.asarray(valid))
+
+
+def test_a_step_makes_rewarded_completions_likelier(lived: tuple) -> None:
+    graphdef, params, prompts, found = lived
+    rewards = jnp.asarray([[1.0, 0, 0, 0], [0, 0, 1.0, 0]])
+    config = GradientConfig(learning_rate=1e-2, lr_warmup=0)
+    step = jax.jit(make_train_step(graphdef, config))
+    state, metrics = step(init_train_state(params, config), make_batch(lived, rewards, [True] * 2))
+
+    def score(params: object) -> float:
+        logprobs = completion_logprobs(graphdef, params, prompts, found.tokens)
+        total = jnp.sum(jnp.where(found.mask, logprobs, 0), axis=-1)
+        return float(jnp.sum(jnp.where(rewards > 0, total, 0)))
+
+    assert score(state.params) > score(params)
+    assert float(metrics.grad_norm) > 0
+    assert int(state.step) == 1
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_groups_without_variance_leave_the_policy_alone(lived: tuple, estimator: str) -> None:
+    graphdef, params, _, _ = lived
+    config = GradientConfig(estimator=estimator, lr_warmup=0)  # type: ignore[arg-type]
+    step = jax.jit(make_train_step(graphdef, config))
+    for rewards in (jnp.zeros((2, 4)), jnp.ones((2, 4))):
+        state, metrics = step(
+            init_train_state(params, config), make_batch(lived, rewards, [True, True])
+        )
+        assert float(metrics.grad_norm) == 0
+        jax.tree.map(np.testing.assert_array_equal, state.params, params)
+
+
+def test_invalid_rows_contribute_nothing(lived: tuple) -> None:
+    graphdef, params, _, _ = lived
+    config = GradientConfig()
+    step = jax.jit(make_train_step(graphdef, config))
+    rewards = jnp.asarray([[1.0, 0, 0, 0], [0, 0, 1.0, 0]])
+    start = init_train_state(params, config)
+    one, _ = step(start, make_batch(lived, rewards, [True, False]))
+    other, _ = step(start, make_batch(lived, rewards.at[1].set(jnp.arange(4.0)), [True, False]))
+    jax.tree.map(np.testing.assert_array_equal, one.params, other.params)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"estimator": "ppo"}, "estimator='ppo'"),
+        ({"learning_rate": 0.0}, "learning_rate=0.0"),
+        ({"clip_low": 1.5}, "clip_low=1.5"),
+        ({"kl_weight": -1.0}, "kl_weight=-1.0"),
+    ],
+)
+def test_bad_settings(settings: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        GradientConfig(**settings)
