@@ -1,0 +1,54 @@
+"""What every benchmark needs: medians of alternating runs, and a record of where it ran."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def alternate(sides: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
+    """Median milliseconds of each side, run in turns so that a busy machine hits all alike."""
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    for run in sides.values():
+        jax.block_until_ready(run())  # compile
+    for _ in range(rounds):
+        for name, run in sides.items():
+            begin = time.perf_counter()
+            jax.block_until_ready(run())
+            times[name].append(1e3 * (time.perf_counter() - begin))
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def where() -> dict[str, Any]:
+    """Machine, versions and commit."""
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+    )
+    return {
+        "machine": platform.machine(),
+        "cores": os.cpu_count(),
+        "device": jax.devices()[0].device_kind,
+        "python": platform.python_version(),
+        **{name: metadata.version(name) for name in ("jax", "jaxlib", "numpy")},
+        "commit": commit.stdout.strip(),
+    }
+
+
+def save(name: str, rows: Any) -> None:
+    """Write results/<name>.json."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps({"where": where(), "rows": rows}, indent=1) + "\n")
+    print(f"written to {path}")
