@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jax.extend.random import threefry_2x32
 
 from bots_jax.types import Array
 
@@ -36,6 +37,41 @@ def random_bits(rng_key: Array, shape: tuple[int, ...], dtype: jnp.dtype) -> Arr
     """Unsigned random integers as wide as the floats of `dtype` deserve."""
     wide = jnp.finfo(dtype).bits == 64
     return jax.random.bits(rng_key, shape, jnp.uint64 if wide else jnp.uint32)
+
+
+def key_words(rng_key: Array) -> Array:
+    """u32[2] made from a key of any kind, for `lane_bits`."""
+    return jax.random.bits(rng_key, (2,), jnp.uint32)
+
+
+def lane_bits(
+    words: Array, lanes: Array, attempt: Array, dtype: jnp.dtype
+) -> tuple[Array, Array]:
+    """Two independent random integers a lane, a function of key, lane and attempt alone.
+
+    `jax.random.bits` throws one of the two words of a Threefry block away and counts by
+    position, so that a gathered lane would need a key of its own. Here the counter is
+    (lane, attempt), wherever the lane stands, and both words are used.
+
+    Args:
+      words: u32[2], from `key_words`.
+      lanes: u32[M], number of each lane.
+      attempt: u32, in [0, 2^31).
+      dtype: float32 for 32 bits, float64 for 64.
+    """
+
+    def block(attempt: Array) -> tuple[Array, Array]:
+        counts = jnp.concatenate([lanes, jnp.broadcast_to(attempt, lanes.shape)])
+        mixed = threefry_2x32(words, counts)
+        return mixed[: lanes.shape[0]], mixed[lanes.shape[0] :]
+
+    if jnp.finfo(dtype).bits == 32:
+        return block(attempt)
+    twice = attempt * jnp.uint32(2)
+    parts = (*block(twice), *block(twice + jnp.uint32(1)))
+    high_a, low_a, high_b, low_b = (part.astype(jnp.uint64) for part in parts)
+    wide = jnp.uint64(32)
+    return (high_a << wide) | low_a, (high_b << wide) | low_b
 
 
 def gumbel(rng_key: Array, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
