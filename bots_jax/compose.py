@@ -17,10 +17,10 @@ import numpy as np
 from bots_jax import pool
 from bots_jax.checks import check_count, check_settings, is_concrete
 from bots_jax.evidence import Rows, as_rows, refuse_poison
-from bots_jax.numerics import safe_ratio
-from bots_jax.pool import Fused
+from bots_jax.numerics import safe_ratio, zero_after
+from bots_jax.pool import Evaluated, Fused, over_evaluated
 from bots_jax.reference import Reference, make_reference
-from bots_jax.selection import Plan, as_mask, check_quotas, choose
+from bots_jax.selection import Plan, Ranking, as_mask, check_quotas, choose, lowest
 from bots_jax.types import (
     Array,
     ArrayLike,
@@ -33,6 +33,9 @@ from bots_jax.types import (
     Settings,
     State,
 )
+
+# Rows with pending evidence that are kept track of: what a few batches bring in one step.
+_TOUCHED_PER_SELECTED, _LEAST_TOUCHED = 4, 256
 
 
 class BeliefInfo(NamedTuple):
@@ -65,9 +68,29 @@ class Choice(NamedTuple):
     """How much each task is worth now.
 
     score(rng_key, model, state) -> (f[C] scores, lower is better; f[C] draws to report)
+    best(rng_key, model, state, allowed bool[C], count) -> (i32[count] ids, f[count] draws,
+      bool[count] valid): the best of the allowed, where there is a quicker way to find them
+      than to score all.
     """
 
     score: Callable[[Array, BeliefModel, State], tuple[Array, Array]]
+    best: Callable[[Array, BeliefModel, State, Array, int], tuple[Array, Array, Array]] | None = (
+        None
+    )
+
+
+def _ranking(rng_key: Array, choice: Choice, model: BeliefModel, state: State) -> Ranking:
+    """The choice as a function that takes the best of any part of the pool."""
+    if choice.best is not None:
+        quick = choice.best
+        return lambda key, allowed, count: quick(key, model, state, allowed, count)
+    scores, draws = choice.score(rng_key, model, state)
+
+    def rank(key: Array, allowed: Array, count: int) -> tuple[Array, Array, Array]:
+        ids, valid = lowest(key, scores, allowed, count)
+        return ids, draws[jnp.minimum(ids, draws.shape[0] - 1)], valid
+
+    return rank
 
 
 def compose(
@@ -117,7 +140,9 @@ def compose(
         _check_room(tasks, rows, plan.batch_size, grows=capacity is not None)
         domain, count = _make_domains(domains, tasks, num_domains)
         check_quotas(plan, count)
-        tasks_state = pool.make_pool(tasks, rows, domain, count, float_dtype)
+        room = max(_TOUCHED_PER_SELECTED * plan.batch_size, _LEAST_TOUCHED)
+        ages = expiry is not None
+        tasks_state = pool.make_pool(tasks, rows, domain, count, float_dtype, room, ages)
         return State(numbers, tasks_state, known, model.init(numbers, known, count))
 
     @jax.jit
@@ -125,12 +150,11 @@ def compose(
         rng_key: Array, state: State, eligible: Array | None
     ) -> tuple[State, Selection]:
         score_key, choice_key = jax.random.split(rng_key)
-        scores, draws = choice.score(score_key, model, state)
+        rank = _ranking(score_key, choice, model, state)
         allowed = pool.selectable(state.pool, eligible)
-        ids, valid = choose(choice_key, scores, allowed, state.pool.domain, plan)
+        ids, draws, valid = choose(choice_key, rank, allowed, state.pool.domain, plan)
         opened, visit = pool.open_visits(state.pool, ids, valid)
-        reported = jnp.where(valid, draws[jnp.maximum(ids, 0)], 0)
-        return state._replace(pool=opened), Selection(ids, reported, valid, visit)
+        return state._replace(pool=opened), Selection(ids, draws, valid, visit)
 
     @jax.jit
     def observe_arrays(state: State, evidence: Rows) -> State:
@@ -140,7 +164,10 @@ def compose(
     def advance_arrays(state: State) -> tuple[State, Info]:
         closed, fused, counts = pool.close_step(state.pool, expiry)
         belief, told = model.fuse(state.belief, state.settings, state.reference, fused)
-        return state._replace(pool=closed, belief=belief), _make_info(fused, counts, told)
+        info = _make_info(fused, counts, told)
+        belief_is_done = zero_after((closed.visit, belief, info), info.trials.dtype)
+        closed = pool.clear_pending(closed, fused, belief_is_done)
+        return state._replace(pool=closed, belief=belief), info
 
     @jax.jit
     def update_arrays(state: State, evidence: Rows) -> tuple[State, Info]:
@@ -285,16 +312,19 @@ def _make_domains(
 
 
 def _make_info(fused: Fused, counts: pool.Counts, told: BeliefInfo) -> Info:
-    tried = fused.trials > 0
-    evaluated = jnp.sum(tried, dtype=jnp.int32)
-    mixed = tried & (fused.successes > 0) & (fused.successes < fused.trials)
-    trials, dtype = jnp.sum(fused.trials), fused.trials.dtype
-    share = safe_ratio(jnp.sum(mixed).astype(dtype), evaluated.astype(dtype))
+    def totals(batch: Evaluated) -> tuple[Array, Array, Array, Array]:
+        tried = batch.trials > 0
+        mixed = tried & (batch.successes > 0) & (batch.successes < batch.trials)
+        evaluated, informative = (jnp.sum(which, dtype=jnp.int32) for which in (tried, mixed))
+        return evaluated, informative, jnp.sum(batch.successes), jnp.sum(batch.trials)
+
+    evaluated, mixed, successes, trials = over_evaluated(fused, totals)
+    dtype = trials.dtype
     return Info(
         evaluated=evaluated,
         trials=trials,
-        success_rate=safe_ratio(jnp.sum(fused.successes), trials),
-        effective_task_ratio=share,
+        success_rate=safe_ratio(successes, trials),
+        effective_task_ratio=safe_ratio(mixed.astype(dtype), evaluated.astype(dtype)),
         stale=counts.stale,
         unsolicited=counts.unsolicited,
         invalid=counts.invalid,

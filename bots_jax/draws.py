@@ -103,8 +103,8 @@ def _draw_by_chunks(words: Array, a: Array, b: Array, chunk: int) -> Array:
 
     def draw(index: Array, drawn: Array) -> Array:
         start = jnp.minimum(index * chunk, size - chunk)
-        parts = (lax.dynamic_slice(x, (start,), (chunk,)) for x in (a, b))
-        settled = _draw_chunk(words, *parts, start.astype(jnp.uint32))
+        part_a, part_b = (lax.dynamic_slice(x, (start,), (chunk,)) for x in (a, b))
+        settled = _draw_chunk(words, part_a, part_b, start.astype(jnp.uint32))
         return lax.dynamic_update_slice(drawn, settled, (start,))
 
     return lax.fori_loop(0, -(-size // chunk), draw, jnp.zeros_like(a))
@@ -123,10 +123,10 @@ def _draw_chunk(words: Array, a: Array, b: Array, start: Array) -> Array:
 
     def redraw(drawn: Array) -> Array:
         rows = jnp.nonzero(jnp.isnan(drawn), size=size // 16, fill_value=size)[0]
-        parameters = (x.at[rows].get(mode="clip") for x in (a, b))
+        row_a, row_b = (x.at[rows].get(mode="clip") for x in (a, b))
         pending = jnp.where(rows < size, jnp.asarray(jnp.nan, a.dtype), 0)
         numbers = start + rows.astype(jnp.uint32)
-        settled = _settle(words, *parameters, numbers, pending, jnp.uint32(_ROUNDS))
+        settled = _settle(words, row_a, row_b, numbers, pending, jnp.uint32(_ROUNDS))
         return drawn.at[rows].set(settled, mode="drop")
 
     return lax.while_loop(lambda drawn: jnp.any(jnp.isnan(drawn)), redraw, drawn)

@@ -84,9 +84,9 @@ def refuse_poison(evidence: Evidence, active: Array) -> None:
     )
     used = ids != PADDING
     capacity = active.shape[0]
-    exists = np.zeros(ids.shape, bool)
     inside = (ids >= 0) & (ids < capacity)
-    exists[inside] = np.asarray(active)[ids[inside]]
+    # Looked up where the pool lives: it may be large, and far from the host.
+    exists = inside & np.asarray(active[np.where(inside, ids, 0)])
     _refuse(used & ~exists, "task_ids", ids, f"is no task of this pool of {capacity} rows")
     _refuse(used & ~np.isfinite(s), "successes", s, "is not finite: drop or repair the row")
     _refuse(used & ~(np.isfinite(n) & (n >= 0)), "trials", n, "must be finite and not negative")

@@ -7,10 +7,15 @@ A visit is one rollout of a selected task. It is open from `select` until its tr
 complete, a row with 0 trials or `abandon` closes it, an `advance` fuses its evidence, or
 it grows older than `expiry` steps. Its number is unique, so evidence that arrives after
 that is recognised as stale.
+
+A step brings evidence of few of the C rows. They are listed in `touched`, so that means
+over the batch cost what the batch does, and are summed in one order on any number of
+devices; if more than its R places are needed, all rows are gone through instead.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -18,7 +23,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from bots_jax.evidence import PADDING, UNNUMBERED, Rows, sound_rows
-from bots_jax.types import Array
+from bots_jax.numerics import rarely
+from bots_jax.types import Array, PyTree
 
 NO_VISIT = -1
 
@@ -30,10 +36,13 @@ class PoolState(NamedTuple):
     domain: Array | None  # i32[C] in [0, D); None if there is only one
     domain_sizes: Array  # i32[D], active tasks of each domain; its shape is what tells D
     visit: Array  # i32[C], number of the open visit, or -1
-    opened: Array  # i32[C], the step at which the last visit was opened
+    opened: Array | None  # i32[C], step at which the last visit was opened; for expiry only
     visit_trials: Array  # f[C], trials that the open visit has brought so far
     successes: Array  # f[C], pending
     trials: Array  # f[C], pending
+    touched: Array  # i32[R], rows with pending evidence, C beyond; in no order
+    num_touched: Array  # i32; above R the list is incomplete
+    in_flight: Array  # i32, open visits
     step: Array  # i32, calls of advance so far
     next_visit: Array  # i32
     next_fresh: Array  # i32, rows from here on have never held a task
@@ -49,6 +58,31 @@ class Fused(NamedTuple):
     trials: Array  # f[C]; 0 for tasks without explicit evidence
     domain: Array | None  # i32[C]
     num_domains: int  # D, static
+    rows: Array | None = None  # i32[R], the tasks with trials, ascending, C beyond; None: any
+    overflow: Array | None = None  # bool, whether `rows` is incomplete
+
+
+class Evaluated(NamedTuple):
+    """The tasks that a step brought evidence of, and rows without any as padding."""
+
+    rows: Array | None  # i32[R]; None for all C rows in order
+    successes: Array  # f[R]
+    trials: Array  # f[R], 0 in padding
+
+
+def over_evaluated(fused: Fused, measure: Callable[[Evaluated], PyTree]) -> PyTree:
+    """`measure` of the tasks with evidence: small numbers, such as means over the batch."""
+    every, capacity = Evaluated(None, fused.successes, fused.trials), fused.trials.shape[0]
+    if fused.rows is None or fused.overflow is None:
+        return measure(every)
+    at = jnp.minimum(fused.rows, capacity - 1)
+    present = fused.rows < capacity
+    few = Evaluated(
+        at,
+        jnp.where(present, fused.successes[at], 0),
+        jnp.where(present, fused.trials[at], 0),
+    )
+    return rarely(fused.overflow, lambda _: measure(every), measure(few))
 
 
 class Counts(NamedTuple):
@@ -62,9 +96,20 @@ class Counts(NamedTuple):
 
 
 def make_pool(
-    num_tasks: int, capacity: int, domain: Array | None, num_domains: int, dtype: jnp.dtype
+    num_tasks: int,
+    capacity: int,
+    domain: Array | None,
+    num_domains: int,
+    dtype: jnp.dtype,
+    room: int,
+    ages: bool,
 ) -> PoolState:
-    """A pool in which the first `num_tasks` of `capacity` rows are active."""
+    """A pool in which the first `num_tasks` of `capacity` rows are active.
+
+    Args:
+      room: R, distinct tasks of which a step may bring evidence before it costs more.
+      ages: whether visits expire.
+    """
 
     def zero() -> Array:
         return jnp.zeros((), jnp.int32)
@@ -80,10 +125,13 @@ def make_pool(
         domain=domain,
         domain_sizes=_domain_sizes(active, domain, num_domains),
         visit=jnp.full((capacity,), NO_VISIT, jnp.int32),
-        opened=jnp.zeros((capacity,), jnp.int32),
+        opened=jnp.zeros((capacity,), jnp.int32) if ages else None,
         visit_trials=zeros(),
         successes=zeros(),
         trials=zeros(),
+        touched=jnp.full((min(room, capacity),), capacity, jnp.int32),
+        num_touched=zero(),
+        in_flight=zero(),
         step=zero(),
         next_visit=zero(),
         next_fresh=jnp.full((), num_tasks, jnp.int32),
@@ -108,10 +156,13 @@ def open_visits(pool: PoolState, task_ids: Array, valid: Array) -> tuple[PoolSta
     """Open a visit of each valid task; i32[B] visit numbers, -1 where invalid."""
     rows = jnp.where(valid, task_ids, pool.active.shape[0])
     number = pool.next_visit
+    opened = pool.opened
+    if opened is not None:
+        opened = opened.at[rows].set(pool.step, mode="drop")
     pool = pool._replace(
         visit=pool.visit.at[rows].set(number, mode="drop"),
-        opened=pool.opened.at[rows].set(pool.step, mode="drop"),
-        visit_trials=pool.visit_trials.at[rows].set(0, mode="drop"),
+        opened=opened,
+        in_flight=pool.in_flight + _count(valid),
         next_visit=number + 1,
     )
     return pool, jnp.where(valid, number, NO_VISIT)
@@ -171,11 +222,19 @@ def _earlier_rows(ids: Array, trials: Array, closing: Array) -> tuple[Array, Arr
 
 
 def _add_counts(pool: PoolState, evidence: Rows, counts: Array) -> PoolState:
-    rows = jnp.where(counts, evidence.task_ids, pool.active.shape[0])
+    capacity = pool.active.shape[0]
+    rows = jnp.where(counts, evidence.task_ids, capacity)
+    before = pool.trials[jnp.minimum(rows, capacity - 1)]
+    new = counts & (before == 0) & first_of_each(rows)
+    rows = jnp.where(before >= 0, rows, capacity)  # always; read first, then written in place
+    place = pool.num_touched + jnp.cumsum(new, dtype=jnp.int32) - 1
+    place = jnp.where(new, place, pool.touched.shape[0])
     successes = jnp.minimum(evidence.successes, evidence.trials)  # rounding, see sound_rows
     return pool._replace(
         successes=pool.successes.at[rows].add(successes, mode="drop"),
         trials=pool.trials.at[rows].add(evidence.trials, mode="drop"),
+        touched=pool.touched.at[place].set(rows, mode="drop"),
+        num_touched=pool.num_touched + _count(new),
     )
 
 
@@ -186,16 +245,33 @@ def _add_to_visits(
     rows = jnp.where(attached, ids, capacity)
     visit_trials = pool.visit_trials.at[rows].add(trials, mode="drop")
     complete = visit_trials[jnp.clip(ids, 0, capacity - 1)] >= rollouts
-    done = jnp.where(attached & (complete | (trials == 0)), ids, capacity)
+    done = attached & (complete | (trials == 0))
+    return _close(pool._replace(visit_trials=visit_trials), jnp.where(done, ids, capacity))
+
+
+def _close(pool: PoolState, rows: Array) -> PoolState:
+    """End the open visits of these rows; C and above, and rows without a visit, are skipped."""
+    capacity = pool.active.shape[0]
+    is_open = (rows < capacity) & (pool.visit[jnp.minimum(rows, capacity - 1)] != NO_VISIT)
+    rows = jnp.where(is_open, rows, capacity)
     return pool._replace(
-        visit=pool.visit.at[done].set(NO_VISIT, mode="drop"), visit_trials=visit_trials
+        visit=pool.visit.at[rows].set(NO_VISIT, mode="drop"),
+        visit_trials=pool.visit_trials.at[rows].set(0, mode="drop"),
+        in_flight=pool.in_flight - _count(is_open & first_of_each(rows)),
     )
+
+
+def first_of_each(values: Array) -> Array:
+    """bool[M]: whether no earlier entry of i32[M] is the same."""
+    order = jnp.argsort(values, stable=True)
+    inner = values[order]
+    first = jnp.concatenate([jnp.ones(1, bool), inner[1:] != inner[:-1]])[: values.shape[0]]
+    return jnp.zeros_like(first).at[order].set(first)
 
 
 def abandon(pool: PoolState, task_ids: Array) -> PoolState:
     """Close the visits of these tasks; what they have brought stays pending."""
-    rows = _rows(task_ids, pool.active.shape[0])
-    return pool._replace(visit=pool.visit.at[rows].set(NO_VISIT, mode="drop"))
+    return _close(pool, _rows(task_ids, pool.active.shape[0]))
 
 
 def _rows(task_ids: Array, capacity: int) -> Array:
@@ -204,37 +280,82 @@ def _rows(task_ids: Array, capacity: int) -> Array:
 
 
 def close_step(pool: PoolState, expiry: int | None) -> tuple[PoolState, Fused, Counts]:
-    """Hand over what is pending, and end the visits that brought it or are too old."""
-    step = pool.step + 1
-    is_open = pool.visit != NO_VISIT
-    fused_visit = is_open & (pool.visit_trials > 0)
-    too_old = is_open & ~fused_visit
-    too_old &= False if expiry is None else step - pool.opened > expiry
-    visit = jnp.where(fused_visit | too_old, NO_VISIT, pool.visit)
+    """Hand over what is pending, and end the visits that brought it or are too old.
+
+    What was handed over is still in the pool until `clear_pending`.
+    """
+    capacity, step = pool.active.shape[0], pool.step + 1
     fused = Fused(pool.successes, pool.trials, pool.domain, pool.domain_sizes.shape[0])
-    in_flight = _count(visit != NO_VISIT)
-    counts = Counts(pool.stale, pool.unsolicited, pool.invalid, _count(too_old), in_flight)
+    if pool.touched.shape[0] < capacity:
+        rows = jnp.sort(pool.touched)
+        repeated = jnp.concatenate([jnp.zeros(1, bool), rows[1:] == rows[:-1]])
+        fused = fused._replace(
+            rows=jnp.where(repeated, capacity, rows),
+            overflow=pool.num_touched > pool.touched.shape[0],
+        )
+    is_open = pool.visit != NO_VISIT
+    brought = pool.visit_trials > 0
+    visit, expired = jnp.where(brought, NO_VISIT, pool.visit), jnp.zeros((), jnp.int32)
+    if expiry is not None and pool.opened is not None:
+        too_old = is_open & ~brought & (step - pool.opened > expiry)
+        visit, expired = jnp.where(too_old, NO_VISIT, visit), _count(too_old)
+    in_flight = pool.in_flight - expired - _count_closed(pool, fused)
+    counts = Counts(pool.stale, pool.unsolicited, pool.invalid, expired, in_flight)
     zero = jnp.zeros((), jnp.int32)
     pool = pool._replace(
-        visit=visit,
-        successes=jnp.zeros_like(pool.successes),
-        trials=jnp.zeros_like(pool.trials),
-        step=step,
-        stale=zero,
-        unsolicited=zero,
-        invalid=zero,
+        visit=visit, in_flight=in_flight, step=step, stale=zero, unsolicited=zero, invalid=zero
     )
     return pool, fused, counts
+
+
+def clear_pending(pool: PoolState, fused: Fused, zero: Array) -> PoolState:
+    """Forget what was handed over.
+
+    Args:
+      zero: from `zero_after` all that reads what is pending, so that it is done in place.
+    """
+    if fused.rows is None or fused.overflow is None:
+        return _clear_all(pool)
+    rows = fused.rows + zero.astype(jnp.int32)
+    few = pool._replace(
+        visit_trials=pool.visit_trials.at[rows].set(0, mode="drop"),
+        successes=pool.successes.at[rows].set(0, mode="drop"),
+        trials=pool.trials.at[rows].set(0, mode="drop"),
+        touched=jnp.full_like(pool.touched, pool.active.shape[0]),
+        num_touched=jnp.zeros_like(pool.num_touched),
+    )
+    return rarely(fused.overflow, _clear_all, few)
+
+
+def _clear_all(pool: PoolState) -> PoolState:
+    return pool._replace(
+        visit_trials=jnp.zeros_like(pool.visit_trials),
+        successes=jnp.zeros_like(pool.successes),
+        trials=jnp.zeros_like(pool.trials),
+        touched=jnp.full_like(pool.touched, pool.active.shape[0]),
+        num_touched=jnp.zeros_like(pool.num_touched),
+    )
+
+
+def _count_closed(pool: PoolState, fused: Fused) -> Array:
+    """i32: visits that brought evidence; only rows with evidence can have one."""
+    return over_evaluated(
+        fused, lambda batch: _count((take(pool.visit_trials, batch.rows) > 0) & (batch.trials > 0))
+    )
+
+
+def take(values: Array, rows: Array | None) -> Array:
+    """[..., R]: the columns of some rows of the pool; all of them, untouched, for None."""
+    return values if rows is None else values[..., rows]
 
 
 def retire(pool: PoolState, task_ids: Array) -> PoolState:
     """Take tasks out of the pool: their visits end and pending evidence is dropped."""
     rows = _rows(task_ids, pool.active.shape[0])
     active = pool.active.at[rows].set(False, mode="drop")
-    return pool._replace(
+    return _close(pool, rows)._replace(
         active=active,
         domain_sizes=_domain_sizes(active, pool.domain, pool.domain_sizes.shape[0]),
-        visit=pool.visit.at[rows].set(NO_VISIT, mode="drop"),
         successes=pool.successes.at[rows].set(0, mode="drop"),
         trials=pool.trials.at[rows].set(0, mode="drop"),
     )

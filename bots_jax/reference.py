@@ -21,6 +21,12 @@ class Reference(NamedTuple):
     rates: Array  # f[K, C] in [0, 1], NaN = unknown; K = 0 without references
     trials: Array | None  # f[K, C], attempts behind each rate; None if not told
 
+    def take(self, rows: Array | None) -> Reference:
+        """The reference of some tasks, i32[R] in [0, C); of all for None."""
+        if rows is None:
+            return self
+        return Reference(self.rates[:, rows], None if self.trials is None else self.trials[:, rows])
+
 
 def make_reference(
     rates: ArrayLike | None,

@@ -1,13 +1,13 @@
 """From scores to task ids: the best of those that may be chosen, ties broken at random.
 
-In: a score of each task, lower is better (for the paper, |p^ - p*|), and a mask. Out:
-`batch_size` distinct ids, best first within each part of the batch: quotas of domains,
-a share drawn uniformly (exploration), the rest by score.
+In: a ranking, which finds the best of any part of the pool (for the paper, those of least
+|p^ - p*|), and a mask. Out: `batch_size` distinct ids, best first within each part of the
+batch: quotas of domains, a share drawn uniformly (exploration), the rest by rank.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -16,6 +16,7 @@ import numpy as np
 from jax import lax
 
 from bots_jax.checks import check_count
+from bots_jax.numerics import rarely
 from bots_jax.types import Array
 
 
@@ -44,29 +45,35 @@ def make_plan(batch_size: int, exploration: float, quotas: Sequence[int] | None)
     return Plan(batch_size, float(exploration), counts)
 
 
+# rank(rng_key, allowed bool[C], count) -> (i32[count] ids, f[count] draws, bool[count] valid):
+# the best `count` of the allowed tasks, ties broken at random.
+Ranking = Callable[[Array, Array, int], tuple[Array, Array, Array]]
+
+
 def choose(
-    rng_key: Array, scores: Array, allowed: Array, domain: Array | None, plan: Plan
-) -> tuple[Array, Array]:
+    rng_key: Array, rank: Ranking, allowed: Array, domain: Array | None, plan: Plan
+) -> tuple[Array, Array, Array]:
     """Choose a batch.
 
     Args:
-      rng_key: for ties and for the uniform share.
-      scores: f[C], lower is better.
+      rng_key: for the ranking, ties and the uniform share.
+      rank: finds the best of a part of the pool.
       allowed: bool[C].
       domain: i32[C], needed for quotas.
       plan: the static composition of the batch.
 
     Returns:
-      i32[B] ids, distinct where valid, -1 elsewhere; bool[B] valid. Places that a
-      domain cannot fill go to the best tasks left in any domain.
+      i32[B] ids, distinct where valid, -1 elsewhere; f[B] draws, 0 elsewhere; bool[B] valid.
+      Places that a domain cannot fill go to the best tasks left in any domain.
     """
     if plan.quotas is None or domain is None:
-        ids, valid = _choose_part(rng_key, scores, allowed, plan.batch_size, plan.exploration)
+        chosen = _choose_part(rng_key, rank, allowed, plan.batch_size, plan.exploration)
     else:
         quota_key, spare_key = jax.random.split(rng_key)
-        ids, valid = _choose_by_domain(quota_key, scores, allowed, domain, plan)
-        ids, valid = _fill_places(spare_key, scores, allowed, ids, valid)
-    return jnp.where(valid, ids, -1), valid
+        chosen = _choose_by_domain(quota_key, rank, allowed, domain, plan)
+        chosen = _fill_places(spare_key, rank, allowed, chosen)
+    ids, draws, valid = chosen
+    return jnp.where(valid, ids, -1), jnp.where(valid, draws, 0), valid
 
 
 def lowest(rng_key: Array, scores: Array, allowed: Array, count: int) -> tuple[Array, Array]:
@@ -103,23 +110,27 @@ def _without(allowed: Array, ids: Array, valid: Array) -> Array:
 
 
 def _choose_part(
-    rng_key: Array, scores: Array, allowed: Array, count: int, exploration: float
-) -> tuple[Array, Array]:
+    rng_key: Array, rank: Ranking, allowed: Array, count: int, exploration: float
+) -> tuple[Array, Array, Array]:
     """The best of a part, then its uniform share from what is left."""
     explored = round(exploration * count)
     best_key, uniform_key, tie_key = jax.random.split(rng_key, 3)
-    ids, valid = lowest(best_key, scores, allowed, count - explored)
+    ids, draws, valid = rank(best_key, allowed, count - explored)
     if not explored:
-        return ids, valid
-    noise = jax.random.uniform(uniform_key, scores.shape)
+        return ids, draws, valid
+    noise = jax.random.uniform(uniform_key, allowed.shape, draws.dtype)
     left = _without(allowed, ids, valid)
     more_ids, more_valid = lowest(tie_key, noise, left, explored)
-    return jnp.concatenate([ids, more_ids]), jnp.concatenate([valid, more_valid])
+    return (
+        jnp.concatenate([ids, more_ids]),
+        jnp.concatenate([draws, jnp.zeros((explored,), draws.dtype)]),
+        jnp.concatenate([valid, more_valid]),
+    )
 
 
 def _choose_by_domain(
-    rng_key: Array, scores: Array, allowed: Array, domain: Array, plan: Plan
-) -> tuple[Array, Array]:
+    rng_key: Array, rank: Ranking, allowed: Array, domain: Array, plan: Plan
+) -> tuple[Array, Array, Array]:
     """Each domain's quota; one pass over the tasks a domain."""
     assert plan.quotas is not None
     parts = []
@@ -127,23 +138,28 @@ def _choose_by_domain(
         if quota:
             key = jax.random.fold_in(rng_key, index)
             inside = allowed & (domain == index)
-            parts.append(_choose_part(key, scores, inside, quota, plan.exploration))
-    ids, valid = zip(*parts, strict=True)
-    return jnp.concatenate(ids), jnp.concatenate(valid)
+            parts.append(_choose_part(key, rank, inside, quota, plan.exploration))
+    ids, draws, valid = (jnp.concatenate(part) for part in zip(*parts, strict=True))
+    return ids, draws, valid
 
 
 def _fill_places(
-    rng_key: Array, scores: Array, allowed: Array, ids: Array, valid: Array
-) -> tuple[Array, Array]:
+    rng_key: Array, rank: Ranking, allowed: Array, chosen: tuple[Array, Array, Array]
+) -> tuple[Array, Array, Array]:
     """Give places that a domain could not fill to the best tasks left."""
 
-    def fill() -> tuple[Array, Array]:
+    def fill(chosen: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        ids, draws, valid = chosen
         left = _without(allowed, ids, valid)
-        spare, good = lowest(rng_key, scores, left, ids.shape[0])
+        spare, more_draws, good = rank(rng_key, left, ids.shape[0])
         turn = jnp.cumsum(~valid) - 1
-        return jnp.where(valid, ids, spare[turn]), valid | good[turn]
+        return (
+            jnp.where(valid, ids, spare[turn]),
+            jnp.where(valid, draws, more_draws[turn]),
+            valid | good[turn],
+        )
 
-    return lax.cond(jnp.all(valid), lambda: (ids, valid), fill)
+    return rarely(~jnp.all(chosen[2]), fill, chosen)
 
 
 def check_quotas(plan: Plan, num_domains: int) -> None:

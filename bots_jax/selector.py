@@ -32,13 +32,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bots_jax import implicit, posterior
+from bots_jax import implicit, posterior, race
 from bots_jax.checks import check_choice, check_settings, is_concrete
 from bots_jax.compose import BeliefInfo, BeliefModel, Choice, compose, merge_settings
 from bots_jax.draws import beta as draw_beta
 from bots_jax.implicit import Estimator, make_estimator
 from bots_jax.numerics import gumbel, masked_mean, safe_ratio
-from bots_jax.pool import Fused
+from bots_jax.pool import Evaluated, Fused, over_evaluated, take
 from bots_jax.reference import Reference
 from bots_jax.selection import make_plan
 from bots_jax.types import Array, ArrayLike, Belief, PyTree, Selector, Settings, State
@@ -196,16 +196,29 @@ def beta_belief(estimator: Estimator, adaptive_implicit_weight: bool = False) ->
         scale = jnp.ones((), reference.rates.dtype)
         return BotsBelief(posterior.prior(settings, capacity), params, scale)
 
+    def learn(
+        belief: BotsBelief, settings: Settings, reference: Reference, fused: Fused
+    ) -> tuple[PyTree, Array]:
+        """Step 3, and how wrong p~ was, from the evaluated tasks alone."""
+
+        def from_batch(batch: Evaluated) -> tuple[PyTree, Array]:
+            known = reference.take(batch.rows)
+            domain = None if fused.domain is None else take(fused.domain, batch.rows)
+            few = Fused(batch.successes, batch.trials, domain, fused.num_domains)
+            params = estimator.fit(belief.estimator, settings, known, few)
+            return params, _implicit_error(estimator.infer(params, known, domain), few)
+
+        return over_evaluated(fused, from_batch)
+
     def fuse(
         belief: BotsBelief, settings: Settings, reference: Reference, fused: Fused
     ) -> tuple[BotsBelief, BeliefInfo]:
-        with_reference = reference.rates.shape[0] > 0
-        source = estimator if with_reference else implicit.none()
-        params = belief.estimator
-        if with_reference:
-            params = estimator.fit(params, settings, reference, fused)
+        if not reference.rates.shape[0]:
+            source, params = implicit.none(), belief.estimator
+            error = jnp.zeros((), reference.rates.dtype)
+        else:
+            source, (params, error) = estimator, learn(belief, settings, reference, fused)
         inferred = source.infer(params, reference, fused.domain)
-        error = _implicit_error(inferred, fused)
         scale = belief.implicit_scale
         if adaptive_implicit_weight:
             scale = jnp.where(error >= _ERROR_TO_HALVE, scale / 2, scale)
@@ -270,4 +283,18 @@ def nearest_target(base: str = "thompson", noisy: bool = False) -> Choice:
             distance = distance - state.settings.temperature * noise
         return distance, draws
 
-    return Choice(score)
+    return Choice(score, None if noisy or base != "thompson" else _nearest_draws)
+
+
+# From this many tasks to a place in the batch on, a race finds the nearest draws sooner than
+# drawing all; below, it would seldom get far enough.
+_TASKS_TO_RACE = 32
+
+
+def _nearest_draws(
+    rng_key: Array, model: BeliefModel, state: State, allowed: Array, count: int
+) -> tuple[Array, Array, Array]:
+    """Step 1 for Beta posteriors, without drawing every task's."""
+    alpha, beta = state.belief.posterior
+    find = race.nearest if alpha.shape[0] >= _TASKS_TO_RACE * count else race.nearest_of_all
+    return find(rng_key, alpha, beta, allowed, state.settings.target, count)

@@ -1,0 +1,369 @@
+"""The tasks whose Thompson draws fall nearest the target, without drawing every task's.
+
+In: Beta posteriors and a target p*. Out: the `count` tasks of smallest |p^ - p*| with
+their draws, distributed as if every p^ ~ Beta(alpha, beta) had been drawn and sorted.
+
+Only draws near the target matter, and there a race finds them in order of distance. Let
+f be a task's density and 2 f(x) <= c e^(-c w) for |x - p*| <= w. A Poisson process in the
+distance d, of rate c for each task, is run from 0 outwards. When it first hits a task, at
+distance d, a fair coin takes x = p* + d or p* - d, and the task is accepted there with
+probability f(x) / (c e^(-c d) / 2); later hits of the same task are ignored. So the task is
+accepted in dx with probability (c e^(-c d) / 2) (f(x) / (c e^(-c d) / 2)) dx = f(x) dx, just
+as its p^ falls there: accepted means p^ = x, not accepted up to w means |p^ - p*| > w. Tasks
+are independent, and the first `count` accepted are the nearest. The processes of all tasks
+together are one process of rate sum(c): its points cost a few hundred random numbers, and a
+walk down a tree of partial sums of c finds the task that each point hits.
+
+Where the race ends before `count` are accepted (small pools, posteriors so narrow that the
+bound on w leaves no room), the remaining tasks are drawn directly, given that they lie
+outside of what the race explored; that is exact too, and costs a draw for every task.
+
+"Exact" is up to rounding: in float32, hits fall on a task with a relative error below 1e-5
+in their rate, and are accepted with one below 1e-6 (1 + (alpha + beta) / 1e3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from bots_jax.draws import beta as draw_beta
+from bots_jax.numerics import log_beta_density, open_uniform, random_bits, rarely
+from bots_jax.selection import lowest
+from bots_jax.types import Array
+
+# c over twice the bound on the density. More widens the w for which the race holds
+# (c w <= log of this), and lowers the share of hits that are accepted.
+_SLACK = 1.15
+_LARGEST_HAZARD = 0.139  # below log(_SLACK)
+# Summands of each node of the tree; a walk down it costs that many additions a level.
+FANOUT = 64
+# Chunks of hits after which the race gives up.
+_MOST_CHUNKS = 8
+# Tasks from whose posteriors the first window is guessed.
+_PROBE = 4096
+
+
+class Runner(NamedTuple):
+    """What a hit turned out to be."""
+
+    task_ids: Array  # i32[P]
+    alpha: Array  # f[P]
+    beta: Array  # f[P]
+    rate: Array  # f[P], c of that task
+    runs: Array  # bool[P], False where the hit is void
+
+
+class Result(NamedTuple):
+    """The tasks accepted, nearest first."""
+
+    task_ids: Array  # i32[count], -1 where too few were found
+    draws: Array  # f[count], p^; 0 where too few were found
+    found: Array  # i32
+    explored: Array  # f, every accepted task up to this distance was found
+
+
+def density_bound(alpha: Array, beta: Array, target: Array, width: Array) -> Array:
+    """A bound on the Beta(alpha, beta) density over [target - width, target + width].
+
+    For alpha, beta >= 1, with nu = alpha + beta - 2 and the mode at (alpha - 1) / nu,
+
+        f(x) <= C(x) (nu + 2)^(1/2) exp(-2 nu (x - mode)^2)
+        C(x) = (.43 + .338 x (1 - x)) / (x (1 - x))^(1/2)
+
+    as the relative entropy of mode and x is at least 2 (x - mode)^2; the constant was found
+    numerically (largest excess .992, for counts to 1e5). Below 1 it is false, and
+    f_{a, b}(x) = f_{a + 1, b}(x) a / ((a + b) x), and alike for b, repairs it. It is looser
+    than the density itself by 1.3 in the median, and by 4 at most near the mode.
+
+    Args:
+      alpha, beta: f[...], positive.
+      target: f, p*. width: f, at most a quarter of the distance from p* to 0 and to 1.
+    """
+    low, high = target - width, target + width
+    few_a, few_b = alpha < 1, beta < 1
+    a = jnp.where(few_a, alpha + 1, alpha)
+    b = jnp.where(few_b, beta + 1, beta)
+    repair = jnp.where(few_a, alpha / ((alpha + beta) * low), 1)
+    repair *= jnp.where(few_b, beta / ((a + beta) * (1 - high)), 1)
+    nu = (a - 1) + (b - 1)
+    # Where nu = 0 the mode is nowhere, and the exponent 0 whatever it is.
+    mode = (a - 1) / jnp.maximum(nu, jnp.finfo(nu.dtype).tiny)
+    off = jnp.maximum(jnp.abs(mode - target) - width, 0)
+    spread = jnp.minimum(low * (1 - low), high * (1 - high))
+    constant = (0.43 + 0.338 * spread) / jnp.sqrt(spread)
+    return repair * constant * jnp.sqrt(nu + 2) * jnp.exp(-2 * nu * off * off)
+
+
+def hit_rate(alpha: Array, beta: Array, target: Array, width: Array) -> Array:
+    """c of each task, good up to the distance `width` and to `longest_race`."""
+    return 2 * _SLACK * density_bound(alpha, beta, target, width)
+
+
+def longest_race(width: Array, largest_rate: Array) -> Array:
+    """The distance up to which 2 f(x) <= c e^(-c d) for every task."""
+    return jnp.minimum(width, _LARGEST_HAZARD / largest_rate)
+
+
+def nearest(
+    rng_key: Array, alpha: Array, beta: Array, allowed: Array, target: Array, count: int
+) -> tuple[Array, Array, Array]:
+    """The `count` allowed tasks whose draws are nearest the target.
+
+    Args:
+      rng_key: consumed.
+      alpha, beta: f[C]. allowed: bool[C].
+      target: f, p*. count: static.
+
+    Returns:
+      i32[count] ids, nearest first, -1 where too few are allowed; f[count] draws;
+      bool[count] valid.
+    """
+    race_key, direct_key = jax.random.split(rng_key)
+
+    def rates_within(width: Array) -> Array:
+        # Tied to the width, or XLA moves what does not depend on it out of the loop over
+        # widths, into half a dozen arrays of the pool's size.
+        a, b, free, _ = lax.optimization_barrier((alpha, beta, allowed, width))
+        return jnp.where(free, hit_rate(a, b, target, width), 0)
+
+    def identify(width: Array, blocks: Array, uniform: Array) -> Runner:
+        ids = blocks[:, None] * FANOUT + jnp.arange(FANOUT, dtype=jnp.int32)[None]
+        at = jnp.minimum(ids, alpha.shape[0] - 1)
+        a, b = alpha[at], beta[at]
+        rate = hit_rate(a, b, target, width)
+        rate = jnp.where(allowed[at] & (ids < alpha.shape[0]), rate, 0)
+        lane = pick(rate, uniform)
+        own = [jnp.take_along_axis(x, lane[:, None], 1)[:, 0] for x in (at, a, b, rate)]
+        return Runner(own[0], own[1], own[2], own[3], own[3] > 0)
+
+    probe = slice(None, None, max(1, alpha.shape[0] // _PROBE))
+    guess = jnp.mean(
+        jnp.where(
+            allowed[probe], hit_rate(alpha[probe], beta[probe], target, jnp.zeros_like(target)), 0
+        )
+    )
+    course = lay_out(rates_within, guess * alpha.shape[0], target, count)
+    result = run(race_key, course, identify, target, count)
+    direct = _Direct(direct_key, alpha, beta, allowed, target)
+    result = rarely(result.found < count, lambda result: _finish(direct, result), result)
+    valid = jnp.arange(count) < result.found
+    return result.task_ids, result.draws, valid
+
+
+def nearest_of_all(
+    rng_key: Array, alpha: Array, beta: Array, allowed: Array, target: Array, count: int
+) -> tuple[Array, Array, Array]:
+    """The same by drawing every task: for pools so small that a race would not get far."""
+    draw_key, tie_key = jax.random.split(rng_key)
+    draws = draw_beta(draw_key, alpha, beta)
+    ids, valid = lowest(tie_key, jnp.abs(draws - target), allowed, count)
+    return ids, draws[jnp.minimum(ids, draws.shape[0] - 1)], valid
+
+
+class Course(NamedTuple):
+    """Where a race is run."""
+
+    block_rates: Array  # f[n], sums of c over blocks of FANOUT tasks
+    width: Array  # f, the width that c was computed for
+    length: Array  # f, the distance at which the race ends
+
+
+def lay_out(
+    rates_within: Callable[[Array], Array], guess: Array, target: Array, count: int
+) -> Course:
+    """Choose the width so that the race is long enough, before anything random is drawn.
+
+    Args:
+      rates_within: width -> f[C] rates c.
+      guess: f, about what the rates sum to.
+      target: f. count: tasks to find.
+    """
+    hits = 3 * count + 64  # enough if at least 40% of them are accepted
+    widest = jnp.minimum(target, 1 - target) / 4
+    smallest = jnp.asarray(1e-7, target.dtype)
+    width = jnp.clip(1.5 * hits / jnp.maximum(guess, 1e-20), smallest, widest)
+
+    def measure(carry: tuple[Course, Array]) -> tuple[Course, Array]:
+        course, _ = carry
+        width = course.width
+        rates = rates_within(width)
+        blocks = block_sums(rates)
+        total, largest = jnp.sum(blocks), jnp.max(rates)
+        length = longest_race(width, jnp.maximum(largest, jnp.finfo(rates.dtype).tiny))
+        short = (width * total < hits) & (length >= width) & (width < widest)
+        wider = jnp.where(short, jnp.minimum(4 * width, widest), width)
+        return Course(blocks, wider, length), short
+
+    size = jax.eval_shape(lambda: block_sums(rates_within(width)))
+    start = Course(jnp.zeros(size.shape, size.dtype), width, jnp.zeros_like(width))
+    return lax.while_loop(lambda carry: carry[1], measure, (start, jnp.asarray(True)))[0]
+
+
+def block_sums(rates: Array) -> Array:
+    """f[ceil(C / FANOUT)]: sums of f[C] over consecutive blocks."""
+    padding = -rates.shape[0] % FANOUT
+    return jnp.sum(jnp.pad(rates, (0, padding)).reshape(-1, FANOUT), axis=1)
+
+
+def pick(weights: Array, uniform: Array) -> Array:
+    """i32[P]: an index of each row of f[P, n], drawn in proportion to its weights."""
+    cumulative = jnp.cumsum(weights, axis=1)
+    threshold = uniform * cumulative[:, -1]
+    return jnp.sum(cumulative[:, :-1] <= threshold[:, None], axis=1, dtype=jnp.int32)
+
+
+def _descend(levels: list[Array], uniforms: Array) -> Array:
+    """i32[P]: blocks drawn in proportion to their rates, from the root down."""
+    at = jnp.zeros(uniforms.shape[0], jnp.int32)
+    for level, uniform in zip(levels, uniforms.T, strict=True):
+        at = at * FANOUT + pick(level.reshape(-1, FANOUT)[at], uniform)
+    return at
+
+
+def _grow_tree(block_rates: Array) -> list[Array]:
+    """Levels from the root down, each a multiple of FANOUT long."""
+    levels = [jnp.pad(block_rates, (0, -block_rates.shape[0] % FANOUT))]
+    while levels[0].shape[0] > FANOUT:
+        sums = jnp.sum(levels[0].reshape(-1, FANOUT), axis=1)
+        levels.insert(0, jnp.pad(sums, (0, -sums.shape[0] % FANOUT)))
+    return levels
+
+
+class _Progress(NamedTuple):
+    chunk: Array  # i32
+    distance: Array  # f, of the last hit
+    hit_ids: Array  # i32[_MOST_CHUNKS, P], in the rows of the chunks so far
+    result: Result
+
+
+def run(
+    rng_key: Array,
+    course: Course,
+    identify: Callable[[Array, Array, Array], Runner],
+    target: Array,
+    count: int,
+) -> Result:
+    """Run the race to its end, or until `count` are accepted.
+
+    Args:
+      rng_key: consumed.
+      course: from `lay_out`.
+      identify: (width, i32[P] blocks, f[P] uniforms) -> Runner, a task of each block drawn
+        in proportion to its rate.
+      target: f. count: static.
+    """
+    levels = _grow_tree(course.block_rates)
+    total = jnp.sum(levels[0])
+    dtype = total.dtype
+    hits = 2 * count + 64
+
+    def advance(progress: _Progress) -> _Progress:
+        key = jax.random.fold_in(rng_key, progress.chunk)
+        bits = random_bits(key, (len(levels) + 4, hits), dtype)
+        steps = -jnp.log(open_uniform(bits[0], dtype)) / total
+        distance = progress.distance + jnp.cumsum(steps)
+        blocks = _descend(levels, open_uniform(bits[4:], dtype).T)
+        runner = identify(course.width, blocks, open_uniform(bits[1], dtype))
+        side = jnp.where(bits[2] & 1 == 0, 1, -1).astype(dtype)
+        accepted = _accept(runner, target, distance, side, bits[3])
+        ids = jnp.where(runner.runs, runner.task_ids, -1)
+        first = ~_hit_before(ids, progress)
+        accepted &= first & runner.runs & (distance <= course.length)
+        draws = target + side * distance
+        result = _append(progress.result, runner.task_ids, draws, accepted)
+        explored = jnp.minimum(distance[-1], course.length)
+        result = result._replace(explored=explored)
+        hit_ids = progress.hit_ids.at[progress.chunk].set(ids)
+        return _Progress(progress.chunk + 1, distance[-1], hit_ids, result)
+
+    def goes_on(progress: _Progress) -> Array:
+        more = (progress.result.found < count) & (progress.chunk < _MOST_CHUNKS)
+        return more & (progress.distance < course.length) & (total > 0)
+
+    zero = jnp.zeros((), dtype)
+    nobody = Result(
+        jnp.full((count,), -1, jnp.int32), jnp.zeros((count,), dtype), jnp.int32(0), zero
+    )
+    start = _Progress(jnp.int32(0), zero, jnp.zeros((_MOST_CHUNKS, hits), jnp.int32), nobody)
+    return lax.while_loop(goes_on, advance, start).result
+
+
+def _accept(runner: Runner, target: Array, distance: Array, side: Array, height: Array) -> Array:
+    """Whether the hit task's own draw falls where it was hit."""
+    log_density = log_beta_density(runner.alpha, runner.beta, target, side * distance)
+    rate = jnp.where(runner.runs, runner.rate, 1)
+    log_offered = jnp.log(rate / 2) - rate * distance
+    return jnp.log(open_uniform(height, distance.dtype)) <= log_density - log_offered
+
+
+def _hit_before(ids: Array, progress: _Progress) -> Array:
+    """bool[P]: whether an earlier hit, of this chunk or of those before, was on the same task.
+
+    All pairs are compared: for a few hundred hits that is several times cheaper than sorting.
+    """
+    same = ids[:, None] == ids[None, :]
+    within = jnp.any(same & jnp.tri(ids.shape[0], k=-1, dtype=bool), axis=1)
+
+    def compare(chunk: Array, found: Array) -> Array:
+        return found | jnp.any(ids[:, None] == progress.hit_ids[chunk][None, :], axis=1)
+
+    return lax.fori_loop(0, progress.chunk, compare, within)
+
+
+def _append(result: Result, ids: Array, draws: Array, accepted: Array) -> Result:
+    count = result.task_ids.shape[0]
+    place = result.found + jnp.cumsum(accepted, dtype=jnp.int32) - 1
+    place = jnp.where(accepted, place, count)
+    return result._replace(
+        task_ids=result.task_ids.at[place].set(ids, mode="drop"),
+        draws=result.draws.at[place].set(draws, mode="drop"),
+        found=jnp.minimum(result.found + jnp.sum(accepted, dtype=jnp.int32), count),
+    )
+
+
+class _Direct(NamedTuple):
+    """What it takes to draw every task."""
+
+    rng_key: Array
+    alpha: Array
+    beta: Array
+    allowed: Array
+    target: Array
+
+
+def _finish(direct: _Direct, result: Result) -> Result:
+    """Draw the tasks that were not accepted, given that they lie beyond what was explored."""
+    count = result.task_ids.shape[0]
+    draw_key, tie_key = jax.random.split(direct.rng_key)
+
+    def distance_of(draws: Array) -> Array:
+        return jnp.abs(draws - direct.target)
+
+    def redraw(carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        draws, attempt = carry
+        fresh = draw_beta(jax.random.fold_in(draw_key, attempt), direct.alpha, direct.beta)
+        return jnp.where(distance_of(draws) <= result.explored, fresh, draws), attempt + 1
+
+    # At the start every draw is the target itself, hence to be redrawn. A task is hit within
+    # the race with probability at most _LARGEST_HAZARD, so a few rounds settle all.
+    start = jnp.full(direct.alpha.shape, direct.target), jnp.int32(0)
+    inside = lax.while_loop(
+        lambda carry: (carry[1] == 0) | jnp.any(distance_of(carry[0]) <= result.explored),
+        redraw,
+        start,
+    )
+    draws = inside[0]
+    place = jnp.where(jnp.arange(count) < result.found, result.task_ids, draws.shape[0])
+    draws = draws.at[place].set(result.draws, mode="drop")
+    ids, valid = lowest(tie_key, distance_of(draws), direct.allowed, count)
+    return Result(
+        jnp.where(valid, ids, -1),
+        jnp.where(valid, draws[ids], 0),
+        jnp.sum(valid, dtype=jnp.int32),
+        result.explored,
+    )
