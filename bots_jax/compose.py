@@ -19,7 +19,7 @@ from bots_jax.checks import check_count, check_settings, is_concrete
 from bots_jax.evidence import Rows, as_rows, refuse_poison
 from bots_jax.numerics import safe_ratio, zero_after
 from bots_jax.pool import Evaluated, Fused, over_evaluated
-from bots_jax.reference import Reference, make_reference
+from bots_jax.reference import Reference, make_reference, reference_dtype
 from bots_jax.selection import Plan, Ranking, as_mask, check_quotas, choose, lowest
 from bots_jax.types import (
     Array,
@@ -35,7 +35,7 @@ from bots_jax.types import (
 )
 
 # Rows with pending evidence that are kept track of: what a few batches bring in one step.
-_TOUCHED_PER_SELECTED, _LEAST_TOUCHED = 4, 256
+TOUCHED_PER_SELECTED, _LEAST_TOUCHED = 4, 256
 
 
 class BeliefInfo(NamedTuple):
@@ -133,14 +133,14 @@ def compose(
         domains: ArrayLike | None = None,
         capacity: int | None = None,
     ) -> State:
-        float_dtype = _float_dtype(dtype, reference)
-        numbers = _settings_of(factory_settings, settings, float_dtype)
+        float_dtype = reference_dtype(dtype, reference)
+        numbers = settings_of(factory_settings, settings, float_dtype)
         known, tasks = make_reference(reference, reference_trials, num_tasks, capacity, float_dtype)
         rows = known.rates.shape[1]
         _check_room(tasks, rows, plan.batch_size, grows=capacity is not None)
         domain, count = _make_domains(domains, tasks, num_domains)
         check_quotas(plan, count)
-        room = max(_TOUCHED_PER_SELECTED * plan.batch_size, _LEAST_TOUCHED)
+        room = max(TOUCHED_PER_SELECTED * plan.batch_size, _LEAST_TOUCHED)
         ages = expiry is not None
         tasks_state = pool.make_pool(tasks, rows, domain, count, float_dtype, room, ages)
         return State(numbers, tasks_state, known, model.init(numbers, known, count))
@@ -164,7 +164,7 @@ def compose(
     def advance_arrays(state: State) -> tuple[State, Info]:
         closed, fused, counts = pool.close_step(state.pool, expiry)
         belief, told = model.fuse(state.belief, state.settings, state.reference, fused)
-        info = _make_info(fused, counts, told)
+        info = make_info(fused, counts, told)
         belief_is_done = zero_after((closed.visit, belief, info), info.trials.dtype)
         closed = pool.clear_pending(closed, fused, belief_is_done)
         return state._replace(pool=closed, belief=belief), info
@@ -185,7 +185,7 @@ def compose(
     def select(
         rng_key: Array, state: State, eligible: ArrayLike | None = None
     ) -> tuple[State, Selection]:
-        return select_arrays(_check_key(rng_key), state, as_mask(eligible, _capacity(state)))
+        return select_arrays(check_key(rng_key), state, as_mask(eligible, _capacity(state)))
 
     def observe(state: State, evidence: Evidence) -> State:
         return observe_arrays(state, _admit(state, evidence))
@@ -232,11 +232,20 @@ def _capacity(state: State) -> int:
 def _admit(state: State, evidence: Evidence) -> Rows:
     """Evidence as arrays, refused where it can be seen to be poison."""
     rows = as_rows(evidence, state.pool.trials.dtype)
-    refuse_poison(evidence, state.pool.active)
+    if is_concrete(evidence, state.pool.active):
+        refuse_poison(evidence, np.asarray(_exists(state.pool, rows.task_ids)), _capacity(state))
     return rows
 
 
-def _check_key(rng_key: Array) -> Array:
+@jax.jit
+def _exists(tasks: pool.PoolState, task_ids: Array) -> Array:
+    """bool[M], looked up where the pool lives: it may be large, and far from the host."""
+    inside = (task_ids >= 0) & (task_ids < tasks.active.shape[0])
+    return inside & tasks.active[jnp.where(inside, task_ids, 0)]
+
+
+def check_key(rng_key: Array) -> Array:
+    """A random key, or a ValueError."""
     dtype = getattr(rng_key, "dtype", None)
     if dtype is None or not (jnp.issubdtype(dtype, jax.dtypes.prng_key) or dtype == jnp.uint32):
         raise ValueError(f"rng_key={rng_key!r} is not a random key: use jax.random.key(seed)")
@@ -252,14 +261,7 @@ def _check_dtype(dtype: Any) -> jnp.dtype:
     return dtype
 
 
-def _float_dtype(dtype: jnp.dtype | None, reference: ArrayLike | None) -> jnp.dtype:
-    if dtype is not None:
-        return dtype
-    given = jnp.float32 if reference is None else jnp.asarray(reference).dtype
-    return jnp.dtype(jnp.float64 if given == jnp.float64 else jnp.float32)
-
-
-def _settings_of(
+def settings_of(
     base: Settings, given: Settings | Mapping[str, ArrayLike] | None, dtype: jnp.dtype
 ) -> Settings:
     """The factory's numbers with those of `init`, checked, as arrays of the state's dtype."""
@@ -311,7 +313,9 @@ def _make_domains(
     return array.astype(jnp.int32), num_domains
 
 
-def _make_info(fused: Fused, counts: pool.Counts, told: BeliefInfo) -> Info:
+def make_info(fused: Fused, counts: pool.Counts, told: BeliefInfo) -> Info:
+    """What happened in a step."""
+
     def totals(batch: Evaluated) -> tuple[Array, Array, Array, Array]:
         tried = batch.trials > 0
         mixed = tried & (batch.successes > 0) & (batch.successes < batch.trials)
@@ -333,4 +337,5 @@ def _make_info(fused: Fused, counts: pool.Counts, told: BeliefInfo) -> Info:
         capability=told.capability[0] if fused.domain is None else told.capability,
         implicit_weight=told.implicit_weight,
         implicit_error=told.implicit_error,
+        displaced=jnp.zeros((), jnp.int32),
     )

@@ -11,7 +11,6 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from bots_jax.checks import is_concrete
 from bots_jax.types import Array, ArrayLike, Evidence
 
 UNNUMBERED = -1
@@ -69,24 +68,19 @@ def sound_rows(rows: Rows, capacity: int) -> Array:
     return in_range & finite & (s >= 0) & (n >= 0) & (s <= n * (1 + _ROUNDING))
 
 
-def refuse_poison(evidence: Evidence, active: Array) -> None:
+def refuse_poison(evidence: Evidence, exists: np.ndarray, capacity: int) -> None:
     """At the host boundary: raise on the first row that traced code would ignore.
 
     Args:
       evidence: as given by the user, before `as_rows` rounds it.
-      active: bool[C], the tasks that exist.
+      exists: bool[M], whether the task of each row exists.
+      capacity: rows of the pool.
     """
-    if not is_concrete(evidence, active):
-        return
     ids = np.atleast_1d(np.asarray(evidence.task_ids))
     s, n = np.broadcast_arrays(
         np.asarray(evidence.successes, np.float64), np.asarray(evidence.trials, np.float64)
     )
     used = ids != PADDING
-    capacity = active.shape[0]
-    inside = (ids >= 0) & (ids < capacity)
-    # Looked up where the pool lives: it may be large, and far from the host.
-    exists = inside & np.asarray(active[np.where(inside, ids, 0)])
     _refuse(used & ~exists, "task_ids", ids, f"is no task of this pool of {capacity} rows")
     _refuse(used & ~np.isfinite(s), "successes", s, "is not finite: drop or repair the row")
     _refuse(used & ~(np.isfinite(n) & (n >= 0)), "trials", n, "must be finite and not negative")

@@ -1,17 +1,21 @@
 """Pools that grow and shrink, for the state of any selector.
 
 In: a state, and tasks to add or retire. Out: the state with other rows active. Shapes
-stay as they are, so nothing is compiled anew: room is reserved by `init(capacity=...)`.
+stay as they are, so nothing is compiled anew: room is reserved by `init(capacity=...)`. A
+grouped pool needs no room; it is changed on the host.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 
-from bots_jax import pool
+from bots_jax import grouped, pool
 from bots_jax.checks import is_concrete
 from bots_jax.compose import check_ids
+from bots_jax.groups import find_codes
 from bots_jax.reference import Reference, broadcast_trials, check_rates
 from bots_jax.types import Array, ArrayLike, State
 
@@ -40,9 +44,11 @@ def add_tasks(
     Raises:
       ValueError: if the shapes do not fit, or there is no room.
     """
-    capacity = state.pool.active.shape[0]
     models = state.reference.rates.shape[0]
     count = _count_new(reference, num_tasks, models)
+    if state.representation == "grouped":
+        return _add_grouped(state, reference, reference_trials, domains, count)
+    capacity = state.pool.active.shape[0]
     _check_free(state, count)
     domain = _check_domains(state, domains, count)
     bookkeeping, ids = pool.add(state.pool, count, domain)
@@ -56,8 +62,49 @@ def add_tasks(
 
 
 def retire(state: State, task_ids: ArrayLike) -> State:
-    """Take tasks out of the pool. Their evidence, pending or late, is dropped."""
+    """Take tasks out of the pool. Their evidence, pending or late, is dropped.
+
+    For a grouped pool this is done on the host, at a pass over the pool.
+    """
+    if state.representation == "grouped":
+        _refuse_traced(state, task_ids)
+        ids = np.asarray(grouped.check_task_ids(state, task_ids))
+        return grouped.retire(state, ids[ids >= 0])
     return state._replace(pool=pool.retire(state.pool, check_ids(state, task_ids)))
+
+
+def _refuse_traced(*values: Any) -> None:
+    if not is_concrete(*values):
+        raise ValueError(
+            "a grouped pool grows and shrinks on the host only: call this outside of jit, or "
+            "make the pool with bots(representation='dense')"
+        )
+
+
+def _add_grouped(
+    state: State,
+    reference: ArrayLike | None,
+    trials: ArrayLike | None,
+    domains: ArrayLike | None,
+    count: int,
+) -> tuple[State, Array]:
+    _refuse_traced(state, reference, trials, domains)
+    known = state.pool.groups
+    if (domains is None) != (known.domain is None):
+        has = "has no" if known.domain is None else "has"
+        raise ValueError(f"domains={domains}, but the pool {has} domains: give them to both")
+    if (trials is None) != (known.reference.trials is None) and reference is not None:
+        raise ValueError("reference_trials must be given to init and to add_tasks, or to neither")
+    models = known.reference.rates.shape[0]
+    rates = np.full((models, count), np.nan) if reference is None else np.asarray(reference)
+    if trials is None and known.reference.trials is not None:
+        trials = np.ones(models)
+    codes = find_codes(rates, trials, domains)
+    if codes is None:
+        raise ValueError("the references of the new tasks take too many values to be grouped")
+    if known.domain is not None and int(np.max(codes.domain)) >= state.pool.slots.domain_sizes.size:
+        raise ValueError(f"domains must lie in [0, {state.pool.slots.domain_sizes.size})")
+    return grouped.add_tasks(state, codes)
 
 
 def _count_new(reference: ArrayLike | None, num_tasks: int | None, models: int) -> int:

@@ -75,6 +75,32 @@ def lane_bits(words: Array, lanes: Array, attempt: Array, dtype: jnp.dtype) -> t
     return (high_a << wide) | low_a, (high_b << wide) | low_b
 
 
+def random_below(bits: Array, more_bits: Array, size: Array) -> Array:
+    """i32[M] in [0, size), each as likely as any other, from random integers.
+
+    64 bits times the size, less the lowest 64 of the product: no value is favoured by more
+    than size / 2^64. (A float32 uniform times a billion would reach one value in 60; 32 bits
+    alone would give some values 5 chances and others 4.)
+
+    Args:
+      bits, more_bits: u32[M] or u64[M]. size: i32[M], at least 1.
+    """
+    n = size.astype(jnp.uint32)
+    upper, low = _wide_product(bits.astype(jnp.uint32), n)
+    carried = _wide_product(more_bits.astype(jnp.uint32), n)[0]
+    return (upper + (low + carried < low)).astype(jnp.int32)
+
+
+def _wide_product(x: Array, y: Array) -> tuple[Array, Array]:
+    """High and low word of the product of u32: without x64 there is no wider integer."""
+    half, mask = jnp.uint32(16), jnp.uint32(0xFFFF)
+    x_low, x_high, y_low, y_high = x & mask, x >> half, y & mask, y >> half
+    inner = x_low * y_low
+    middle = x_high * y_low + (inner >> half)
+    other = x_low * y_high + (middle & mask)
+    return x_high * y_high + (middle >> half) + (other >> half), x * y
+
+
 def gumbel(rng_key: Array, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
     """Standard Gumbel noise, -log(-log U).
 

@@ -200,8 +200,22 @@ def _count(mask: Array) -> Array:
     return jnp.sum(mask, dtype=jnp.int32)
 
 
+# Up to this many rows all pairs are compared; that is quicker than sorting them.
+_FEW_ROWS = 1024
+
+
+def _earlier(values: Array) -> Array:
+    """bool[M, M]: whether entry j comes before entry i and is the same."""
+    same = values[:, None] == values[None, :]
+    return same & jnp.tri(values.shape[0], k=-1, dtype=bool)
+
+
 def _earlier_rows(ids: Array, trials: Array, closing: Array) -> tuple[Array, Array]:
     """What the rows of the same task before each row brought, and whether one closed it."""
+    if ids.shape[0] <= _FEW_ROWS:
+        earlier = _earlier(ids)
+        brought = jnp.sum(jnp.where(earlier, trials[None], 0), axis=1)
+        return brought, jnp.any(earlier & closing[None], axis=1)
 
     def join(
         left: tuple[Array, Array, Array], right: tuple[Array, Array, Array]
@@ -212,13 +226,23 @@ def _earlier_rows(ids: Array, trials: Array, closing: Array) -> tuple[Array, Arr
 
     order = jnp.argsort(ids, stable=True)
     sorted_ids = ids[order]
-    starts = jnp.concatenate([jnp.ones(1, bool), sorted_ids[1:] != sorted_ids[:-1]])[: ids.shape[0]]
+    starts = jnp.concatenate([jnp.ones(1, bool), sorted_ids[1:] != sorted_ids[:-1]])
     _, total, shut = lax.associative_scan(join, (starts, trials[order], closing[order]))
     before = jnp.where(starts, 0, jnp.roll(total, 1))
     shut_before = ~starts & jnp.roll(shut, 1)
     return jnp.zeros_like(trials).at[order].set(before), jnp.zeros_like(closing).at[order].set(
         shut_before
     )
+
+
+def first_of_each(values: Array) -> Array:
+    """bool[M]: whether no earlier entry of i32[M] is the same."""
+    if values.shape[0] <= _FEW_ROWS:
+        return ~jnp.any(_earlier(values), axis=1)
+    order = jnp.argsort(values, stable=True)
+    inner = values[order]
+    first = jnp.concatenate([jnp.ones(1, bool), inner[1:] != inner[:-1]])
+    return jnp.zeros_like(first).at[order].set(first)
 
 
 def _add_counts(pool: PoolState, evidence: Rows, counts: Array) -> PoolState:
@@ -259,14 +283,6 @@ def _close(pool: PoolState, rows: Array) -> PoolState:
         visit_trials=pool.visit_trials.at[rows].set(0, mode="drop"),
         in_flight=pool.in_flight - _count(is_open & first_of_each(rows)),
     )
-
-
-def first_of_each(values: Array) -> Array:
-    """bool[M]: whether no earlier entry of i32[M] is the same."""
-    order = jnp.argsort(values, stable=True)
-    inner = values[order]
-    first = jnp.concatenate([jnp.ones(1, bool), inner[1:] != inner[:-1]])[: values.shape[0]]
-    return jnp.zeros_like(first).at[order].set(first)
 
 
 def abandon(pool: PoolState, task_ids: Array) -> PoolState:

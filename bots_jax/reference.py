@@ -6,13 +6,35 @@ same padded to the C rows of the state.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from bots_jax.checks import is_concrete
 from bots_jax.types import Array, ArrayLike
+
+
+class ReferenceCounts(NamedTuple):
+    """References as a user may have them: how often each model solved each task.
+
+    Bytes instead of floats, for large pools: `init(ReferenceCounts(successes, 16))`.
+    """
+
+    successes: ArrayLike  # integers [K, N] in [0, trials], weak to strong; -1 = unknown
+    trials: ArrayLike  # attempts, for all models or integers [K]
+
+
+class ReferenceGroups(NamedTuple):
+    """References of tasks that are numbered by group: nothing is stored for a single task.
+
+    The tasks of group 0 are 0 to sizes[0] - 1, those of group 1 come next, and so on.
+    """
+
+    rates: ArrayLike  # f[K, G] in [0, 1], weak to strong, NaN = unknown
+    sizes: ArrayLike  # integers [G], tasks of each group
+    trials: ArrayLike | None = None  # integers [K], attempts behind the rates of each model
 
 
 class Reference(NamedTuple):
@@ -104,3 +126,77 @@ def broadcast_trials(trials: ArrayLike, models: int, num_tasks: int, dtype: jnp.
         raise ValueError("reference_trials must be positive: the attempts behind each pass rate")
     trials = jnp.asarray(trials, dtype)
     return jnp.broadcast_to(trials[:, None] if trials.ndim == 1 else trials, (models, num_tasks))
+
+
+def reference_dtype(dtype: jnp.dtype | None, reference: Any) -> jnp.dtype:
+    """The state's dtype: as asked for, else the reference's if that is a float of 64 bits."""
+    if dtype is not None:
+        return jnp.dtype(dtype)
+    rates = reference.rates if isinstance(reference, ReferenceGroups) else reference
+    given = rates.dtype if hasattr(rates, "dtype") else np.result_type(np.asarray(rates))
+    wide = given == np.float64 and jax.config.read("jax_enable_x64")
+    return jnp.dtype(jnp.float64 if wide else jnp.float32)
+
+
+def check_given(reference: Any, reference_trials: Any) -> None:
+    """Refuse counts out of range and groups that do not fit together."""
+    if isinstance(reference, ReferenceCounts | ReferenceGroups) and reference_trials is not None:
+        raise ValueError(
+            f"reference_trials was given beside {type(reference).__name__}, which holds its own"
+        )
+    if isinstance(reference, ReferenceCounts):
+        _check_counts(reference)
+    if isinstance(reference, ReferenceGroups):
+        _check_groups(reference)
+
+
+def _check_counts(reference: ReferenceCounts) -> None:
+    successes, trials = np.asarray(reference.successes), np.asarray(reference.trials)
+    if successes.ndim != 2 or successes.dtype.kind not in "iu":
+        raise ValueError(
+            f"ReferenceCounts.successes has shape {successes.shape} and dtype {successes.dtype}, "
+            "expected integers [K, N]: one row a reference model, one column a task"
+        )
+    if trials.shape not in ((), successes.shape[:1]) or trials.dtype.kind not in "iu":
+        raise ValueError(
+            f"ReferenceCounts.trials={reference.trials!r} must be one whole number, or one a model"
+        )
+    if np.min(trials) < 1:
+        raise ValueError(f"ReferenceCounts.trials={reference.trials!r} must be at least 1")
+    low = successes.min(axis=1, initial=0)
+    if (low < -1).any() or (successes.max(axis=1, initial=0) > trials).any():
+        raise ValueError(
+            f"ReferenceCounts.successes must lie in [0, {trials}], or be -1 where unknown, "
+            f"but go from {low.min()} to {successes.max()}"
+        )
+
+
+def _check_groups(reference: ReferenceGroups) -> None:
+    rates, sizes = np.asarray(reference.rates), np.asarray(reference.sizes)
+    if rates.ndim != 2 or sizes.shape != rates.shape[1:] or sizes.dtype.kind not in "iu":
+        raise ValueError(
+            f"ReferenceGroups: rates have shape {rates.shape} and sizes {sizes.shape} of dtype "
+            f"{sizes.dtype}, expected [K, G] and integers [G]"
+        )
+    total = int(sizes.sum(dtype=np.int64))
+    if (sizes < 0).any() or not 1 <= total < 2**31:
+        raise ValueError(
+            f"ReferenceGroups.sizes must not be negative and sum to 1 to {2**31 - 1}, not {total}"
+        )
+    check_rates(rates, "ReferenceGroups.rates")
+
+
+def expand_reference(reference: Any, trials: Any, domains: Any) -> tuple[Any, Any, Any]:
+    """Counts and groups as rates f[K, N], for a dense pool; everything else as it is."""
+    if isinstance(reference, ReferenceCounts):
+        counts, attempts = np.asarray(reference.successes), np.asarray(reference.trials)
+        attempts = np.broadcast_to(attempts, counts.shape[:1])
+        each = attempts[:, None].astype(np.float32)
+        rates = np.where(counts < 0, np.float32(np.nan), counts.astype(np.float32) / each)
+        return rates, attempts, domains
+    if isinstance(reference, ReferenceGroups):
+        sizes = np.asarray(reference.sizes)
+        rates = np.repeat(np.asarray(reference.rates), sizes, axis=1)
+        spread = None if domains is None else np.repeat(np.asarray(domains), sizes)
+        return rates, reference.trials, spread
+    return reference, trials, domains

@@ -26,22 +26,22 @@ The method of `preset="paper"` (arXiv 2510.26374), and where each step stands:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bots_jax import implicit, posterior, race
+from bots_jax import race
+from bots_jax.beta_belief import beta_belief, beta_rules
 from bots_jax.checks import check_choice, check_settings, is_concrete
-from bots_jax.compose import BeliefInfo, BeliefModel, Choice, compose, merge_settings
-from bots_jax.draws import beta as draw_beta
+from bots_jax.compose import BeliefModel, Choice, compose, merge_settings
+from bots_jax.grouped import DEFAULT_TOLERANCE, check_slots, check_tolerance
 from bots_jax.implicit import Estimator, make_estimator
-from bots_jax.numerics import gumbel, masked_mean, safe_ratio
-from bots_jax.pool import Evaluated, Fused, over_evaluated, take
-from bots_jax.reference import Reference
+from bots_jax.numerics import gumbel
+from bots_jax.representation import REPRESENTATIONS, Grouping, with_grouped
 from bots_jax.selection import make_plan
-from bots_jax.types import Array, ArrayLike, Belief, PyTree, Selector, Settings, State
+from bots_jax.types import Array, ArrayLike, Selector, Settings, State
 
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {
@@ -60,6 +60,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "estimator": "linear",
         "choice": "thompson",
         "exploration": 0.0,
+        "representation": "auto",
     },
 }
 
@@ -82,6 +83,9 @@ def bots(
     quotas: Sequence[int] | None = None,
     num_domains: int | None = None,
     expiry: int | None = None,
+    representation: str | None = None,
+    tolerance: float | None = None,
+    slots: int | None = None,
     dtype: Any = None,
 ) -> Selector:
     """Bayesian online task selection (arXiv 2510.26374).
@@ -110,6 +114,13 @@ def bots(
       quotas: tasks of each domain in a batch, summing to B [None: no quotas].
       num_domains: D, where `init` cannot count the domains because they are traced.
       expiry: close visits older than this many steps [None: never].
+      representation: "dense", a posterior each task; "grouped", one for all tasks alike and
+        one for each evaluated lately, so that a step does not cost more in a larger pool;
+        "auto", what is cheaper ["auto"]. `State.representation` tells which it became.
+      tolerance: grouped only: pseudo-counts of its own that a task may lose when it returns
+        to its group [1e-5].
+      slots: grouped only: tasks that may differ from their group at a time, a multiple of 64
+        [twice as many as will by lambda]. The table grows between steps, not in traced code.
       dtype: float32 or float64; None follows the reference, float32 without one.
 
     Raises:
@@ -132,16 +143,16 @@ def bots(
     noisy = not (is_concrete(settings.temperature) and float(np.asarray(settings.temperature)) == 0)
     model_of = _first(estimator, known["estimator"])
     adaptive = bool(_first(adaptive_implicit_weight, known["adaptive_implicit_weight"]))
-    return compose(
+    plan = make_plan(
+        _first(batch_size, known["batch_size"]), _first(exploration, known["exploration"]), quotas
+    )
+    rules = beta_rules(make_estimator(model_of), adaptive)
+    dense = compose(
         name="bots",
-        model=beta_belief(make_estimator(model_of), adaptive),
+        model=beta_belief(rules),
         choice=nearest_target(chosen, noisy),
         settings=settings,
-        plan=make_plan(
-            _first(batch_size, known["batch_size"]),
-            _first(exploration, known["exploration"]),
-            quotas,
-        ),
+        plan=plan,
         num_domains=num_domains,
         expiry=expiry,
         dtype=dtype,
@@ -152,101 +163,25 @@ def bots(
             "noisy": noisy,
         },
     )
+    grouping = Grouping(
+        representation=check_choice(
+            "representation", _first(representation, known["representation"]), REPRESENTATIONS
+        ),
+        rules=rules,
+        settings=settings,
+        plan=plan,
+        can_group=chosen == "thompson" and not noisy and not plan.exploration and not quotas,
+        num_domains=num_domains,
+        expiry=expiry,
+        dtype=dtype,
+        tolerance=check_tolerance(_first(tolerance, DEFAULT_TOLERANCE)),
+        slots=check_slots(slots),
+    )
+    return with_grouped(dense, grouping)
 
 
 def _first(value: Any, otherwise: Any) -> Any:
     return otherwise if value is None else value
-
-
-# --- the belief of BOTS: a Beta posterior, explicit and implicit evidence -----------------
-
-
-class BotsBelief(NamedTuple):
-    """Posterior of every task, and the estimator's own parameters."""
-
-    posterior: posterior.BetaPosterior
-    estimator: PyTree
-    implicit_scale: Array  # f, what adaptive_implicit_weight has made of rho = 1
-
-    def restart(self, settings: Settings, rows: Array) -> BotsBelief:
-        """Rows that now hold a new task begin at the prior."""
-        alpha, beta = self.posterior
-        fresh = posterior.BetaPosterior(
-            alpha.at[rows].set(settings.prior_successes, mode="drop"),
-            beta.at[rows].set(settings.prior_failures, mode="drop"),
-        )
-        return self._replace(posterior=fresh)
-
-
-# Mean absolute error of p~ at which the authors' rule halves rho.
-_ERROR_TO_HALVE = 0.25
-
-
-def beta_belief(estimator: Estimator, adaptive_implicit_weight: bool = False) -> BeliefModel:
-    """Steps 3 to 6 of the method as a belief."""
-
-    def init(settings: Settings, reference: Reference, num_domains: int) -> BotsBelief:
-        models, capacity = reference.rates.shape
-        if 0 < models < estimator.models:
-            raise ValueError(
-                f"reference has {models} row(s), estimator={estimator.name!r} needs "
-                f"{estimator.models}: add a model, or use estimator='none'"
-            )
-        params = estimator.init(num_domains, reference.rates.dtype)
-        scale = jnp.ones((), reference.rates.dtype)
-        return BotsBelief(posterior.prior(settings, capacity), params, scale)
-
-    def learn(
-        belief: BotsBelief, settings: Settings, reference: Reference, fused: Fused
-    ) -> tuple[PyTree, Array]:
-        """Step 3, and how wrong p~ was, from the evaluated tasks alone."""
-
-        def from_batch(batch: Evaluated) -> tuple[PyTree, Array]:
-            known = reference.take(batch.rows)
-            domain = None if fused.domain is None else take(fused.domain, batch.rows)
-            few = Fused(batch.successes, batch.trials, domain, fused.num_domains)
-            params = estimator.fit(belief.estimator, settings, known, few)
-            return params, _implicit_error(estimator.infer(params, known, domain), few)
-
-        return over_evaluated(fused, from_batch)
-
-    def fuse(
-        belief: BotsBelief, settings: Settings, reference: Reference, fused: Fused
-    ) -> tuple[BotsBelief, BeliefInfo]:
-        if not reference.rates.shape[0]:
-            source, params = implicit.none(), belief.estimator
-            error = jnp.zeros((), reference.rates.dtype)
-        else:
-            source, (params, error) = estimator, learn(belief, settings, reference, fused)
-        inferred = source.infer(params, reference, fused.domain)
-        scale = belief.implicit_scale
-        if adaptive_implicit_weight:
-            scale = jnp.where(error >= _ERROR_TO_HALVE, scale / 2, scale)
-        weight = settings.implicit_weight * scale
-        updated = posterior.fuse(
-            belief.posterior,
-            settings,
-            fused.successes,
-            fused.trials,
-            inferred.mean,
-            jnp.where(inferred.known, weight, 0),
-        )
-        info = BeliefInfo(estimator.capability(params), weight, error)
-        return BotsBelief(updated, params, scale), info
-
-    def predict(belief: BotsBelief, settings: Settings, reference: Reference, rows: Any) -> Belief:
-        return posterior.belief(belief.posterior.alpha[rows], belief.posterior.beta[rows])
-
-    def draw(rng_key: Array, belief: BotsBelief, settings: Settings, reference: Reference) -> Array:
-        return draw_beta(rng_key, *belief.posterior)
-
-    return BeliefModel(init, fuse, predict, draw)
-
-
-def _implicit_error(inferred: implicit.Inferred, fused: Fused) -> Array:
-    """Mean |p~ - s/n| over the evaluated tasks with references; 0 without any."""
-    rate = safe_ratio(fused.successes, fused.trials)
-    return masked_mean(jnp.abs(inferred.mean - rate), inferred.known & (fused.trials > 0))
 
 
 # --- the choice of BOTS: nearest the target ------------------------------------------------

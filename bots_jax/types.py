@@ -99,6 +99,7 @@ class Info(NamedTuple):
     capability: Array  # f[] or f[D]: mu; 0 as long as it is unknown
     implicit_weight: Array  # f: rho in force (`adaptive_implicit_weight` lowers it)
     implicit_error: Array  # f: mean |p~ - s/n| over the evaluated; 0 where unknown
+    displaced: Array  # i32, tasks whose own evidence was lost: the grouped table was full
 
 
 class State(NamedTuple):
@@ -107,7 +108,12 @@ class State(NamedTuple):
     settings: Settings
     pool: Any  # pool.PoolState: visits, eligibility, pending evidence, growth
     reference: Any  # reference.Reference: pass rates of reference models
-    belief: Any  # the pytree of a compose.BeliefModel
+    belief: Any  # the pytree of a compose.BeliefModel, or grouped.GroupedBelief
+
+    @property
+    def representation(self) -> str:
+        """ "grouped" where tasks alike share a posterior, else "dense"."""
+        return "grouped" if hasattr(self.pool, "groups") else "dense"
 
 
 class InitFn(Protocol):
@@ -124,7 +130,9 @@ class InitFn(Protocol):
 
         Args:
           reference: f[K, N] pass rates in [0, 1] of K reference models, ordered weak to
-            strong; NaN where unknown. None if there are none: then give `num_tasks`.
+            strong; NaN where unknown. Or `reference.ReferenceCounts`, integers, or
+            `reference.ReferenceGroups`, groups with sizes, for very large pools. None if
+            there are none: then give `num_tasks`.
           settings: numbers that override the factory's, for this state.
           num_tasks: N, where `reference` does not tell it.
           reference_trials: f[K] or f[K, N], attempts behind each pass rate; kept for

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from bots_jax.beta_belief import beta_belief, beta_rules
 from bots_jax.checks import check_settings
 from bots_jax.compose import merge_settings
 from bots_jax.implicit import none
-from bots_jax.selector import PRESETS, beta_belief
+from bots_jax.selector import PRESETS
 from bots_jax.types import ArrayLike, Settings
 
-COUNTING = beta_belief(none())
+COUNTING = beta_belief(beta_rules(none()))
 
 
 def counting_settings(rollouts: ArrayLike) -> Settings:

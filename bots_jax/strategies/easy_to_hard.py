@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
+from bots_jax.beta_belief import BotsBelief
 from bots_jax.compose import BeliefInfo, BeliefModel, Choice, compose
 from bots_jax.pool import Fused
 from bots_jax.reference import Reference
 from bots_jax.selection import make_plan
-from bots_jax.selector import BotsBelief
 from bots_jax.strategies.counting import COUNTING, counting_settings
 from bots_jax.types import Array, ArrayLike, Belief, Selector, Settings, State
 
