@@ -233,7 +233,9 @@ def _admit(state: State, evidence: Evidence) -> Rows:
     """Evidence as arrays, refused where it can be seen to be poison."""
     rows = as_rows(evidence, state.pool.trials.dtype)
     if is_concrete(evidence, state.pool.active):
-        refuse_poison(evidence, np.asarray(_exists(state.pool, rows.task_ids)), _capacity(state))
+        with jax.ensure_compile_time_eval():  # also while something else is being traced
+            exists = np.asarray(_exists(state.pool, rows.task_ids))
+        refuse_poison(evidence, exists, _capacity(state))
     return rows
 
 

@@ -114,7 +114,7 @@ def make_grouped(
 ) -> State:
     """The state of a new grouped pool with `size` slots."""
     dtype = groups.reference.rates.dtype
-    domain = None if groups.domain is None else jnp.zeros((size,), jnp.int32)
+    domain = None if groups.domain is None else jnp.zeros((0,), jnp.int32)
     slots = pool.make_pool(0, size, domain, num_domains, dtype, room, ages)
     belief = GroupedBelief(
         posterior.prior(settings, size),
@@ -275,6 +275,7 @@ def nearest(
     groups, target = state.pool.groups, state.settings.target
     slot_ids, shared = state.pool.slot_ids, state.belief.groups
     alpha, beta = state.belief.slots
+    sizes = groups.sizes.astype(alpha.dtype)
     blocks_of_slots = slot_ids.shape[0] // FANOUT
     allowed = _free_slots(state.pool, eligible)
 
@@ -283,7 +284,7 @@ def nearest(
         rates = jnp.where(free, race.hit_rate(a, b, target, width), 0)
         each = race.hit_rate(shared.alpha, shared.beta, target, width)
         each = jnp.where(groups.sizes > 0, each, 0)
-        blocks = jnp.concatenate([race.block_sums(rates), each * groups.sizes])
+        blocks = jnp.concatenate([race.block_sums(rates), each * sizes])
         return blocks, jnp.maximum(jnp.max(rates), jnp.max(each))
 
     def identify(bits: Array, width: Array, blocks: Array) -> Runner:
@@ -307,7 +308,7 @@ def nearest(
         )
 
     guess = jnp.sum(
-        race.hit_rate(shared.alpha, shared.beta, target, jnp.zeros_like(target)) * groups.sizes
+        race.hit_rate(shared.alpha, shared.beta, target, jnp.zeros_like(target)) * sizes
     )
     course = race.lay_out(measure, guess, target, count)
     result = race.run(race_key, course, identify, target, count)
@@ -536,13 +537,8 @@ def _with_room(state: State) -> State:
     """On the host, a larger table where this one is nearly full; traced states pass."""
     if not is_concrete(state.pool.slot_ids):
         return state
-    used = int(_count_used(state.pool.slots.active))
+    used = np.count_nonzero(np.asarray(state.pool.slots.active))
     return enlarge(state) if used > _FULL * state.pool.slot_ids.shape[0] else state
-
-
-@jax.jit
-def _count_used(active: Array) -> Array:
-    return jnp.sum(active, dtype=jnp.int32)
 
 
 @jax.jit
@@ -568,7 +564,8 @@ def _as_mask(eligible: ArrayLike, state: State) -> Array:
 def _admit(state: State, evidence: Evidence) -> Rows:
     rows = as_rows(evidence, state.pool.slots.trials.dtype)
     if is_concrete(evidence, state.pool.groups.num_tasks):
-        exists = np.asarray(_exists(state.pool.groups, rows.task_ids))
+        with jax.ensure_compile_time_eval():
+            exists = np.asarray(_exists(state.pool.groups, rows.task_ids))
         refuse_poison(evidence, exists, int(state.pool.groups.num_tasks))
     return rows
 

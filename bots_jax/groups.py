@@ -222,11 +222,12 @@ def _as_reference(rates: np.ndarray, trials: np.ndarray | None, dtype: jnp.dtype
 def with_tasks(groups: Groups, codes: Codes, dtype: jnp.dtype) -> Groups:
     """On the host: more tasks, in groups of their own, numbered after those there are."""
     old, shift = codes_of(groups), groups.sizes.shape[0]
+    new_trials, new_domain = codes.trials, codes.domain
     joined = Codes(
         np.concatenate([old.of_task, codes.of_task + np.uint16(shift)]),
         np.concatenate([old.rates, codes.rates], axis=1),
-        None if old.trials is None else np.concatenate([old.trials, codes.trials], axis=1),
-        None if old.domain is None else np.concatenate([old.domain, codes.domain]),
+        None if old.trials is None or new_trials is None else np.hstack([old.trials, new_trials]),
+        None if old.domain is None or new_domain is None else np.hstack([old.domain, new_domain]),
     )
     none = shift + codes.rates.shape[1]
     joined.of_task[: len(old.of_task)][old.of_task == shift] = none  # stay retired

@@ -102,8 +102,9 @@ def _add_grouped(
     codes = find_codes(rates, trials, domains)
     if codes is None:
         raise ValueError("the references of the new tasks take too many values to be grouped")
-    if known.domain is not None and int(np.max(codes.domain)) >= state.pool.slots.domain_sizes.size:
-        raise ValueError(f"domains must lie in [0, {state.pool.slots.domain_sizes.size})")
+    most = state.pool.slots.domain_sizes.size
+    if codes.domain is not None and int(np.max(codes.domain)) >= most:
+        raise ValueError(f"domains must lie in [0, {most}): raise num_domains in the factory")
     return grouped.add_tasks(state, codes)
 
 

@@ -88,7 +88,8 @@ def random_below(bits: Array, more_bits: Array, size: Array) -> Array:
     n = size.astype(jnp.uint32)
     upper, low = _wide_product(bits.astype(jnp.uint32), n)
     carried = _wide_product(more_bits.astype(jnp.uint32), n)[0]
-    return (upper + (low + carried < low)).astype(jnp.int32)
+    overflows = (low + carried < low).astype(jnp.uint32)
+    return (upper + overflows).astype(jnp.int32)
 
 
 def _wide_product(x: Array, y: Array) -> tuple[Array, Array]:

@@ -132,6 +132,8 @@ def reference_dtype(dtype: jnp.dtype | None, reference: Any) -> jnp.dtype:
     """The state's dtype: as asked for, else the reference's if that is a float of 64 bits."""
     if dtype is not None:
         return jnp.dtype(dtype)
+    if reference is None or isinstance(reference, ReferenceCounts):
+        return jnp.dtype(jnp.float32)
     rates = reference.rates if isinstance(reference, ReferenceGroups) else reference
     given = rates.dtype if hasattr(rates, "dtype") else np.result_type(np.asarray(rates))
     wide = given == np.float64 and jax.config.read("jax_enable_x64")
