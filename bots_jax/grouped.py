@@ -257,7 +257,7 @@ def add_tasks(state: State, codes: Codes) -> tuple[State, Array]:
             )
         )
     )
-    ids = jnp.arange(before, before + len(codes.of_task), dtype=jnp.int32)
+    ids = jnp.arange(before, before + codes.num_tasks, dtype=jnp.int32)
     state = state._replace(
         pool=state.pool._replace(groups=groups), belief=state.belief._replace(groups=shared)
     )

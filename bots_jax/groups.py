@@ -7,8 +7,11 @@ consecutive. Made on the host, once; looked up by traced code.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -52,43 +55,20 @@ def draw_member(bits: Array, groups: Groups, group: Array) -> Array:
     return place if groups.order is None else groups.order[place]
 
 
-def group_by_codes(codes: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Sizes i32[G], starts i32[G] and order i32[N] of tasks with u16[N] group numbers.
-
-    A counting sort by chunks: it needs the result and little else.
-    """
-    sizes = np.zeros(count, np.int64)
-    parts = range(0, len(codes), _CHUNK)
-    for start in parts:
-        sizes += np.bincount(codes[start : start + _CHUNK], minlength=count)[:count]
-    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(np.int64)
-    order, filled = aligned_empty(int(sizes.sum()), np.int32), starts.copy()
-    for start in parts:
-        part = codes[start : start + _CHUNK]
-        here = np.argsort(part, kind="stable")
-        here = here[: np.count_nonzero(part < count)]  # retired tasks have number `count`
-        counts = np.bincount(part, minlength=count)[:count]
-        within = np.arange(len(here)) - np.repeat(np.cumsum(counts) - counts, counts)
-        order[np.repeat(filled, counts) + within] = here + start
-        filled += counts
-    return sizes.astype(np.int32), starts.astype(np.int32), order
-
-
-def aligned_empty(size: int, dtype: Any) -> np.ndarray:
-    """An uninitialised array at a multiple of 64 bytes, which JAX on CPU takes over as it is."""
-    item = np.dtype(dtype).itemsize
-    raw = np.empty(size * item + 64, np.uint8)
-    offset = -raw.ctypes.data % 64
-    return raw[offset : offset + size * item].view(dtype)
-
-
 class Codes(NamedTuple):
-    """Group numbers on the host, before they are sorted."""
+    """Group numbers on the host, chunk by chunk: for a billion tasks they are never all there."""
 
-    of_task: np.ndarray  # u16[N]
+    num_tasks: int
+    part: Callable[[int], np.ndarray]  # start -> u16[<= _CHUNK], of the tasks from there on
     rates: np.ndarray  # f64[K, G], NaN unknown
     trials: np.ndarray | None  # f64[K, G]
     domain: np.ndarray | None  # i32[G]
+
+    @property
+    def of_task(self) -> np.ndarray:
+        """u16[N], all of them."""
+        parts = [self.part(start) for start in range(0, self.num_tasks, _CHUNK)]
+        return np.concatenate(parts) if parts else np.zeros(0, np.uint16)
 
 
 def find_codes(
@@ -158,15 +138,12 @@ def _combine(
         return None
     number = np.zeros(total, np.uint16)
     number[present] = np.arange(len(present))
-    codes = aligned_empty(size, np.uint16)
-    for start in range(0, size, _CHUNK):
-        codes[start : start + _CHUNK] = number[_mix(columns, radix, start)]
     digits = np.stack(np.unravel_index(present, radix)) if radix else np.zeros((0, 1), int)
     models = len(columns) - with_domains
     rates = np.stack([values[k][digits[k]] for k in range(models)]) if models else np.zeros((0, 1))
     domain = digits[-1].astype(np.int32) if with_domains else None
     each = None if trials is None else np.broadcast_to(trials[:, None], rates.shape)
-    return Codes(codes, rates, each, domain)
+    return Codes(size, lambda start: number[_mix(columns, radix, start)], rates, each, domain)
 
 
 def _mix(columns: list[np.ndarray], radix: list[int], start: int) -> np.ndarray:
@@ -178,17 +155,49 @@ def _mix(columns: list[np.ndarray], radix: list[int], start: int) -> np.ndarray:
 
 
 def make_groups(codes: Codes, dtype: jnp.dtype) -> Groups:
-    """`Groups` of tasks with these numbers."""
-    sizes, starts, order = group_by_codes(codes.of_task, codes.rates.shape[1])
+    """`Groups` of tasks with these numbers: a counting sort, chunk by chunk, on the device.
+
+    It needs the result and a chunk; arrays made on the host would have to be copied to be
+    owned by the device, or to be donated.
+    """
+    count = codes.rates.shape[1]
+    starts_of_parts = range(0, codes.num_tasks, _CHUNK)
+    of_task = jnp.zeros((codes.num_tasks,), jnp.uint16)
+    sizes = np.zeros(count, np.int64)
+    for start in starts_of_parts:
+        part = codes.part(start)
+        of_task = _write(of_task, part, start)
+        sizes += np.bincount(part, minlength=count)[:count]  # retired tasks have number `count`
+    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(np.int64)
+    order, filled = jnp.zeros((int(sizes.sum()),), jnp.int32), starts.copy()
+    for start in starts_of_parts:
+        part = codes.part(start)
+        here = np.argsort(part, kind="stable").astype(np.int32)
+        here = here[: np.count_nonzero(part < count)]
+        counts = np.bincount(part, minlength=count)[:count]
+        shift = np.repeat(filled - (np.cumsum(counts) - counts), counts).astype(np.int32)
+        places = np.arange(len(here), dtype=np.int32) + shift
+        order = _place(order, places, here + np.int32(start))
+        filled += counts
     return Groups(
-        sizes=jnp.asarray(sizes),
-        starts=jnp.asarray(starts),
-        order=jnp.asarray(order),
-        of_task=jnp.asarray(codes.of_task),
+        sizes=jnp.asarray(sizes, jnp.int32),
+        starts=jnp.asarray(starts, jnp.int32),
+        order=order,
+        of_task=of_task,
         reference=_as_reference(codes.rates, codes.trials, dtype),
         domain=None if codes.domain is None else jnp.asarray(codes.domain),
-        num_tasks=jnp.asarray(len(codes.of_task), jnp.int32),
+        num_tasks=jnp.asarray(codes.num_tasks, jnp.int32),
     )
+
+
+@partial(jax.jit, donate_argnums=0)
+def _write(into: Array, part: Array, start: Array) -> Array:
+    return jax.lax.dynamic_update_slice(into, part, (start,))
+
+
+@partial(jax.jit, donate_argnums=0)
+def _place(into: Array, places: Array, values: Array) -> Array:
+    return into.at[places].set(values, unique_indices=True)
 
 
 def groups_of_sizes(given: ReferenceGroups, domains: Any, dtype: jnp.dtype) -> Groups:
@@ -223,34 +232,48 @@ def with_tasks(groups: Groups, codes: Codes, dtype: jnp.dtype) -> Groups:
     """On the host: more tasks, in groups of their own, numbered after those there are."""
     old, shift = codes_of(groups), groups.sizes.shape[0]
     new_trials, new_domain = codes.trials, codes.domain
-    joined = Codes(
-        np.concatenate([old.of_task, codes.of_task + np.uint16(shift)]),
-        np.concatenate([old.rates, codes.rates], axis=1),
-        None if old.trials is None or new_trials is None else np.hstack([old.trials, new_trials]),
-        None if old.domain is None or new_domain is None else np.hstack([old.domain, new_domain]),
+    before = old.of_task
+    before[before == shift] = shift + codes.rates.shape[1]  # stay retired
+    return make_groups(
+        _stored(
+            np.concatenate([before, codes.of_task + np.uint16(shift)]),
+            np.hstack([old.rates, codes.rates]),
+            None
+            if old.trials is None or new_trials is None
+            else np.hstack([old.trials, new_trials]),
+            None
+            if old.domain is None or new_domain is None
+            else np.hstack([old.domain, new_domain]),
+        ),
+        dtype,
     )
-    none = shift + codes.rates.shape[1]
-    joined.of_task[: len(old.of_task)][old.of_task == shift] = none  # stay retired
-    return make_groups(joined, dtype)
 
 
 def without_tasks(groups: Groups, task_ids: np.ndarray) -> Groups:
     """On the host: the same with some tasks retired."""
     codes = codes_of(groups)
-    codes.of_task[task_ids] = groups.sizes.shape[0]
-    return make_groups(codes, groups.reference.rates.dtype)
+    of_task = codes.of_task
+    of_task[task_ids] = groups.sizes.shape[0]
+    kept = _stored(of_task, codes.rates, codes.trials, codes.domain)
+    return make_groups(kept, groups.reference.rates.dtype)
 
 
 def codes_of(groups: Groups) -> Codes:
-    """What `make_groups` made them of, as copies."""
+    """What `make_groups` made them of."""
     size = groups.sizes.shape[0]
     of_task = np.repeat(np.arange(size, dtype=np.uint16), np.asarray(groups.sizes))
     if groups.of_task is not None:
-        of_task = np.array(groups.of_task)
+        of_task = np.asarray(groups.of_task)
     rates, trials = groups.reference
-    return Codes(
+    return _stored(
         of_task,
         np.asarray(rates, np.float64),
         None if trials is None else np.asarray(trials, np.float64),
         None if groups.domain is None else np.asarray(groups.domain),
     )
+
+
+def _stored(
+    of_task: np.ndarray, rates: np.ndarray, trials: np.ndarray | None, domain: np.ndarray | None
+) -> Codes:
+    return Codes(len(of_task), lambda start: of_task[start : start + _CHUNK], rates, trials, domain)
