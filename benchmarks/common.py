@@ -8,7 +8,7 @@ import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -31,24 +31,26 @@ def alternate(sides: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, 
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def where() -> dict[str, Any]:
-    """Machine, versions and commit."""
+def where(*peers: str) -> dict[str, Any]:
+    """Machine, versions and commit; `peers` are named where they are installed."""
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
     )
+    installed = {dist.name.lower(): dist.version for dist in metadata.distributions()}
+    names = ["jax", "jaxlib", "numpy", *peers]
     return {
         "machine": platform.machine(),
         "cores": os.cpu_count(),
         "device": jax.devices()[0].device_kind,
         "python": platform.python_version(),
-        **{name: metadata.version(name) for name in ("jax", "jaxlib", "numpy")},
+        **{name: installed[name] for name in names if name in installed},
         "commit": commit.stdout.strip(),
     }
 
 
-def save(name: str, rows: Any) -> None:
+def save(name: str, rows: Any, peers: Sequence[str] = (), **more: Any) -> None:
     """Write results/<name>.json."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps({"where": where(), "rows": rows}, indent=1) + "\n")
+    path.write_text(json.dumps({"where": where(*peers), "rows": rows, **more}, indent=1) + "\n")
     print(f"written to {path}")

@@ -1,39 +1,58 @@
-"""Beta draws for whole arrays: ours, `jax.random.beta` and NumPy, in turns.
+"""Beta draws for whole arrays: ours, `jax.random.beta`, NumPy, torch and numpyro, in turns.
 
-Run: python -m benchmarks.draws
+Run: python -m benchmarks.draws     (torch and numpyro are left out where not installed)
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.common import alternate, save
+from benchmarks.peers import missing
 from bots_jax import draws
+
+# name: low and high of alpha and beta
+RANGES = {"1 to 17": (1.0, 17.0), "0.1 to 2": (0.1, 2.0), "100 to 300": (100.0, 300.0)}
+
+
+def make_sides(alpha: np.ndarray, beta: np.ndarray) -> dict[str, Callable[[], Any]]:
+    """What draws an array of these parameters."""
+    rng, key = np.random.default_rng(0), jax.random.key(0)
+    a, b = jnp.asarray(alpha, jnp.float32), jnp.asarray(beta, jnp.float32)
+    sides: dict[str, Callable[[], Any]] = {
+        "ours": partial(jax.jit(draws.beta), key, a, b),
+        "numpy": partial(rng.beta, alpha, beta),
+        "jax.random.beta": partial(jax.jit(jax.random.beta), key, a, b),
+    }
+    if not missing("torch"):
+        import torch
+
+        of_torch = torch.distributions.Beta(*(torch.from_numpy(x).float() for x in (alpha, beta)))
+        sides["torch"] = of_torch.sample
+    if not missing("numpyro"):
+        import numpyro.distributions as dist
+
+        sides["numpyro"] = partial(jax.jit(lambda k, a, b: dist.Beta(a, b).sample(k)), key, a, b)
+    return sides
 
 
 def main(sizes: tuple[int, ...] = (10_000, 100_000, 1_000_000), rounds: int = 7) -> None:
-    """Print and save a row a size."""
-    ours, theirs = jax.jit(draws.beta), jax.jit(jax.random.beta)
+    """Print and save a row a size and range of parameters."""
     rows = []
     for size in sizes:
-        rng = np.random.default_rng(0)
-        alpha, beta = rng.uniform(1, 17, (2, size))
-        a, b = jnp.asarray(alpha, jnp.float32), jnp.asarray(beta, jnp.float32)
-        key = jax.random.key(0)
-        sides = {
-            "ours": partial(ours, key, a, b),
-            "numpy": partial(rng.beta, alpha, beta),
-            "jax.random.beta": partial(theirs, key, a, b),
-        }
-        times = alternate(sides, rounds)
-        ratios = {f"{name}/ours": times[name] / times["ours"] for name in list(times)[1:]}
-        rows.append({"size": size, **times, **ratios})
-        print({name: round(value, 2) for name, value in rows[-1].items()})
-    save("draws", rows)
+        for name, (low, high) in RANGES.items():
+            alpha, beta = np.random.default_rng(0).uniform(low, high, (2, size))
+            times = alternate(make_sides(alpha, beta), rounds)
+            ratios = {f"{side}/ours": times[side] / times["ours"] for side in list(times)[1:]}
+            rows.append({"size": size, "parameters": name, "ms": times, "ratios": ratios})
+            print(size, name, {k: round(v, 2) for k, v in {**times, **ratios}.items()}, flush=True)
+    save("draws", rows, ("torch", "numpyro"))
 
 
 if __name__ == "__main__":

@@ -1,62 +1,228 @@
-"""A step of the dense engine against a NumPy reading of the method, in turns.
+"""A step (select 512, then update) of both representations, the authors' code and NumPy.
+
+All sides of a row run in turns, in one process, on the same kind of pool: reference counts
+out of 16, 16 rollouts, eviction tolerance 1e-5 pseudo-counts. `cold` is the median of the
+first steps, when all posteriors are alike; `warm` that after `--warm` steps. The authors'
+side needs `pip install --no-deps trinity-rft==0.6.0` and torch, and is left out without.
 
 Run: python -m benchmarks.step
 """
 
 from __future__ import annotations
 
+import argparse
+import statistics
+import time
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.common import alternate, save
-from bots_jax import Evidence, bots
+from benchmarks.common import save
+from benchmarks.peers import authors_selector, missing
+from bots_jax import Evidence, State, bots
+from bots_jax.groups import group_of
+from bots_jax.reference import ReferenceCounts, ReferenceGroups
 
 BATCH, ROLLOUTS = 512, 16
+PEERS = ("torch", "trinity-rft")
+SIZES = (10_000, 100_000, 1_000_000, 10_000_000, 100_000_000, 1_000_000_000)
+LARGEST = {"dense": 10**7, "authors": 10**7, "numpy": 10**7, "grouped": 10**9}
+SMALLEST = {"dense": 0, "authors": 10**5, "numpy": 0, "grouped": 10**5}
+COLD_STEPS = 5
+# What the success rates of the simulated policy are noisy by, as a policy's are.
+NOISE = 0.1
+
+Step = Callable[[], Any]
 
 
-def numpy_step(
-    rng: np.random.Generator, alpha: np.ndarray, beta: np.ndarray, reference: np.ndarray
-) -> np.ndarray:
-    """Draw, choose, update in place: the method in float64, vectorised, not our code."""
-    ids = np.argpartition(np.abs(rng.beta(alpha, beta) - 0.5), BATCH)[:BATCH]
-    successes = rng.integers(0, ROLLOUTS + 1, BATCH)
-    weak, strong = reference[:, ids].mean(axis=1)
-    capability = (successes.mean() / ROLLOUTS - weak) / (strong - weak + 1e-6)
-    p = np.clip(reference[0] + capability * (reference[1] - reference[0]), 0, 1)
-    gained, lost = 0.1 * ROLLOUTS * p, 0.1 * ROLLOUTS * (1 - p)
-    gained[ids], lost[ids] = successes, ROLLOUTS - successes
-    alpha[:] = 0.9 * alpha + 0.1 + gained
-    beta[:] = 0.9 * beta + 0.1 + lost
-    return ids
+def reference_counts(size: int) -> np.ndarray:
+    """u8[2, N] successes out of 16 of a weak and a strong model."""
+    rng = np.random.default_rng(0)
+    counts = rng.integers(0, ROLLOUTS + 1, (2, size), dtype=np.uint8)
+    return np.sort(counts, axis=0)
 
 
-def main(sizes: tuple[int, ...] = (10_000, 100_000, 1_000_000), rounds: int = 7) -> None:
-    """Print and save a row a size."""
-    selector = bots(batch_size=BATCH, rollouts=ROLLOUTS)
-    select, update = jax.jit(selector.select), jax.jit(selector.update)
-    rows = []
-    for size in sizes:
-        rng = np.random.default_rng(0)
-        reference = np.sort(rng.integers(0, 17, (2, size)) / 16, axis=0)
-        counts = np.ones((2, size))
-        state, key = selector.init(reference.astype(np.float32)), jax.random.key(0)
-        chosen_state, selection = select(key, state)
-        successes = jnp.full(BATCH, 8.0)
-        trials = jnp.full(BATCH, float(ROLLOUTS))
-        evidence = Evidence(selection.task_ids, successes, trials, selection.visit)
-        sides = {
-            "select": partial(select, key, state),
-            "update": partial(update, chosen_state, evidence),
-            "numpy": partial(numpy_step, rng, counts[0], counts[1], reference),
-        }
-        times = alternate(sides, rounds)
-        ours = times["select"] + times["update"]
-        rows.append({"size": size, **times, "numpy/ours": times["numpy"] / ours})
-        print({name: round(value, 3) for name, value in rows[-1].items()})
-    save("step", rows)
+def reference_groups(size: int) -> ReferenceGroups:
+    """The same grid of rates by groups, for sizes at which counts take minutes to make."""
+    pairs = [(i, j) for i in range(ROLLOUTS + 1) for j in range(i, ROLLOUTS + 1)]
+    sizes = np.full(len(pairs), size // len(pairs))
+    sizes[: size - sizes.sum()] += 1
+    return ReferenceGroups(np.array(pairs, np.float32).T / ROLLOUTS, sizes)
+
+
+def our_step(form: str, size: int, forgetting: float) -> Step:
+    """A step of one representation; the state is donated, as in a user's own loop."""
+    selector = bots(batch_size=BATCH, rollouts=ROLLOUTS, forgetting=forgetting, representation=form)
+    reference: Any = reference_groups(size)
+    if size <= 10**7:
+        reference = ReferenceCounts(reference_counts(size), ROLLOUTS)
+    state = selector.init(reference)
+
+    def truth(state: State, task_ids: jax.Array) -> jax.Array:
+        if form == "grouped":
+            rates = state.pool.groups.reference.rates
+            return jnp.mean(rates, axis=0)[group_of(state.pool.groups, task_ids)]
+        return jnp.mean(state.reference.rates[:, task_ids], axis=0)
+
+    @partial(jax.jit, donate_argnums=1)
+    def step(rng_key: jax.Array, state: State) -> tuple[State, Any]:
+        select_key, rollout_key = jax.random.split(rng_key)
+        state, selection = selector.select(select_key, state)
+        rate = truth(state, selection.task_ids)
+        rate = rate + NOISE * jax.random.normal(rollout_key, rate.shape)
+        successes = jnp.round(ROLLOUTS * jnp.clip(rate, 0, 1))
+        evidence = Evidence(selection.task_ids, successes, float(ROLLOUTS), selection.visit)
+        return selector.update(state, evidence)
+
+    keys = iter(jax.random.split(jax.random.key(0), 100_000))
+    box = [state]
+
+    def run() -> Any:
+        box[0], info = step(next(keys), box[0])
+        return jax.block_until_ready(info)
+
+    return run
+
+
+def authors_step(size: int, forgetting: float) -> Step:
+    """A step of the paper authors' selector."""
+    reference = reference_counts(size) / ROLLOUTS
+    selector, rates = authors_selector(reference, ROLLOUTS, forgetting), reference.mean(axis=0)
+    rng = np.random.default_rng(0)
+
+    def run() -> None:
+        ids = selector.get_indices(BATCH)
+        solved = np.clip(rates[ids] + NOISE * rng.normal(size=BATCH), 0, 1)
+        selector.feedback(ids.tolist(), (np.round(ROLLOUTS * solved) / ROLLOUTS).tolist())
+
+    return run
+
+
+def numpy_step(size: int, forgetting: float) -> Step:
+    """The method in float64 and in place, as one would write it in NumPy; not our code."""
+    reference = reference_counts(size) / ROLLOUTS
+    alpha, beta = np.ones((2, size))
+    rng, box = np.random.default_rng(0), [0.0]
+    rates = reference.mean(axis=0)
+
+    def run() -> None:
+        ids = np.argpartition(np.abs(rng.beta(alpha, beta) - 0.5), BATCH)[:BATCH]
+        solved = np.clip(rates[ids] + NOISE * rng.normal(size=BATCH), 0, 1)
+        successes = np.round(ROLLOUTS * solved)
+        weak, strong = reference[:, ids].mean(axis=1)
+        box[0] += 0.1 * ((successes.mean() / ROLLOUTS - weak) / (strong - weak + 1e-6) - box[0])
+        p = np.clip(reference[0] + box[0] * (reference[1] - reference[0]), 0, 1)
+        gained, lost = 0.1 * ROLLOUTS * p, 0.1 * ROLLOUTS * (1 - p)
+        gained[ids], lost[ids] = successes, ROLLOUTS - successes
+        alpha[:] = (1 - forgetting) * alpha + forgetting + gained
+        beta[:] = (1 - forgetting) * beta + forgetting + lost
+
+    return run
+
+
+def timed(run: Step) -> float:
+    """Milliseconds."""
+    begin = time.perf_counter()
+    run()
+    return 1e3 * (time.perf_counter() - begin)
+
+
+def measure(sides: dict[str, Step], warm: int, rounds: int) -> dict[str, dict[str, float]]:
+    """First step, cold and warm median of each side, in turns."""
+    row = {name: {"first_s": timed(run) / 1e3} for name, run in sides.items()}
+    cold: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(COLD_STEPS):
+        for name, run in sides.items():
+            cold[name].append(timed(run))
+    for name, run in sides.items():
+        for _ in range(warm if name in ("dense", "grouped") else 1):
+            run()
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(rounds):
+        for name, run in sides.items():
+            times[name].append(timed(run))
+    for name, entry in row.items():
+        entry["cold_ms"] = statistics.median(cold[name])
+        entry["warm_ms"] = statistics.median(times[name])
+    return row
+
+
+def make_sides(size: int, forgetting: float, names: list[str]) -> dict[str, Step]:
+    """The sides that this size is for."""
+    make: dict[str, Callable[[], Step]] = {
+        "grouped": lambda: our_step("grouped", size, forgetting),
+        "dense": lambda: our_step("dense", size, forgetting),
+        "authors": lambda: authors_step(size, forgetting),
+        "numpy": lambda: numpy_step(size, forgetting),
+    }
+    return {name: make[name]() for name in names if SMALLEST[name] <= size <= LARGEST[name]}
+
+
+def ratios(row: dict[str, dict[str, float]]) -> dict[str, float]:
+    """How many times longer the others take, warm."""
+    return {
+        f"{other}/{ours}": row[other]["warm_ms"] / row[ours]["warm_ms"]
+        for ours in ("grouped", "dense")
+        for other in ("authors", "numpy")
+        if ours in row and other in row
+    }
+
+
+def growth(forgetting: float, warm: int, rounds: int) -> dict[str, Any]:
+    """The grouped step at 1e9 tasks beside that at 1e6, in turns."""
+    sides = {str(size): our_step("grouped", size, forgetting) for size in (10**6, 10**9)}
+    for run in sides.values():
+        for _ in range(warm):
+            run()
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(rounds):
+        for name, run in sides.items():
+            times[name].append(timed(run))
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    ratio = medians[str(10**9)] / medians[str(10**6)]
+    print(f"grouped, lambda {forgetting}: 1e9 tasks against 1e6: {ratio:.2f}", flush=True)
+    return {"forgetting": forgetting, "ms": medians, "1e9/1e6": ratio}
+
+
+def main() -> None:
+    """Print and save a row a size and lambda."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sizes", type=float, nargs="+", default=SIZES)
+    parser.add_argument("--forgetting", type=float, nargs="+", default=(0.1, 0.01))
+    parser.add_argument("--warm", type=int, default=500, help="steps before `warm` is measured")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--sides", nargs="+", default=list(LARGEST))
+    parser.add_argument("--out", default="step", help="name of the JSON file")
+    args = parser.parse_args()
+    absent = missing("trinity", "torch")
+    if absent:
+        print(f"without the authors' selector: {', '.join(absent)} not installed")
+    names = [name for name in args.sides if name != "authors" or not absent]
+    rows: list[dict[str, Any]] = []
+    for forgetting in args.forgetting:
+        for size in map(int, args.sizes):
+            sides = make_sides(size, forgetting, names)
+            row = measure(sides, args.warm, args.rounds)
+            rows.append({"size": size, "forgetting": forgetting, **row, "ratios": ratios(row)})
+            shown = {
+                name: {k: round(v, 2) for k, v in entry.items()} for name, entry in row.items()
+            }
+            print(
+                size,
+                forgetting,
+                shown,
+                {k: round(v, 1) for k, v in ratios(row).items()},
+                flush=True,
+            )
+            del sides
+            save(args.out, rows, PEERS)
+    if "grouped" in names and max(args.sizes) >= 10**9:
+        extra = [growth(forgetting, args.warm, 2 * args.rounds) for forgetting in args.forgetting]
+        save(args.out, rows, PEERS, growth=extra)
 
 
 if __name__ == "__main__":

@@ -117,9 +117,12 @@ def _draw_chunk(words: Array, a: Array, b: Array, start: Array) -> Array:
     lanes = start + jnp.arange(size, dtype=jnp.uint32)
     if size <= _SMALL:
         return _settle(words, a, b, lanes, drawn, jnp.uint32(0))
-    for attempt in range(_ROUNDS):
-        proposal = propose(a, b, *lane_bits(words, lanes, jnp.uint32(attempt), a.dtype))
-        drawn = jnp.where(jnp.isnan(drawn), proposal, drawn)
+
+    def propose_all(attempt: Array, drawn: Array) -> Array:
+        proposal = propose(a, b, *lane_bits(words, lanes, attempt.astype(jnp.uint32), a.dtype))
+        return jnp.where(jnp.isnan(drawn), proposal, drawn)
+
+    drawn = lax.fori_loop(0, _ROUNDS, propose_all, drawn)
 
     def redraw(drawn: Array) -> Array:
         rows = jnp.nonzero(jnp.isnan(drawn), size=size // 16, fill_value=size)[0]

@@ -312,7 +312,7 @@ def nearest(
     )
     course = race.lay_out(measure, guess, target, count)
     result = race.run(race_key, course, identify, target, count)
-    finish = partial(_finish, rest_key, state, allowed, eligible)
+    finish = partial(_finish, rest_key, state, eligible)
     result = rarely(result.found < count, finish, result)
     return result.task_ids, result.draws, jnp.arange(count) < result.found
 
@@ -325,60 +325,75 @@ def _free_slots(own_pool: GroupedPool, eligible: Array | None) -> Array:
 _CHUNK = 1 << 16  # tasks drawn at a time
 
 
-def _finish(
-    rng_key: Array, state: State, allowed: Array, eligible: Array | None, result: Result
-) -> Result:
-    """As `race._finish`: draw what was not accepted, slots first, then task by task in chunks.
+class _Tasks(NamedTuple):
+    """Some tasks of the pool, those in slots and those in groups alike."""
+
+    ids: Array  # i32[S]
+    alpha: Array  # f[S]
+    beta: Array  # f[S]
+    free: Array  # bool[S], whether they may be chosen
+
+
+def _tasks_from(start: Array, size: int, state: State, eligible: Array | None) -> _Tasks:
+    """Tasks start to start + size, where those in slots come first, then all by their id."""
+    groups, slot_ids = state.pool.groups, state.pool.slot_ids
+    slots, shared = state.belief.slots, state.belief.groups
+    turn = start + jnp.arange(size, dtype=jnp.int32)
+    row = jnp.minimum(turn, slot_ids.shape[0] - 1)
+    in_slot = turn < slot_ids.shape[0]
+    ids = jnp.where(in_slot, slot_ids[row], turn - slot_ids.shape[0])
+    group = group_of(groups, ids)
+    apart = table.find(slot_ids, ids) < slot_ids.shape[0]
+    free = jnp.where(in_slot, pool.selectable(state.pool.slots, None)[row], ~apart)
+    free &= group < groups.sizes.shape[0]
+    if eligible is not None:
+        free &= eligible[jnp.clip(ids, 0, groups.num_tasks - 1)]
+    group = jnp.minimum(group, groups.sizes.shape[0] - 1)
+    alpha = jnp.where(in_slot, slots.alpha[row], shared.alpha[group])
+    beta = jnp.where(in_slot, slots.beta[row], shared.beta[group])
+    return _Tasks(ids, alpha, beta, free)
+
+
+def _finish(rng_key: Array, state: State, eligible: Array | None, result: Result) -> Result:
+    """As `race._finish`: draw what was not accepted, slots and then all tasks, in chunks.
 
     This costs a draw for every task of the pool. It happens where few tasks are anywhere near
     the target, or very few tasks are much nearer to it than all others.
     """
     groups, target = state.pool.groups, state.settings.target
-    slot_ids, count = state.pool.slot_ids, result.task_ids.shape[0]
-    tasks = groups.num_tasks
-    size = _CHUNK if groups.of_task is None else min(_CHUNK, groups.of_task.shape[0])
+    count, slots = result.task_ids.shape[0], state.pool.slot_ids.shape[0]
+    size = _CHUNK
+    if groups.of_task is not None:
+        size = min(_CHUNK, slots + groups.of_task.shape[0])
     accepted = jnp.where(jnp.arange(count) < result.found, result.task_ids, PADDING)
+    slot = table.find(state.pool.slot_ids, accepted)
+    turn = jnp.where(slot < slots, slot, slots + accepted)
 
-    def merge(
-        key: Array, best: Result, ids: Array, free: Array, alpha: Array, beta: Array, at: Array
-    ) -> Result:
-        """The nearest among the best so far and some more tasks; `at`: rows of the accepted."""
-        draw_key, tie_key = jax.random.split(key)
-        draws = race.draw_outside(draw_key, alpha, beta, target, result.explored)
-        draws = draws.at[at].set(result.draws, mode="drop")
-        all_ids = jnp.concatenate([best.task_ids, ids])
+    def chunk(carry: tuple[Array, Result]) -> tuple[Array, Result]:
+        """The nearest among the best so far and some more tasks."""
+        index, best = carry
+        start = index * size
+        more = _tasks_from(start, size, state, eligible)
+        draw_key, tie_key = jax.random.split(jax.random.fold_in(rng_key, index))
+        draws = race.draw_outside(draw_key, more.alpha, more.beta, target, result.explored)
+        here = (accepted >= 0) & (turn >= start) & (turn - start < size)
+        draws = draws.at[jnp.where(here, turn - start, size)].set(result.draws, mode="drop")
+        all_ids = jnp.concatenate([best.task_ids, more.ids])
         all_draws = jnp.concatenate([best.draws, draws])
-        usable = jnp.concatenate([best.task_ids >= 0, free])
+        usable = jnp.concatenate([best.task_ids >= 0, more.free])
         chosen, valid = lowest(tie_key, jnp.abs(all_draws - target), usable, count)
-        return best._replace(
+        best = best._replace(
             task_ids=jnp.where(valid, all_ids[chosen], -1),
             draws=jnp.where(valid, all_draws[chosen], 0),
             found=jnp.sum(valid, dtype=jnp.int32),
         )
-
-    def chunk(carry: tuple[Array, Result]) -> tuple[Array, Result]:
-        index, best = carry
-        ids = index * size + jnp.arange(size, dtype=jnp.int32)
-        group = group_of(groups, ids)
-        free = (group < groups.sizes.shape[0]) & (table.find(slot_ids, ids) == slot_ids.shape[0])
-        if eligible is not None:
-            free &= eligible[jnp.minimum(ids, tasks - 1)]
-        group = jnp.minimum(group, groups.sizes.shape[0] - 1)
-        alpha, beta = (x[group] for x in state.belief.groups)
-        at = accepted - index * size
-        at = jnp.where((accepted >= 0) & (at >= 0) & (at < size), at, size)
-        key = jax.random.fold_in(rng_key, index + 1)
-        return index + 1, merge(key, best, ids, free, alpha, beta, at)
+        return index + 1, best
 
     nobody = result._replace(
         task_ids=jnp.full_like(result.task_ids, -1), draws=jnp.zeros_like(result.draws)
     )
-    at = table.find(slot_ids, accepted)
-    key = jax.random.fold_in(rng_key, 0)
-    own = state.belief.slots
-    best = merge(key, nobody, slot_ids, allowed, own.alpha, own.beta, at)
-    last = (tasks - 1) // size
-    return lax.while_loop(lambda carry: carry[0] <= last, chunk, (jnp.int32(0), best))[1]
+    last = (slots + groups.num_tasks - 1) // size
+    return lax.while_loop(lambda carry: carry[0] <= last, chunk, (jnp.int32(0), nobody))[1]
 
 
 # --- the contract ---------------------------------------------------------------------------
