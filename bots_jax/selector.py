@@ -15,12 +15,16 @@ pending evidence, growth: `pool.py`, shared by all), a *belief* (`BeliefModel`) 
 
 The method of `preset="paper"` (arXiv 2510.26374), and where each step stands:
 
-    1 draw p^ ~ Beta(alpha, beta), take the B nearest p*   thompson(), selection.choose
+    1 draw p^ ~ Beta(alpha, beta), take the B nearest p*   nearest_target, race.py
     2 roll out, train, collect successes and trials        the user; pool.observe
     3 capability of the batch, smoothed                    Estimator.fit      (implicit.py)
     4 p~ by interpolation between the references           Estimator.infer    (implicit.py)
-    6 halve rho where p~ was wrong on the batch            _adapted_weight
+    6 halve rho where p~ was wrong on the batch            beta_belief.learn
     5 forget, add explicit and implicit evidence           posterior.fuse     (posterior.py)
+
+Steps 3 and 6 look at the evaluated tasks, step 5 at every task. Step 1 draws only the tasks
+that may be chosen, and a large pool whose references are on a grid is kept by groups
+(`representation.py`, `grouped.py`): both change what a step costs, not what comes out of it.
 """
 
 from __future__ import annotations
@@ -150,7 +154,7 @@ def bots(
     dense = compose(
         name="bots",
         model=beta_belief(rules),
-        choice=nearest_target(chosen, noisy),
+        choice=nearest_target(chosen, noisy, of_betas=True),
         settings=settings,
         plan=plan,
         num_domains=num_domains,
@@ -201,8 +205,10 @@ _BASES: dict[str, Callable[[Array, BeliefModel, State], Array]] = {
 }
 
 
-def nearest_target(base: str = "thompson", noisy: bool = False) -> Choice:
+def nearest_target(base: str = "thompson", noisy: bool = False, of_betas: bool = False) -> Choice:
     """Step 1: |p^ - p*|, with Gumbel noise where the temperature is not 0.
+
+    Where the belief is a `BotsBelief`, `of_betas`, not every task needs a draw.
 
     Taking the B largest of -|p^ - p*| / tau + Gumbel is drawing B without replacement
     from the softmax (Kool et al. 2019, Stochastic beams); multiplied by -tau it has a
@@ -218,7 +224,8 @@ def nearest_target(base: str = "thompson", noisy: bool = False) -> Choice:
             distance = distance - state.settings.temperature * noise
         return distance, draws
 
-    return Choice(score, None if noisy or base != "thompson" else _nearest_draws)
+    races = of_betas and base == "thompson" and not noisy
+    return Choice(score, _nearest_draws if races else None)
 
 
 # From this many tasks to a place in the batch on, a race finds the nearest draws sooner than
