@@ -1,9 +1,11 @@
 """A step (select 512, then update) of both representations, the authors' code and NumPy.
 
-All sides of a row run in turns, in one process, on the same kind of pool: reference counts
-out of 16, 16 rollouts, eviction tolerance 1e-5 pseudo-counts. `cold` is the median of the
-first steps, when all posteriors are alike; `warm` that after `--warm` steps. The authors'
-side needs `pip install --no-deps trinity-rft==0.6.0` and torch, and is left out without.
+All sides of a row run in turns of ten steps, in one process, on the same kind of pool:
+reference counts out of 16, 16 rollouts, eviction tolerance 1e-5 pseudo-counts. `cold` is the
+median of the first steps, when all posteriors are alike; `warm` that after `--warm` steps;
+`after_others` that of the first step of each turn, when the others have filled the caches
+with their arrays, as training does between two selections. The authors' side needs
+`pip install --no-deps trinity-rft==0.6.0` and torch, and is left out without.
 
 Run: python -m benchmarks.step
 """
@@ -11,6 +13,7 @@ Run: python -m benchmarks.step
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -32,7 +35,7 @@ PEERS = ("torch", "trinity-rft")
 SIZES = (10_000, 100_000, 1_000_000, 10_000_000, 100_000_000, 1_000_000_000)
 LARGEST = {"dense": 10**7, "authors": 10**7, "numpy": 10**7, "grouped": 10**9}
 SMALLEST = {"dense": 0, "authors": 10**5, "numpy": 0, "grouped": 10**5}
-COLD_STEPS = 5
+BLOCK = 10  # steps of one side before the next side's turn
 # What the success rates of the simulated policy are noisy by, as a policy's are.
 NOISE = 0.1
 
@@ -134,21 +137,25 @@ def timed(run: Step) -> float:
 def measure(sides: dict[str, Step], warm: int, rounds: int) -> dict[str, dict[str, float]]:
     """First step, cold and warm median of each side, in turns."""
     row = {name: {"first_s": timed(run) / 1e3} for name, run in sides.items()}
-    cold: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(COLD_STEPS):
-        for name, run in sides.items():
-            cold[name].append(timed(run))
+    cold = in_turns(sides, 1)
     for name, run in sides.items():
         for _ in range(warm if name in ("dense", "grouped") else 1):
             run()
+    warmed = in_turns(sides, rounds)
+    for name, entry in row.items():
+        entry["cold_ms"] = statistics.median(cold[name])
+        entry["warm_ms"] = statistics.median(warmed[name])
+        entry["after_others_ms"] = statistics.median(warmed[name][::BLOCK])
+    return row
+
+
+def in_turns(sides: dict[str, Step], rounds: int) -> dict[str, list[float]]:
+    """Milliseconds of each step; the sides take turns of `BLOCK` steps."""
     times: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(rounds):
         for name, run in sides.items():
-            times[name].append(timed(run))
-    for name, entry in row.items():
-        entry["cold_ms"] = statistics.median(cold[name])
-        entry["warm_ms"] = statistics.median(times[name])
-    return row
+            times[name] += [timed(run) for _ in range(BLOCK)]
+    return times
 
 
 def make_sides(size: int, forgetting: float, names: list[str]) -> dict[str, Step]:
@@ -178,10 +185,7 @@ def growth(forgetting: float, warm: int, rounds: int) -> dict[str, Any]:
     for run in sides.values():
         for _ in range(warm):
             run()
-    times: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(rounds):
-        for name, run in sides.items():
-            times[name].append(timed(run))
+    times = in_turns(sides, rounds)
     medians = {name: statistics.median(values) for name, values in times.items()}
     ratio = medians[str(10**9)] / medians[str(10**6)]
     print(f"grouped, lambda {forgetting}: 1e9 tasks against 1e6: {ratio:.2f}", flush=True)
@@ -198,6 +202,8 @@ def main() -> None:
     parser.add_argument("--sides", nargs="+", default=list(LARGEST))
     parser.add_argument("--out", default="step", help="name of the JSON file")
     args = parser.parse_args()
+    # Or torch's threads spin on while the next side has its turn, which would slow that down.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     absent = missing("trinity", "torch")
     if absent:
         print(f"without the authors' selector: {', '.join(absent)} not installed")

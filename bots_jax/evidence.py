@@ -60,7 +60,7 @@ def _column(name: str, value: ArrayLike, shape: tuple[int, ...], dtype: jnp.dtyp
     return jnp.broadcast_to(column, shape)
 
 
-def sound_rows(rows: Rows, capacity: int) -> Array:
+def sound_rows(rows: Rows, capacity: int | Array) -> Array:
     """bool[M]: rows whose numbers make sense, whatever the state of their task."""
     ids, s, n = rows.task_ids, rows.successes, rows.trials
     in_range = (ids >= 0) & (ids < capacity)

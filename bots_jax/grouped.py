@@ -36,7 +36,7 @@ from bots_jax import pool, posterior, race, table
 from bots_jax.beta_belief import BetaRules, Learned
 from bots_jax.checks import is_concrete
 from bots_jax.compose import check_key, make_info
-from bots_jax.evidence import PADDING, UNNUMBERED, Rows, as_rows, refuse_poison
+from bots_jax.evidence import PADDING, UNNUMBERED, Rows, as_rows, refuse_poison, sound_rows
 from bots_jax.groups import Codes, Groups, draw_member, group_of, with_tasks, without_tasks
 from bots_jax.numerics import rarely, zero_after
 from bots_jax.pool import NO_VISIT, Fused, PoolState, first_of_each
@@ -47,8 +47,8 @@ from bots_jax.selection import Plan, lowest
 from bots_jax.types import Array, ArrayLike, Belief, Evidence, Info, Selection, Settings, State
 
 DEFAULT_TOLERANCE = 1e-5  # pseudo-counts
-# Half full, a bucket of the table overflows once in 1e8.
-_SLOTS_PER_TASK = 2
+# At this load a bucket of the table overflows once in a million.
+_SLOTS_PER_TASK = 1.8
 _FULL = 0.65  # share of the slots in use from which the table is made larger
 _LEAST_BUCKETS = 32
 
@@ -97,7 +97,7 @@ def slots_needed(
     steps = math.inf
     if forgetting > 0:
         decay = -math.log1p(-min(forgetting, 1 - 1e-9))
-        steps = 1 + max(0.0, math.log(2 * rollouts / (tolerance * forgetting))) / decay
+        steps = 1 + max(0.0, math.log(2 * rollouts / tolerance)) / decay
     tasks = min(batch_size * steps, num_tasks)
     buckets = math.ceil(_SLOTS_PER_TASK * tasks / table.WAYS)
     return max(buckets, _LEAST_BUCKETS) * table.WAYS
@@ -181,14 +181,32 @@ def _copy_reference(into: Reference, rows: Array, known: Reference, group: Array
     return Reference(rates, into.trials.at[:, rows].set(known.trials[:, group], mode="drop"))
 
 
+# Each step looks through one of so many parts of the table for tasks to return.
+_PARTS = 8
+
+
 def return_to_groups(state: State, tolerance: float) -> State:
-    """Free the slots whose tasks differ from their group by less than the tolerance."""
-    slots = state.pool.slots
-    leaves = slots.active & (state.belief.own < tolerance) & (slots.visit == NO_VISIT)
+    """Free slots whose tasks differ from their group by less than the tolerance.
+
+    Part by part, step by step: a task keeps its slot for up to `_PARTS` steps more, which
+    costs less than looking at every slot at every step.
+    """
+    slots, slot_ids = state.pool.slots, state.pool.slot_ids
+    part = -(-slot_ids.shape[0] // _PARTS)
+    start = jnp.minimum(slots.step % _PARTS * part, slot_ids.shape[0] - part)
+
+    def slice_of(values: Array) -> Array:
+        return lax.dynamic_slice(values, (start,), (part,))
+
+    def written(into: Array, values: Array) -> Array:
+        return lax.dynamic_update_slice(into, values, (start,))
+
+    active, ids = slice_of(slots.active), slice_of(slot_ids)
+    leaves = active & (slice_of(state.belief.own) < tolerance) & (slice_of(slots.visit) == NO_VISIT)
     return state._replace(
         pool=state.pool._replace(
-            slot_ids=jnp.where(leaves, table.FREE, state.pool.slot_ids),
-            slots=slots._replace(active=slots.active & ~leaves),
+            slot_ids=written(slot_ids, jnp.where(leaves, table.FREE, ids)),
+            slots=slots._replace(active=written(slots.active, active & ~leaves)),
         )
     )
 
@@ -474,16 +492,18 @@ def _observe(state: State, rows: Rows) -> State:
     none, size = own_pool.groups.sizes.shape[0], own_pool.slot_ids.shape[0]
     exists = group_of(own_pool.groups, rows.task_ids) < none
     found = table.find(own_pool.slot_ids, rows.task_ids)
-    asked = exists & (rows.visit == UNNUMBERED) & (rows.trials > 0)
+    sound = sound_rows(rows, own_pool.groups.num_tasks)
+    asked = exists & sound & (rows.visit == UNNUMBERED) & (rows.trials > 0)
     ids = jnp.where(exists, rows.task_ids, PADDING)
     state = rarely(
         jnp.any(asked & (found == size)), lambda state: give_slots(state, ids, asked)[0], state
     )
     slot = jnp.where(exists, table.find(state.pool.slot_ids, rows.task_ids), size)
-    # A numbered row of a task without a slot is late: its visit was closed. Everything else
-    # without one is poison, and refused under the number of no slot.
-    late = exists & (slot == size)
-    slot = jnp.where((rows.task_ids == PADDING) | late, PADDING, slot)
+    # A sound row of a task that still has no slot is empty, or late: its visit was closed. Any
+    # other row without a slot is poison, and refused under the number of no slot.
+    idle = exists & sound & (slot == size)
+    late = idle & (rows.visit != UNNUMBERED)
+    slot = jnp.where((rows.task_ids == PADDING) | idle, PADDING, slot)
     slots = pool.observe(state.pool.slots, rows._replace(task_ids=slot), state.settings.rollouts)
     slots = slots._replace(stale=slots.stale + jnp.sum(late, dtype=jnp.int32))
     return state._replace(pool=state.pool._replace(slots=slots))

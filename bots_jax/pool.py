@@ -309,19 +309,36 @@ def close_step(pool: PoolState, expiry: int | None) -> tuple[PoolState, Fused, C
             rows=jnp.where(repeated, capacity, rows),
             overflow=pool.num_touched > pool.touched.shape[0],
         )
-    is_open = pool.visit != NO_VISIT
-    brought = pool.visit_trials > 0
-    visit, expired = jnp.where(brought, NO_VISIT, pool.visit), jnp.zeros((), jnp.int32)
+    pool = _close_evaluated(pool, fused)
+    expired = jnp.zeros((), jnp.int32)
     if expiry is not None and pool.opened is not None:
-        too_old = is_open & ~brought & (step - pool.opened > expiry)
-        visit, expired = jnp.where(too_old, NO_VISIT, visit), _count(too_old)
-    in_flight = pool.in_flight - expired - _count_closed(pool, fused)
-    counts = Counts(pool.stale, pool.unsolicited, pool.invalid, expired, in_flight)
+        too_old = (pool.visit != NO_VISIT) & (step - pool.opened > expiry)
+        expired = _count(too_old)
+        visit = jnp.where(too_old, NO_VISIT, pool.visit)
+        pool = pool._replace(visit=visit, in_flight=pool.in_flight - expired)
+    counts = Counts(pool.stale, pool.unsolicited, pool.invalid, expired, pool.in_flight)
     zero = jnp.zeros((), jnp.int32)
-    pool = pool._replace(
-        visit=visit, in_flight=in_flight, step=step, stale=zero, unsolicited=zero, invalid=zero
-    )
-    return pool, fused, counts
+    return pool._replace(step=step, stale=zero, unsolicited=zero, invalid=zero), fused, counts
+
+
+def _close_evaluated(pool: PoolState, fused: Fused) -> PoolState:
+    """End the open visits that brought evidence; only rows with evidence can have one."""
+
+    def close_all(visits: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        visit, trials, in_flight = visits
+        done = (visit != NO_VISIT) & (trials > 0)
+        visit = jnp.where(done, NO_VISIT, visit)
+        return visit, jnp.zeros_like(trials), in_flight - _count(done)
+
+    if fused.rows is None or fused.overflow is None:
+        visits = close_all((pool.visit, pool.visit_trials, pool.in_flight))
+    else:
+        capacity = pool.active.shape[0]
+        tried = pool.visit_trials[jnp.minimum(fused.rows, capacity - 1)] > 0
+        few = _close(pool, jnp.where(tried, fused.rows, capacity))
+        visits = rarely(fused.overflow, close_all, (few.visit, few.visit_trials, few.in_flight))
+    visit, visit_trials, in_flight = visits
+    return pool._replace(visit=visit, visit_trials=visit_trials, in_flight=in_flight)
 
 
 def clear_pending(pool: PoolState, fused: Fused, zero: Array) -> PoolState:
@@ -334,7 +351,6 @@ def clear_pending(pool: PoolState, fused: Fused, zero: Array) -> PoolState:
         return _clear_all(pool)
     rows = fused.rows + zero.astype(jnp.int32)
     few = pool._replace(
-        visit_trials=pool.visit_trials.at[rows].set(0, mode="drop"),
         successes=pool.successes.at[rows].set(0, mode="drop"),
         trials=pool.trials.at[rows].set(0, mode="drop"),
         touched=jnp.full_like(pool.touched, pool.active.shape[0]),
@@ -345,18 +361,10 @@ def clear_pending(pool: PoolState, fused: Fused, zero: Array) -> PoolState:
 
 def _clear_all(pool: PoolState) -> PoolState:
     return pool._replace(
-        visit_trials=jnp.zeros_like(pool.visit_trials),
         successes=jnp.zeros_like(pool.successes),
         trials=jnp.zeros_like(pool.trials),
         touched=jnp.full_like(pool.touched, pool.active.shape[0]),
         num_touched=jnp.zeros_like(pool.num_touched),
-    )
-
-
-def _count_closed(pool: PoolState, fused: Fused) -> Array:
-    """i32: visits that brought evidence; only rows with evidence can have one."""
-    return over_evaluated(
-        fused, lambda batch: _count((take(pool.visit_trials, batch.rows) > 0) & (batch.trials > 0))
     )
 
 

@@ -2,8 +2,8 @@
 
 In: task ids. Out: the slots in which what is known of them alone is kept. A table of T slots
 has T / 64 buckets; a task may stand in any slot of the bucket that its id hashes to. Kept
-half full, a bucket of 64 overflows once in 1e8; then the task with the least of its own
-evidence makes room, and is counted.
+little over half full, a bucket of 64 overflows once in a million; then the task with the
+least of its own evidence makes room, and is counted.
 """
 
 from __future__ import annotations
