@@ -220,7 +220,9 @@ def top_k(values: Array, count: int) -> tuple[Array, Array]:
 def block_sums(values: Array) -> Array:
     """f[ceil(C / BLOCK)]: sums of f[C] over consecutive blocks; on every device."""
     padding = -values.shape[0] % BLOCK
-    return replicated(jnp.sum(jnp.pad(values, (0, padding)).reshape(-1, BLOCK), axis=1))
+    sums = jnp.sum(jnp.pad(values, (0, padding)).reshape(-1, BLOCK), axis=1)
+    # Where nothing crosses devices, XLA would turn a sum of these sums into a single one.
+    return replicated(lax.optimization_barrier(sums))
 
 
 def total(values: Array) -> Array:
