@@ -21,6 +21,7 @@ from bots_jax.numerics import safe_ratio, zero_after
 from bots_jax.pool import Evaluated, Fused, over_evaluated
 from bots_jax.reference import Reference, make_reference, reference_dtype
 from bots_jax.selection import Plan, Ranking, as_mask, check_quotas, choose, lowest
+from bots_jax.sharding import replicated, stay_spread, total
 from bots_jax.types import (
     Array,
     ArrayLike,
@@ -154,11 +155,12 @@ def compose(
         allowed = pool.selectable(state.pool, eligible)
         ids, draws, valid = choose(choice_key, rank, allowed, state.pool.domain, plan)
         opened, visit = pool.open_visits(state.pool, ids, valid)
-        return state._replace(pool=opened), Selection(ids, draws, valid, visit)
+        return stay_spread((state._replace(pool=opened), Selection(ids, draws, valid, visit)))
 
     @jax.jit
     def observe_arrays(state: State, evidence: Rows) -> State:
-        return state._replace(pool=pool.observe(state.pool, evidence, state.settings.rollouts))
+        observed = pool.observe(state.pool, evidence, state.settings.rollouts)
+        return stay_spread(state._replace(pool=observed))
 
     @jax.jit
     def advance_arrays(state: State) -> tuple[State, Info]:
@@ -167,7 +169,7 @@ def compose(
         info = make_info(fused, counts, told)
         belief_is_done = zero_after((closed.visit, belief, info), info.trials.dtype)
         closed = pool.clear_pending(closed, fused, belief_is_done)
-        return state._replace(pool=closed, belief=belief), info
+        return stay_spread((state._replace(pool=closed, belief=belief), info))
 
     @jax.jit
     def update_arrays(state: State, evidence: Rows) -> tuple[State, Info]:
@@ -175,7 +177,7 @@ def compose(
 
     @jax.jit
     def abandon_arrays(state: State, task_ids: Array) -> State:
-        return state._replace(pool=pool.abandon(state.pool, task_ids))
+        return stay_spread(state._replace(pool=pool.abandon(state.pool, task_ids)))
 
     @jax.jit
     def predict_arrays(state: State, task_ids: Array | None) -> Belief:
@@ -243,7 +245,7 @@ def _admit(state: State, evidence: Evidence) -> Rows:
 def _exists(tasks: pool.PoolState, task_ids: Array) -> Array:
     """bool[M], looked up where the pool lives: it may be large, and far from the host."""
     inside = (task_ids >= 0) & (task_ids < tasks.active.shape[0])
-    return inside & tasks.active[jnp.where(inside, task_ids, 0)]
+    return replicated(inside & tasks.active[jnp.where(inside, task_ids, 0)])
 
 
 def check_key(rng_key: Array) -> Array:
@@ -322,7 +324,7 @@ def make_info(fused: Fused, counts: pool.Counts, told: BeliefInfo) -> Info:
         tried = batch.trials > 0
         mixed = tried & (batch.successes > 0) & (batch.successes < batch.trials)
         evaluated, informative = (jnp.sum(which, dtype=jnp.int32) for which in (tried, mixed))
-        return evaluated, informative, jnp.sum(batch.successes), jnp.sum(batch.trials)
+        return evaluated, informative, total(batch.successes), total(batch.trials)
 
     evaluated, mixed, successes, trials = over_evaluated(fused, totals)
     dtype = trials.dtype

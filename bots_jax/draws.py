@@ -32,6 +32,7 @@ import numpy as np
 from jax import lax
 
 from bots_jax.numerics import key_words, lane_bits, open_uniform
+from bots_jax.sharding import on_each_device
 from bots_jax.types import Array, ArrayLike
 
 # Beyond this, e^t leaves the range of float32; log(1 + p (e^t - 1)) = t + log p there.
@@ -88,23 +89,24 @@ def _draw_flat(rng_key: Array, alpha: Array, beta: Array) -> Array:
     usable = (alpha > 0) & (beta > 0) & jnp.isfinite(alpha + beta)
     # A NaN would never be accepted and the loops below never end.
     a, b = jnp.where(usable, alpha, 1), jnp.where(usable, beta, 1)
-    words, size = key_words(rng_key), a.shape[0]
-    chunk = _CHUNK_ON_CPU if jax.default_backend() == "cpu" else _CHUNK_ELSEWHERE
-    if size <= chunk:
-        drawn = _draw_chunk(words, a, b, jnp.uint32(0))
-    else:
-        drawn = _draw_by_chunks(words, a, b, chunk)
+    drawn = on_each_device(_draw_piece, (a, b), (key_words(rng_key),))
     return jnp.where(usable, drawn, jnp.nan)
 
 
-def _draw_by_chunks(words: Array, a: Array, b: Array, chunk: int) -> Array:
-    """The last chunk overlaps the one before it, where it draws the same once more."""
-    size = a.shape[0]
+def _draw_piece(first: Array, a: Array, b: Array, words: Array) -> Array:
+    """Draws of the lanes from `first` on, chunk by chunk.
+
+    The last chunk overlaps the one before it, where it draws the same once more.
+    """
+    size, origin = a.shape[0], first.astype(jnp.uint32)
+    chunk = _CHUNK_ON_CPU if jax.default_backend() == "cpu" else _CHUNK_ELSEWHERE
+    if size <= chunk:
+        return _draw_chunk(words, a, b, origin)
 
     def draw(index: Array, drawn: Array) -> Array:
         start = jnp.minimum(index * chunk, size - chunk)
         part_a, part_b = (lax.dynamic_slice(x, (start,), (chunk,)) for x in (a, b))
-        settled = _draw_chunk(words, part_a, part_b, start.astype(jnp.uint32))
+        settled = _draw_chunk(words, part_a, part_b, origin + start.astype(jnp.uint32))
         return lax.dynamic_update_slice(drawn, settled, (start,))
 
     return lax.fori_loop(0, -(-size // chunk), draw, jnp.zeros_like(a))

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend.random import threefry_2x32
 
+from bots_jax.sharding import total
 from bots_jax.types import Array, PyTree
 
 
@@ -115,8 +116,8 @@ def gumbel(rng_key: Array, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
 
 def masked_mean(values: Array, mask: Array) -> Array:
     """Mean of `values` where `mask`, and 0 where nothing is."""
-    total = jnp.sum(jnp.where(mask, values, 0))
-    return safe_ratio(total, jnp.sum(mask).astype(total.dtype))
+    sum_of = total(jnp.where(mask, values, 0))
+    return safe_ratio(sum_of, jnp.sum(mask).astype(sum_of.dtype))
 
 
 def zero_after(done: PyTree, dtype: jnp.dtype) -> Array:

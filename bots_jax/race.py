@@ -34,6 +34,7 @@ from jax import lax
 from bots_jax.draws import beta as draw_beta
 from bots_jax.numerics import log_beta_density, open_uniform, random_bits, rarely
 from bots_jax.selection import lowest
+from bots_jax.sharding import BLOCK, block_sums
 from bots_jax.types import Array
 
 # c over twice the bound on the density. More widens the w for which the race holds
@@ -41,7 +42,7 @@ from bots_jax.types import Array
 _SLACK = 1.15
 _LARGEST_HAZARD = 0.139  # below log(_SLACK)
 # Summands of each node of the tree; a walk down it costs that many additions a level.
-FANOUT, _STEP = 64, 8
+FANOUT, _STEP = BLOCK, 8
 # Chunks of hits after which the race gives up.
 _MOST_CHUNKS = 8
 # Tasks from whose posteriors the first window is guessed.
@@ -140,7 +141,8 @@ def nearest(
         lane, rate = pick_lane(jnp.where(free, hit_rate(a, b, target, width), 0), bits[0])
         return Runner(of_lane(at, lane), of_lane(a, lane), of_lane(b, lane), rate, rate > 0)
 
-    probe = slice(None, None, max(1, alpha.shape[0] // _PROBE))
+    # A gather, not a slice with a stride, for which devices would exchange all they hold.
+    probe = jnp.arange(0, alpha.shape[0], max(1, alpha.shape[0] // _PROBE), dtype=jnp.int32)
     at_target = hit_rate(alpha[probe], beta[probe], target, jnp.zeros_like(target))
     guess = jnp.mean(jnp.where(allowed[probe], at_target, 0)) * alpha.shape[0]
     course = lay_out(measure, guess, target, count)
@@ -194,12 +196,6 @@ def lay_out(
     blocks = jax.eval_shape(measure, width)[0]
     start = Course(jnp.zeros(blocks.shape, blocks.dtype), width, jnp.zeros_like(width))
     return lax.while_loop(lambda carry: carry[1], survey, (start, jnp.asarray(True)))[0]
-
-
-def block_sums(rates: Array) -> Array:
-    """f[ceil(C / FANOUT)]: sums of f[C] over consecutive blocks."""
-    padding = -rates.shape[0] % FANOUT
-    return jnp.sum(jnp.pad(rates, (0, padding)).reshape(-1, FANOUT), axis=1)
 
 
 def pick(weights: Array, uniform: Array) -> Array:

@@ -17,6 +17,7 @@ from jax import lax
 
 from bots_jax.checks import check_count
 from bots_jax.numerics import rarely
+from bots_jax.sharding import top_k
 from bots_jax.types import Array
 
 
@@ -89,7 +90,7 @@ def lowest(rng_key: Array, scores: Array, allowed: Array, count: int) -> tuple[A
         ids, valid = lowest(rng_key, scores, allowed, size)
         return jnp.pad(ids, (0, count - size)), jnp.pad(valid, (0, count - size))
     scores = jnp.where(allowed, scores, jnp.inf)
-    negated, first = lax.top_k(-scores, count)
+    negated, first = top_k(-scores, count)
     # Not -negated[-1]: XLA on CPU knows top_k by its shape, and slicing the result again
     # turns it into a sort of everything, a hundred times slower at a million tasks.
     last = -jnp.min(negated)
@@ -97,7 +98,7 @@ def lowest(rng_key: Array, scores: Array, allowed: Array, count: int) -> tuple[A
 
     def break_ties() -> Array:
         lottery = jnp.where(scores < last, -1, jax.random.uniform(rng_key, (size,)))
-        chosen = lax.top_k(-jnp.where(within, lottery, 2), count)[1]
+        chosen = top_k(-jnp.where(within, lottery, 2), count)[1]
         return chosen[jnp.argsort(scores[chosen])]
 
     tied = jnp.sum(within, dtype=jnp.int32) > count

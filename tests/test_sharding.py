@@ -1,0 +1,217 @@
+"""Pools over several devices and processes: the same, bit for bit, and little that crosses."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+
+from benchmarks.sharding import crossings
+from bots_jax import Evidence, State, bots
+from bots_jax.sharding import gather_evidence, padded_capacity, shard, task_mesh
+from tests.conftest import REPOSITORY
+from tests.sharding_run import make_reference, run
+
+SIZE = 64 * 8 * 4
+
+
+def over(state: State, devices: int) -> State:
+    """On the first few of the devices; 0: not spread at all."""
+    return shard(state, task_mesh(jax.devices()[:devices])) if devices else state
+
+
+def assert_same(result: Any, expected: Any) -> None:
+    """Every bit of every array."""
+    pairs = zip(
+        jax.tree_util.tree_leaves_with_path(result), jax.tree.leaves(expected), strict=True
+    )
+    for (path, ours), theirs in pairs:
+        ours, theirs = np.asarray(ours), np.asarray(theirs)
+        assert ours.dtype == theirs.dtype
+        assert ours.tobytes() == theirs.tobytes(), jax.tree_util.keystr(path)
+
+
+# What leads to other code: 2048 tasks are raced for batches of up to 64.
+MANY = Evidence(np.arange(0, SIZE, 4), np.arange(SIZE // 4) % 7 / 3, 2)
+CASES: dict[str, dict[str, Any]] = {
+    "race": {},
+    "draws of all": {"batch_size": 100},
+    "masks": {"eligible": lambda step: jnp.arange(SIZE) % 3 == step % 3},
+    "too few": {"eligible": lambda step: jnp.arange(SIZE) < 3},
+    "fallback": {"prior": (60.0, 1.0), "forgetting": 1.0, "implicit_weight": 0.0},
+    "domains": {"domains": 5, "adaptive_implicit_weight": True},
+    "quotas": {"domains": 2, "quotas": (5, 11)},
+    "much evidence": {"more": MANY},
+    "much evidence in domains": {"more": MANY, "domains": 5},
+    "mean": {"choice": "mean"},
+    "noise": {"temperature": 0.1, "exploration": 0.25, "expiry": 3},
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_devices_select_and_believe_the_same(case: str) -> None:
+    options = {"batch_size": 16, "rollouts": 16, "representation": "dense", **CASES[case]}
+    eligible, more = options.pop("eligible", None), options.pop("more", None)
+    count = options.pop("domains", None)
+    domains = None if count is None else np.arange(SIZE) % count
+    selector = bots(**options)
+    start = selector.init(make_reference(SIZE), domains=domains)
+    # Not spread, sums by domain over very many rows are taken in another order.
+    plain = 1 if case == "much evidence in domains" else 0
+    expected = run(selector, over(start, plain), eligible=eligible, more=more)
+    _, (selection, info) = expected
+    assert np.asarray(info.evaluated).min() > 0
+    if case == "fallback":  # no race goes so far
+        assert np.abs(np.asarray(selection.draws) - 0.5).min(axis=1).max() > 0.125
+    for devices in (1, 2, 4, 8) if case == "race" else (2, 8):
+        assert_same(run(selector, over(start, devices), eligible=eligible, more=more), expected)
+
+
+def test_a_grouped_pool_is_the_same_on_all_devices() -> None:
+    selector = bots(batch_size=16, representation="grouped", slots=64 * 32)
+    start = selector.init(make_reference(SIZE))
+    expected = run(selector, start)
+    spread = over(start, 8)
+    assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(spread))
+    assert_same(run(selector, spread), expected)
+
+
+def test_a_sum_that_depends_on_devices_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tests above can fail: block sums left to the compiler give other bits."""
+    values = np.random.default_rng(0).gamma(0.1, size=64 * 8 * 64).astype(np.float32)
+    mesh = task_mesh()
+    spread = jax.device_put(values, jax.NamedSharding(mesh, jax.P("tasks")))
+    assert float(jax.jit(jnp.sum)(spread)) != float(jax.jit(jnp.sum)(values))
+
+
+def test_a_state_stays_where_it_was_put() -> None:
+    selector = bots(batch_size=16, rollouts=16, representation="dense")
+    start = over(selector.init(make_reference(SIZE)), 8)
+    where = jax.tree.map(lambda leaf: leaf.sharding, start)
+    assert start.belief.posterior.alpha.addressable_shards[0].data.shape == (SIZE // 8,)
+    assert start.reference.rates.addressable_shards[0].data.shape == (2, SIZE // 8)
+    state, selection = selector.select(jax.random.key(0), start)
+    after = [state, selector.abandon(state, selection.task_ids)]
+    after.append(selector.update(state, Evidence(selection.task_ids, np.full(16, 3.0), 16))[0])
+    for result in after:
+        same = jax.tree.map(
+            lambda leaf, sharding: leaf.sharding.is_equivalent_to(sharding, leaf.ndim),
+            result,
+            where,
+        )
+        assert all(jax.tree.leaves(same))
+    assert_same(over(over(start, 2), 8), start)
+
+
+def test_no_array_of_the_pool_crosses_devices() -> None:
+    """In anything that is compiled, the rare branches included."""
+    batch, size = 4, 64 * 8 * 512
+    selector = bots(batch_size=batch, rollouts=16, representation="dense", exploration=0.25)
+    state = over(selector.init(make_reference(size)), 8)
+    evidence = Evidence(*jnp.ones((3, batch), jnp.int32))
+    evidence = evidence._replace(successes=jnp.ones(batch), trials=jnp.ones(batch))
+    programs = {
+        "select": jax.jit(selector.select).lower(jax.random.key(0), state),
+        "update": jax.jit(selector.update).lower(state, evidence),
+    }
+    for name, program in programs.items():
+        found = crossings(program.compile().as_text())
+        assert found
+        largest = max(max(crossing.sizes) for crossing in found)
+        # A task that is hit brings its block; the first window is guessed from a few thousand.
+        hits = (2 * batch + 64) * 64
+        assert largest <= max(size // 64, hits, 8192), (name, largest)
+        assert largest < size // 16
+    sort = jax.jit(jnp.sort).lower(state.belief.posterior.alpha).compile()
+    assert max(max(crossing.sizes) for crossing in crossings(sort.as_text())) >= size // 64 * 8
+
+
+def test_any_mesh_and_traced_placing() -> None:
+    selector = bots(batch_size=16, representation="dense")
+    reference = make_reference(SIZE)
+    model_mesh = Mesh(np.array(jax.devices()).reshape(2, 4), ("data", "model"))
+    placed = shard(selector.init(reference), model_mesh)
+    made_there = jax.jit(lambda rates: shard(selector.init(rates), model_mesh))(reference)
+    assert made_there.pool.visit.addressable_shards[0].data.shape == (SIZE // 8,)
+    assert_same(made_there, placed)
+
+
+def test_capacity_must_fill_the_devices() -> None:
+    state = bots(batch_size=4).init(make_reference(1000))
+    with pytest.raises(ValueError, match=r"capacity 1000 .* 8 devices.*capacity=1024"):
+        shard(state)
+    assert padded_capacity(1000) == 1024
+    assert padded_capacity(1024, 2) == 1024
+    with pytest.raises(ValueError, match="num_tasks=0"):
+        padded_capacity(0)
+    padded = bots(batch_size=4).init(make_reference(1000), capacity=padded_capacity(1000))
+    assert shard(padded).pool.active.shape == (1024,)
+
+
+def test_one_host_gathers_its_own_evidence() -> None:
+    evidence = gather_evidence(Evidence([3, 4], [1.0, 2.0], 8, [0, 0]))
+    np.testing.assert_array_equal(evidence.trials, [8, 8])
+    np.testing.assert_array_equal(evidence.task_ids, [3, 4])
+
+
+# --- processes ---------------------------------------------------------------------------------
+
+DEVICES, PATIENCE = 4, 55
+
+
+def start_processes(folder: Path, processes: int) -> list[dict[str, np.ndarray]]:
+    """What each of some processes, with DEVICES between them, came to."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    files = [folder / f"{processes}-{process}.npz" for process in range(processes)]
+    # As users run it: without the flags for quick compiling that the other tests have.
+    plain = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    children = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.sharding_run", address]
+            + [str(n) for n in (processes, process, DEVICES // processes)]
+            + [str(file)],
+            cwd=REPOSITORY,
+            env=plain,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
+        for process, file in enumerate(files)
+    ]
+    try:
+        for child in children:
+            error = child.communicate(timeout=PATIENCE)[1].decode()
+            assert child.returncode == 0, error[-2000:]
+    finally:
+        for child in children:
+            child.kill()
+    return [dict(np.load(file)) for file in files]
+
+
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
+    return start_processes(tmp_path_factory.mktemp("alone"), 1)[0]
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_processes_select_and_believe_the_same(
+    processes: int, one_process: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    each = start_processes(tmp_path, processes)
+    for name, expected in one_process.items():
+        if name in ("alpha", "beta"):  # each process holds its part
+            joined = np.concatenate([result[name] for result in each])
+            np.testing.assert_array_equal(joined, expected)
+        else:
+            for result in each:
+                np.testing.assert_array_equal(result[name], expected)
