@@ -314,13 +314,10 @@ def _report(folder: Path, config: FinetuneConfig, runs: list[dict[str, Any]]) ->
 
 def _scalars(run: dict[str, Any]) -> dict[str, Any]:
     """A run in one line: what it ended with, and the held-out curve."""
-    about = {key: run[key] for key in ("strategy", "seed", "heldout_step", "heldout")}
-    return {
-        **about,
-        **report.measure(run),
-        "final_heldout": run["heldout"][-1],
-        "steps": len(run["step"]),
-    }
+    about = {"strategy": run["strategy"], "seed": run["seed"], "steps": len(run["step"])}
+    measured = {**report.measure(run), "final_heldout": run["heldout"][-1]}
+    # Last, for `measure` calls the final score "heldout" too.
+    return {**about, **measured, "heldout_step": run["heldout_step"], "heldout": run["heldout"]}
 
 
 def _say(text: str) -> None:
