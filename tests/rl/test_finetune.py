@@ -232,7 +232,7 @@ number = 3
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of a user's, the working directory: tasks in two domains, and verifiers."""
     rows = [
-        {"prompt": f"the sum {k}+{k + 1} is", "answer": str(2 * k + 1), "domain": "ab"[k % 2],
+        {"prompt": f"what is the sum {k}+{k + 1}=", "answer": str(2 * k + 1), "domain": "ab"[k % 2],
          "reference": [0.25, 0.5]}
         for k in range(40)
     ]  # fmt: skip
@@ -258,7 +258,7 @@ def test_long_prompts_domains_and_a_jitted_verifier_of_the_user(own: Path, cache
 @pytest.mark.parametrize(
     ("verifier", "kind", "message"),
     [
-        ("not_a_number", "python", "the verifier returned nan for prompt 'the sum"),
+        ("not_a_number", "python", "the verifier returned nan for prompt 'what is"),
         ("broken", "python", "the verifier raised KeyError: 'grader' for prompt"),
         ("endless", "jax", "a held-out task a mean reward of inf"),
         ("number", "python", "is 3, which is no function"),
