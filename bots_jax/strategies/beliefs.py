@@ -95,7 +95,7 @@ def by_rate(model: BeliefModel) -> tuple[Predict, Draw]:
     return predict, draw
 
 
-def mixed_chance(alpha: Array, beta: Array, group: int) -> Array:
+def chance_of_mixed_group(alpha: Array, beta: Array, group: int) -> Array:
     """Chance that a group of `group` rollouts is neither all right nor all wrong.
 
         V = 1 - B(alpha + G, beta) / B(alpha, beta) - B(alpha, beta + G) / B(alpha, beta)

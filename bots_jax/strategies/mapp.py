@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from bots_jax.compose import BeliefModel, Choice, compose
 from bots_jax.numerics import gumbel
 from bots_jax.selection import make_plan
-from bots_jax.strategies.beliefs import discounted_beta, mixed_chance
+from bots_jax.strategies.beliefs import chance_of_mixed_group, discounted_beta
 from bots_jax.strategies.common import group_size, own_settings
 from bots_jax.types import Array, ArrayLike, Number, Selector, State
 
@@ -69,7 +69,7 @@ def mapp(
 def _in_proportion(group: int) -> Choice:
     def score(rng_key: Array, model: BeliefModel, state: State) -> tuple[Array, Array]:
         alpha, beta = state.belief
-        log_chance = jnp.log(mixed_chance(alpha, beta, group))
+        log_chance = jnp.log(chance_of_mixed_group(alpha, beta, group))
         noise = gumbel(rng_key, alpha.shape, alpha.dtype)
         return -(log_chance + noise), alpha / (alpha + beta)
 
