@@ -13,8 +13,16 @@ from typing import Any
 
 from bots_jax.checks import check_choice
 from bots_jax.selector import bots
+from bots_jax.strategies.binned_thompson import binned_thompson
+from bots_jax.strategies.dps import dps
 from bots_jax.strategies.easy_to_hard import easy_to_hard
+from bots_jax.strategies.epochs import epochs
+from bots_jax.strategies.insight import insight
+from bots_jax.strategies.lesson_weights import lesson_weights
+from bots_jax.strategies.mapp import mapp
+from bots_jax.strategies.mopps import mopps
 from bots_jax.strategies.uniform import uniform
+from bots_jax.strategies.vade import vade
 from bots_jax.types import Selector
 
 STRATEGIES: dict[str, Callable[..., Selector]] = {
@@ -25,6 +33,15 @@ STRATEGIES: dict[str, Callable[..., Selector]] = {
     "bots-mean": partial(bots, choice="mean"),
     "uniform": uniform,
     "easy-to-hard": easy_to_hard,
+    "binned-thompson": binned_thompson,
+    "dps": dps,
+    "epochs": epochs,
+    "insight": insight,
+    "lesson-weights": lesson_weights,
+    "mapp": mapp,
+    "mopps": mopps,
+    "mopps-band": partial(mopps, band=(0.3, 0.7)),
+    "vade": vade,
 }
 
 
@@ -78,9 +95,17 @@ def make_strategy(name: str, **settings: Any) -> Selector:
 __all__ = [
     "SETTINGS",
     "STRATEGIES",
+    "binned_thompson",
     "configure",
+    "dps",
     "easy_to_hard",
+    "epochs",
+    "insight",
+    "lesson_weights",
     "make_strategy",
+    "mapp",
+    "mopps",
     "open_settings",
     "uniform",
+    "vade",
 ]
