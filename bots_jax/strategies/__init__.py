@@ -13,18 +13,42 @@ from typing import Any
 
 from bots_jax.checks import check_choice
 from bots_jax.selector import bots
+from bots_jax.strategies.adarft import adarft
+from bots_jax.strategies.balanced import balanced
 from bots_jax.strategies.easy_to_hard import easy_to_hard
+from bots_jax.strategies.greso import greso
+from bots_jax.strategies.kgps import kgps
+from bots_jax.strategies.oracle import oracle
+from bots_jax.strategies.plr import plr
+from bots_jax.strategies.prompt_replay import prompt_replay
+from bots_jax.strategies.sec import sec
 from bots_jax.strategies.uniform import uniform
 from bots_jax.types import Selector
 
 STRATEGIES: dict[str, Callable[..., Selector]] = {
+    "adarft": adarft,
+    "balanced": balanced,
     "bots": bots,
     "bots-explicit": partial(bots, implicit_weight=0.0),
     "bots-implicit": partial(bots, implicit_weight=1.0),
     "bots-no-forgetting": partial(bots, forgetting=0.0, implicit_weight=0.0),
     "bots-mean": partial(bots, choice="mean"),
-    "uniform": uniform,
     "easy-to-hard": easy_to_hard,
+    "greso": greso,
+    "kgps": kgps,
+    "kgps-logit": partial(kgps, scale="logit"),
+    "kgps-paced": partial(kgps, choice="paced"),
+    "plr": plr,
+    "prompt-replay": prompt_replay,
+    "sec": sec,
+    "uniform": uniform,
+}
+
+# Choices by the true rates f[T, N], taken as `reference`: for a replay, never for training.
+CHEATING: dict[str, Callable[..., Selector]] = {
+    "oracle": oracle,
+    "oracle-mixed": partial(oracle, choice="mixed"),
+    "oracle-balanced": partial(oracle, choice="mixed", breadth=0.1),
 }
 
 
@@ -76,11 +100,20 @@ def make_strategy(name: str, **settings: Any) -> Selector:
 
 
 __all__ = [
+    "CHEATING",
     "SETTINGS",
     "STRATEGIES",
+    "adarft",
+    "balanced",
     "configure",
     "easy_to_hard",
+    "greso",
+    "kgps",
     "make_strategy",
     "open_settings",
+    "oracle",
+    "plr",
+    "prompt_replay",
+    "sec",
     "uniform",
 ]
