@@ -59,6 +59,7 @@ SETTINGS: dict[str, str] = {
     "implicit_weight": "rho, weight of implicit evidence [0.1]",
     "capability_momentum": "gamma, smoothing of the capability [0.9]",
     "temperature": "tau, noise in the choice [0: the nearest are taken]",
+    "breadth": "c, what balanced and oracle-mixed charge for a task's recent visits [0.1, 0]",
     "exploration": "share of the batch that is drawn uniformly [0]",
 }
 
