@@ -129,7 +129,9 @@ def test_quotas_without_domains() -> None:
 
 
 def test_unknown_strategy() -> None:
-    with pytest.raises(ValueError, match="strategy='unifrom' is not known: choose one of .*bots, "):
+    with pytest.raises(
+        ValueError, match=r"strategy='unifrom' is not known: choose one of .*bots, "
+    ):
         make_strategy("unifrom")
 
 
