@@ -53,7 +53,7 @@ from bots_jax.types import (
 class Rolled(NamedTuple):
     """M tasks rolled out G times each."""
 
-    rewards: Array  # f[M, G] in [0, 1]
+    rewards: Array  # f[M, G] in [0, 1]; NaN for a group that could not be told
     tokens: Array  # i32[M, G], generated; 1 each where they are not known
     data: PyTree = None  # leaves [M, G, ...]: completions and whatever the learner needs
 
@@ -325,7 +325,9 @@ def learnability(
         tried = roll(0, selection.task_ids, first)
         solved = _successes(tried, selection.valid)
         rate = solved / first
-        best, valid = lowest(tie_key, -rate * (1 - rate), selection.valid, batch_size)
+        best, valid = lowest(
+            tie_key, -rate * (1 - rate), selection.valid & jnp.isfinite(rate), batch_size
+        )
         ids = jnp.where(valid, selection.task_ids[best], -1)
         rolled = roll(1, ids, rollouts)
         (cost, tokens), (again, more) = _cost(tried, selection.valid), _cost(rolled, valid)

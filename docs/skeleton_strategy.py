@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from bots_jax.compose import BeliefModel, Choice, compose
 from bots_jax.numerics import safe_ratio
 from bots_jax.selection import make_plan
-from bots_jax.strategies.common import no_inference, own_settings
+from bots_jax.strategies.counting import counting_settings, no_inference
 from bots_jax.types import Belief
 
 
@@ -65,7 +65,7 @@ def skeleton(*, batch_size=32, rollouts=16, keep=0.5, target=0.5, **pool):
         name="skeleton",
         model=BeliefModel(init, fuse, predict, draw),
         choice=Choice(score),
-        settings=own_settings(rollouts, keep=keep, target=target),
+        settings=counting_settings(rollouts, keep=keep, target=target),
         plan=make_plan(batch_size, 0.0, None),
         **pool,  # num_domains, expiry, dtype
     )

@@ -69,7 +69,7 @@ def make_extra_step(
                 jax.random.fold_in(rollout_key, phase), group_size=count,
                 max_new_tokens=config.max_new_tokens, temperature=config.temperature,
             )  # fmt: skip
-            return Rolled(verifier(task_ids, found.tokens), found.lengths, found)
+            return Rolled(_sound(verifier(task_ids, found.tokens)), found.lengths, found)
 
         chooser, made = extra.collect(select_key, state.selector, roll)
         chooser, info = extra.selector.advance(chooser)
@@ -83,9 +83,16 @@ def make_extra_step(
     return step
 
 
+def _sound(rewards: Array) -> Array:
+    """f[M, G]: NaN for every group with a reward that is not in [0, 1]."""
+    sound = jnp.all((rewards >= 0) & (rewards <= 1), axis=1, keepdims=True)
+    return jnp.where(sound, rewards, jnp.nan)
+
+
 def _trained_on(made: Collected, prompts: Array) -> tuple[Selection, Experience]:
     """The batch in the words of the loop."""
     selection = Selection(made.task_ids, made.draws, made.valid, jnp.full_like(made.task_ids, -1))
-    rewards = jnp.where(made.valid[:, None], made.rolled.rewards, 0.0)
+    sound = jnp.all(jnp.isfinite(made.rolled.rewards), axis=1)
+    rewards = jnp.where((made.valid & sound)[:, None], made.rolled.rewards, 0.0)
     chosen = prompts[jnp.maximum(made.task_ids, 0)]
-    return selection, Experience(chosen, made.rolled.data, rewards)
+    return selection, Experience(chosen, made.rolled.data, rewards, sound)

@@ -14,14 +14,15 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from bots_jax.checks import check_settings
-from bots_jax.compose import BeliefModel, Choice, compose, merge_settings
+from bots_jax.checks import check_number
+from bots_jax.compose import BeliefModel, Choice, compose
 from bots_jax.numerics import safe_ratio
 from bots_jax.pool import Fused
 from bots_jax.reference import Reference
 from bots_jax.selection import make_plan
-from bots_jax.strategies.counting import counting_settings
-from bots_jax.strategies.parts import check_number, counting_with, static_difficulty
+from bots_jax.strategies.bins import static_difficulty
+from bots_jax.strategies.choices import mean_rate
+from bots_jax.strategies.counting import counting_settings, counting_with
 from bots_jax.types import Array, ArrayLike, Selector, Settings, State
 
 
@@ -71,13 +72,11 @@ def adarft(
         moved = memory.difficulty + eta * jnp.tanh(slope * (rate - settings.target))
         return Target(jnp.where(trials > 0, jnp.clip(moved, 0, 100), memory.difficulty))
 
-    given = Settings(target=target)
-    check_settings(given)
     return compose(
         name="adarft",
         model=counting_with(init, remember),
         choice=Choice(_score),
-        settings=merge_settings(counting_settings(rollouts), given),
+        settings=counting_settings(rollouts, target=target),
         plan=make_plan(batch_size, 0.0, None),
         num_domains=num_domains,
         expiry=expiry,
@@ -88,5 +87,4 @@ def adarft(
 
 def _score(rng_key: Array, model: BeliefModel, state: State) -> tuple[Array, Array]:
     distance = jnp.abs(static_difficulty(state.reference) - state.belief.memory.difficulty)
-    mean = model.predict(state.belief, state.settings, state.reference, slice(None)).mean
-    return distance, mean
+    return distance, mean_rate(model, state)

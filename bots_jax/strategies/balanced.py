@@ -3,7 +3,7 @@
     choose the largest  E V - c log((visits + 1) / (mean visits + 1))
     V = 1 - p^m - (1 - p)^m,  p ~ Beta(alpha, beta) counts what was seen and forgets lambda
 
-E V is exact: see `parts.chance_of_mixed`. Visits are discounted by `keep` a step. V is flat
+E V is exact: see `worth.chance_of_mixed_group`. Visits are discounted by `keep` a step. V is flat
 in the middle, so the nearest p* is more choosy than it is worth; the second term buys
 breadth with one knob c and gives every task a floor. No paper: an idea of this package,
 to be compared with the others.
@@ -15,20 +15,18 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from bots_jax.checks import check_settings
-from bots_jax.compose import BeliefModel, Choice, compose, merge_settings
+from bots_jax.beta_belief import beta_belief, beta_rules
+from bots_jax.checks import check_number
+from bots_jax.compose import BeliefModel, Choice, compose
 from bots_jax.implicit import Estimator, make_estimator
 from bots_jax.pool import Fused
 from bots_jax.reference import Reference
 from bots_jax.selection import make_plan
-from bots_jax.beta_belief import beta_belief, beta_rules
-from bots_jax.strategies.counting import counting_settings
-from bots_jax.strategies.parts import (
+from bots_jax.strategies.counting import counting_settings, counting_with
+from bots_jax.strategies.worth import (
     Visits,
-    chance_of_mixed,
-    check_number,
+    chance_of_mixed_group,
     count_visits,
-    counting_with,
     excess_of_visits,
     no_visits,
 )
@@ -61,8 +59,6 @@ def balanced(
     cost = check_number("breadth", breadth, 0, 1e6)
     kept = check_number("keep", keep, 0, 1)
     made = make_estimator(estimator)
-    given = Settings(forgetting=forgetting, implicit_weight=implicit_weight)
-    check_settings(given)
 
     def init(settings: Settings, reference: Reference, num_domains: int) -> Visits:
         return no_visits(reference)
@@ -74,7 +70,7 @@ def balanced(
         belief = model.predict(state.belief, state.settings, state.reference, slice(None))
         alpha = belief.mean * belief.concentration
         beta = belief.concentration - alpha
-        value = chance_of_mixed(alpha, jnp.maximum(beta, 0), state.settings.rollouts)
+        value = chance_of_mixed_group(alpha, jnp.maximum(beta, 0), state.settings.rollouts)
         excess = excess_of_visits(state.belief.memory, state.pool.active)
         return cost * excess - value, belief.mean
 
@@ -82,7 +78,9 @@ def balanced(
         name="balanced",
         model=counting_with(init, remember, beta_belief(beta_rules(made))),
         choice=Choice(score),
-        settings=merge_settings(counting_settings(rollouts), given),
+        settings=counting_settings(
+            rollouts, forgetting=forgetting, implicit_weight=implicit_weight
+        ),
         plan=make_plan(batch_size, 0.0, None),
         num_domains=num_domains,
         expiry=expiry,

@@ -25,28 +25,26 @@ import jax
 import jax.numpy as jnp
 
 from bots_jax import draws
-from bots_jax.checks import check_count
-from bots_jax.compose import BeliefInfo, BeliefModel, Choice, compose
+from bots_jax.checks import check_count, check_number
+from bots_jax.compose import BeliefModel, Choice, compose
 from bots_jax.pool import Fused
 from bots_jax.reference import Reference
 from bots_jax.selection import make_plan
 from bots_jax.strategies import bins
-from bots_jax.strategies.beliefs import by_rate
-from bots_jax.strategies.common import check_number
-from bots_jax.strategies.counting import COUNTING, counting_settings
-from bots_jax.types import Array, ArrayLike, PyTree, Selector, Settings, State
+from bots_jax.strategies.choices import among_allowed, mean_rate
+from bots_jax.strategies.counting import counting_settings, counting_with
+from bots_jax.types import Array, ArrayLike, Selector, Settings, State
 
 
 class Groups(NamedTuple):
-    """What is counted of each task, and the groups of each bin."""
+    """The groups of each bin."""
 
-    rate: PyTree  # the belief of COUNTING
     informative: Array  # f[bins], u
     groups: Array  # f[bins], v
 
     def restart(self, settings: Settings, rows: Array) -> Groups:
         """A new task changes nothing about its bin."""
-        return self._replace(rate=self.rate.restart(settings, rows))
+        return self
 
 
 def binned_thompson(
@@ -74,9 +72,9 @@ def binned_thompson(
       ValueError: naming the argument and its value.
     """
     intervals = check_count("intervals", intervals)
-    keep = float(check_number("keep", keep, 0, 1))
-    floor = float(check_number("floor", floor, 0, 1))
-    reversion = float(check_number("reversion", reversion, 0, math.inf))
+    keep = check_number("keep", keep, 0, 1)
+    floor = check_number("floor", floor, 0, 1)
+    reversion = check_number("reversion", reversion, 0, math.inf)
     return compose(
         name="binned-thompson",
         model=_decayed_groups(intervals, keep, reversion),
@@ -94,39 +92,38 @@ def _decayed_groups(intervals: int, keep: float, reversion: float) -> BeliefMode
     def init(settings: Settings, reference: Reference, num_domains: int) -> Groups:
         count = bins.count_bins(reference, num_domains, intervals)
         none = jnp.zeros((count,), reference.rates.dtype)
-        return Groups(COUNTING.init(settings, reference, num_domains), none, none)
+        return Groups(none, none)
 
-    def fuse(
-        belief: Groups, settings: Settings, reference: Reference, fused: Fused
-    ) -> tuple[Groups, BeliefInfo]:
-        rate, info = COUNTING.fuse(belief.rate, settings, reference, fused)
+    def remember(memory: Groups, settings: Settings, reference: Reference, fused: Fused) -> Groups:
         at, count = bins.bin_of(reference, fused.domain, fused.num_domains, intervals)
         mixed = (fused.successes > 0) & (fused.successes < fused.trials)
         dtype = fused.trials.dtype
         informative = bins.bin_sums(mixed.astype(dtype), at, count)
         groups = bins.bin_sums((fused.trials > 0).astype(dtype), at, count)
-        informative += keep * belief.informative + reversion / 2
-        return Groups(rate, informative, keep * belief.groups + groups + reversion), info
+        informative += keep * memory.informative + reversion / 2
+        return Groups(informative, keep * memory.groups + groups + reversion)
 
-    return BeliefModel(init, fuse, *by_rate(COUNTING))
+    return counting_with(init, remember)
 
 
-def draw_weights(rng_key: Array, belief: Groups, filled: Array, floor: float) -> Array:
+def draw_weights(rng_key: Array, memory: Groups, filled: Array, floor: float) -> Array:
     """f[bins] probability of each bin, by the rule above."""
-    dull = belief.groups - belief.informative
-    theta = draws.beta(rng_key, 1 + belief.informative, 1 + dull)
+    dull = memory.groups - memory.informative
+    theta = draws.beta(rng_key, 1 + memory.informative, 1 + dull)
     theta = bins.floored(theta, filled, 0)
     least = floor / jnp.maximum(jnp.sum(filled.astype(theta.dtype)), 1)
     return bins.floored(theta, filled, least)
 
 
 def _by_draw(intervals: int, floor: float) -> Choice:
-    def score(rng_key: Array, model: BeliefModel, state: State) -> tuple[Array, Array]:
+    def score(
+        rng_key: Array, model: BeliefModel, state: State, allowed: Array
+    ) -> tuple[Array, Array]:
         weight_key, task_key = jax.random.split(rng_key)
         at, count = bins.bins_of_state(state, intervals)
         filled = bins.filled_bins(state, at, count)
-        weights = draw_weights(weight_key, state.belief, filled, floor)
-        mean = model.predict(state.belief, state.settings, state.reference, slice(None)).mean
-        return bins.sample_bins(task_key, weights, at, state), mean
+        weights = draw_weights(weight_key, state.belief.memory, filled, floor)
+        scores = bins.sample_bins(task_key, jnp.log(weights), at, allowed)
+        return scores, mean_rate(model, state)
 
-    return Choice(score)
+    return among_allowed(score)

@@ -14,10 +14,24 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from bots_jax.numerics import gumbel, safe_ratio
-from bots_jax.pool import selectable
+from bots_jax.numerics import safe_ratio
 from bots_jax.reference import Reference
+from bots_jax.strategies.choices import drawn_by
 from bots_jax.types import Array, State
+
+
+def mean_reference(reference: Reference) -> tuple[Array, Array]:
+    """f[C] mean pass rate of the references that are known, 0 without any; bool[C], if any."""
+    known = ~jnp.isnan(reference.rates)
+    total = jnp.sum(jnp.where(known, reference.rates, 0), axis=0)
+    models = jnp.sum(known, axis=0).astype(total.dtype)
+    return safe_ratio(total, models), models > 0
+
+
+def static_difficulty(reference: Reference) -> Array:
+    """f[C] in [0, 100]: 100 (1 - mean reference pass rate), 50 where none is known."""
+    mean, known = mean_reference(reference)
+    return 100 * jnp.where(known, 1 - mean, 0.5)
 
 
 def count_bins(reference: Reference, num_domains: int, intervals: int) -> int:
@@ -37,11 +51,9 @@ def bin_of(
         return domain, count
     if count == 1:
         return jnp.zeros(reference.rates.shape[1], jnp.int32), 1
-    known = jnp.isfinite(reference.rates)
-    total = jnp.sum(jnp.where(known, reference.rates, 0), axis=0)
-    models = jnp.sum(known, axis=0).astype(total.dtype)
-    place = (safe_ratio(total, models) * intervals).astype(jnp.int32)
-    return jnp.where(models > 0, jnp.minimum(place, intervals - 1), intervals), count
+    mean, known = mean_reference(reference)
+    place = jnp.minimum((mean * intervals).astype(jnp.int32), intervals - 1)
+    return jnp.where(known, place, intervals), count
 
 
 def bins_of_state(state: State, intervals: int) -> tuple[Array, int]:
@@ -66,15 +78,18 @@ def floored(weights: Array, filled: Array, floor: Array | float) -> Array:
     return safe_ratio(weights, jnp.sum(weights))
 
 
-def sample_bins(rng_key: Array, weights: Array, bin_: Array, state: State) -> Array:
+def sample_bins(rng_key: Array, log_weights: Array, bin_: Array, allowed: Array) -> Array:
     """Scores f[C] whose lowest are tasks of bins drawn by weight, any task of a bin alike.
 
     Each draw takes a bin by weight and a task of it, and is repeated if the task has been
     drawn already; which is to draw tasks in proportion to weight / size of the bin, without
-    replacement, here by Gumbel noise. The size is that of the tasks not in flight.
+    replacement.
+
+    Args:
+      log_weights: f[bins], -inf for bins that come last.
+      bin_: i32[C].
+      allowed: bool[C], the tasks that count for the size of a bin.
     """
-    dtype = weights.dtype
-    free = selectable(state.pool, None)
-    sizes = bin_sums(free.astype(dtype), bin_, weights.shape[0])
-    share = jnp.maximum(safe_ratio(weights, sizes), jnp.finfo(dtype).tiny)
-    return -(jnp.log(share)[bin_] + gumbel(rng_key, bin_.shape, dtype))
+    sizes = bin_sums(allowed.astype(log_weights.dtype), bin_, log_weights.shape[0])
+    log_share = log_weights - jnp.log(jnp.maximum(sizes, 1))
+    return drawn_by(rng_key, log_share[bin_])

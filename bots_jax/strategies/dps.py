@@ -26,12 +26,13 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from bots_jax.checks import check_choice
-from bots_jax.compose import BeliefInfo, BeliefModel, Choice, compose
+from bots_jax.compose import BeliefModel, Choice, compose
 from bots_jax.pool import Fused
 from bots_jax.reference import Reference
 from bots_jax.selection import make_plan
-from bots_jax.strategies.beliefs import Discounted, by_rate, discounted_beta
-from bots_jax.strategies.common import among_candidates, candidate_count, own_settings
+from bots_jax.strategies.choices import among_candidates, candidate_count
+from bots_jax.strategies.counting import counting_settings, counting_with
+from bots_jax.strategies.discounted import discounted_beta
 from bots_jax.types import Array, ArrayLike, Number, Selector, Settings, State
 
 NONE, SOME, ALL = range(3)
@@ -43,13 +44,10 @@ PRIORS: dict[str, tuple[tuple[float, ...], ...]] = {
     "stability": ((1.0, 0.5, 0.5), (0.5, 1.0, 0.5), (0.5, 0.5, 1.0)),
 }
 
-_RATE = discounted_beta()
-
 
 class Solving(NamedTuple):
     """How far each task is solved, and how that changes."""
 
-    rate: Discounted
     transitions: Array  # f[C, 3, 3], T[j, i]
     present: Array  # f[C, 3], x' of the last step
     predicted: Array  # f[C, 3], of the next step
@@ -58,7 +56,6 @@ class Solving(NamedTuple):
     def restart(self, settings: Settings, rows: Array) -> Solving:
         """New tasks begin at the prior, in any state alike."""
         return Solving(
-            self.rate.restart(settings, rows),
             self.transitions.at[rows].set(self.prior, mode="drop"),
             self.present.at[rows].set(1 / 3, mode="drop"),
             self.predicted.at[rows].set(1 / 3, mode="drop"),
@@ -94,7 +91,7 @@ def dps(
         name="dps",
         model=_hidden_markov(counts),
         choice=_most_partial(candidate_count(candidate_ratio, batch_size)),
-        settings=own_settings(rollouts, keep=decay),
+        settings=counting_settings(rollouts, keep=decay),
         plan=make_plan(batch_size, 0.0, None),
         num_domains=num_domains,
         expiry=expiry,
@@ -109,25 +106,21 @@ def _hidden_markov(counts: tuple[tuple[float, ...], ...]) -> BeliefModel:
         third = jnp.full((capacity, 3), 1 / 3, dtype)
         prior = jnp.asarray(counts, dtype)
         transitions = jnp.broadcast_to(prior, (capacity, 3, 3))
-        rate = _RATE.init(settings, reference, num_domains)
-        return Solving(rate, transitions, third, third, prior)
+        return Solving(transitions, third, third, prior)
 
-    return BeliefModel(init, _fuse, *by_rate(_RATE))
+    return counting_with(init, _remember, discounted_beta())
 
 
-def _fuse(
-    belief: Solving, settings: Settings, reference: Reference, fused: Fused
-) -> tuple[Solving, BeliefInfo]:
-    rate, info = _RATE.fuse(belief.rate, settings, reference, fused)
+def _remember(memory: Solving, settings: Settings, reference: Reference, fused: Fused) -> Solving:
     visited = (fused.trials > 0)[:, None]
-    present = jnp.where(visited, _observed(fused), belief.predicted)
-    moved = _expected(belief.transitions) * present[:, :, None] * belief.present[:, None, :]
+    present = jnp.where(visited, _observed(fused), memory.predicted)
+    moved = _expected(memory.transitions) * present[:, :, None] * memory.present[:, None, :]
     moved /= jnp.sum(moved, axis=(1, 2), keepdims=True)
     keep = 1 - settings.forgetting
-    transitions = keep * belief.transitions + (1 - keep) * belief.prior[None]
+    transitions = keep * memory.transitions + (1 - keep) * memory.prior[None]
     transitions += jnp.where(visited[:, :, None], moved, 0)
     predicted = jnp.sum(_expected(transitions) * present[:, None, :], axis=2)
-    return Solving(rate, transitions, present, predicted, belief.prior), info
+    return Solving(transitions, present, predicted, memory.prior)
 
 
 def _expected(transitions: Array) -> Array:
@@ -143,9 +136,8 @@ def _observed(fused: Fused) -> Array:
 
 
 def _most_partial(count: int | None) -> Choice:
-    def score(rng_key: Array, model: BeliefModel, state: State) -> tuple[Array, Array]:
-        mean = model.predict(state.belief, state.settings, state.reference, slice(None)).mean
-        chance = state.belief.predicted[:, SOME]
-        return among_candidates(rng_key, -chance, state, count), mean
+    def score(rng_key: Array, model: BeliefModel, state: State, rows: Any) -> tuple[Array, Array]:
+        mean = model.predict(state.belief, state.settings, state.reference, rows).mean
+        return -state.belief.memory.predicted[rows, SOME], mean
 
-    return Choice(score)
+    return among_candidates(score, count)

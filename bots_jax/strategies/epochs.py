@@ -6,35 +6,33 @@ order needs to be kept. A batch that reaches the end of a pass begins the next o
 tasks that are not in it already.
 
 A pass is over for a task once it has brought evidence: a task that was selected and then
-abandoned, or whose visit expired, is still due. Tasks in flight are left out of the count.
+abandoned, or whose visit expired, is still due. Tasks in flight, or kept
+out by the mask of `select`, are left out of the count.
 """
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 
-from bots_jax.compose import BeliefInfo, BeliefModel, Choice, compose
-from bots_jax.pool import Fused, selectable
+from bots_jax.compose import BeliefModel, compose
+from bots_jax.pool import Fused
 from bots_jax.reference import Reference
 from bots_jax.selection import make_plan
-from bots_jax.strategies.beliefs import by_rate
-from bots_jax.strategies.counting import COUNTING, counting_settings
-from bots_jax.types import Array, ArrayLike, PyTree, Selector, Settings, State
+from bots_jax.strategies.choices import among_allowed, mean_rate, uniform_noise
+from bots_jax.strategies.counting import counting_settings, counting_with
+from bots_jax.types import Array, ArrayLike, Selector, Settings, State
 
 
 class Passes(NamedTuple):
-    """What is counted, and how often each task was evaluated."""
+    """How often each task was evaluated."""
 
-    rate: PyTree  # the belief of COUNTING
     passes: Array  # i32[C], steps in which the task was evaluated
 
     def restart(self, settings: Settings, rows: Array) -> Passes:
         """New tasks join the next pass."""
-        passes = self.passes.at[rows].set(jnp.max(self.passes), mode="drop")
-        return Passes(self.rate.restart(settings, rows), passes)
+        return Passes(self.passes.at[rows].set(jnp.max(self.passes), mode="drop"))
 
 
 def epochs(
@@ -52,8 +50,8 @@ def epochs(
     """
     return compose(
         name="epochs",
-        model=BeliefModel(_init, _fuse, *by_rate(COUNTING)),
-        choice=Choice(_score),
+        model=counting_with(_init, _remember),
+        choice=among_allowed(_score),
         settings=counting_settings(rollouts),
         plan=make_plan(batch_size, 0.0, None),
         num_domains=num_domains,
@@ -63,15 +61,11 @@ def epochs(
 
 
 def _init(settings: Settings, reference: Reference, num_domains: int) -> Passes:
-    passes = jnp.zeros(reference.rates.shape[1], jnp.int32)
-    return Passes(COUNTING.init(settings, reference, num_domains), passes)
+    return Passes(jnp.zeros(reference.rates.shape[1], jnp.int32))
 
 
-def _fuse(
-    belief: Passes, settings: Settings, reference: Reference, fused: Fused
-) -> tuple[Passes, BeliefInfo]:
-    rate, info = COUNTING.fuse(belief.rate, settings, reference, fused)
-    return Passes(rate, belief.passes + (fused.trials > 0).astype(jnp.int32)), info
+def _remember(memory: Passes, settings: Settings, reference: Reference, fused: Fused) -> Passes:
+    return Passes(memory.passes + (fused.trials > 0).astype(jnp.int32))
 
 
 # Passes that a task may be ahead and still be told apart: a float32 between 7 and 8 keeps
@@ -79,11 +73,9 @@ def _fuse(
 _MOST_AHEAD = 7
 
 
-def _score(rng_key: Array, model: BeliefModel, state: State) -> tuple[Array, Array]:
+def _score(rng_key: Array, model: BeliefModel, state: State, allowed: Array) -> tuple[Array, Array]:
     """Fewest passes first, at random among equals."""
-    passes, dtype = state.belief.passes, state.pool.trials.dtype
-    free = selectable(state.pool, None)
-    fewest = jnp.min(jnp.where(free, passes, jnp.iinfo(jnp.int32).max))
+    passes, dtype = state.belief.memory.passes, state.pool.trials.dtype
+    fewest = jnp.min(jnp.where(allowed, passes, jnp.iinfo(jnp.int32).max))
     ahead = jnp.clip(passes - fewest, 0, _MOST_AHEAD).astype(dtype)
-    mean = model.predict(state.belief, state.settings, state.reference, slice(None)).mean
-    return ahead + jax.random.uniform(rng_key, passes.shape, dtype), mean
+    return ahead + uniform_noise(rng_key, state.pool), mean_rate(model, state)

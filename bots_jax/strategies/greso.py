@@ -23,13 +23,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from bots_jax.checks import check_number
 from bots_jax.compose import BeliefModel, Choice, compose
 from bots_jax.numerics import open_uniform, random_bits, safe_ratio
 from bots_jax.pool import Fused
 from bots_jax.reference import Reference
 from bots_jax.selection import make_plan
-from bots_jax.strategies.counting import counting_settings
-from bots_jax.strategies.parts import check_number, counting_with, uniform_noise
+from bots_jax.strategies.choices import mean_rate, uniform_noise
+from bots_jax.strategies.counting import counting_settings, counting_with
 from bots_jax.types import Array, ArrayLike, Selector, Settings, State
 
 LEAST_KEPT = 0.01  # every task is tried now and then
@@ -131,5 +132,6 @@ def _score(rng_key: Array, model: BeliefModel, state: State) -> tuple[Array, Arr
     uniform = open_uniform(random_bits(pass_key, keep.shape, keep.dtype), keep.dtype)
     skipped = jnp.where(keep >= 1, 1, jnp.minimum(keep, 1 - 1e-6))
     passes = jnp.floor(jnp.log(uniform) / jnp.log1p(-jnp.where(keep >= 1, 0.5, skipped)))
-    mean = model.predict(state.belief, state.settings, state.reference, slice(None)).mean
-    return jnp.where(keep >= 1, 0, passes) + uniform_noise(place_key, state.pool), mean
+    return jnp.where(keep >= 1, 0, passes) + uniform_noise(place_key, state.pool), mean_rate(
+        model, state
+    )

@@ -26,21 +26,16 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax.scipy.special import digamma
 
-from bots_jax.checks import check_choice
+from bots_jax import draws
+from bots_jax.checks import check_choice, check_number
 from bots_jax.compose import BeliefModel, Choice, compose
 from bots_jax.selection import make_plan
-from bots_jax.strategies.beliefs import discounted_beta
-from bots_jax.strategies.common import (
-    among_candidates,
-    candidate_count,
-    check_number,
-    group_size,
-    own_settings,
-)
+from bots_jax.strategies.choices import among_candidates, candidate_count
+from bots_jax.strategies.counting import counting_settings, group_size
+from bots_jax.strategies.discounted import discounted_beta
 from bots_jax.types import Array, ArrayLike, Number, Selector, State
 
 
@@ -82,7 +77,7 @@ def insight(
         name="insight",
         model=discounted_beta(),
         choice=_most_informative(eta, horizon, base, count),
-        settings=own_settings(rollouts, keep=keep, target=target),
+        settings=counting_settings(rollouts, keep=keep, target=target),
         plan=make_plan(batch_size, 0.0, None),
         num_domains=num_domains,
         expiry=expiry,
@@ -97,17 +92,15 @@ def insight(
 
 
 def _most_informative(eta: float, horizon: int, base: str, count: int | None) -> Choice:
-    def score(rng_key: Array, model: BeliefModel, state: State) -> tuple[Array, Array]:
-        draw_key, candidate_key = jax.random.split(rng_key)
-        alpha, beta = state.belief
+    def score(rng_key: Array, model: BeliefModel, state: State, rows: Any) -> tuple[Array, Array]:
+        alpha, beta = state.belief.alpha[rows], state.belief.beta[rows]
         rate = alpha / (alpha + beta)
         if base == "thompson":
-            rate = model.draw(draw_key, state.belief, state.settings, state.reference)
+            rate = draws.beta(rng_key, alpha, beta)
         weight = rate * (1 - rate) * jnp.exp(-eta * (rate - state.settings.target) ** 2)
-        worth = weight * mutual_information(alpha, beta, horizon)
-        return among_candidates(candidate_key, -worth, state, count), rate
+        return -weight * mutual_information(alpha, beta, horizon), rate
 
-    return Choice(score)
+    return among_candidates(score, count)
 
 
 def mutual_information(alpha: Array, beta: Array, horizon: int) -> Array:

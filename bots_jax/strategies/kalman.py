@@ -38,6 +38,7 @@ from bots_jax.compose import BeliefInfo, BeliefModel
 from bots_jax.numerics import safe_ratio
 from bots_jax.pool import Fused
 from bots_jax.reference import Reference
+from bots_jax.strategies.counting import no_inference
 from bots_jax.types import Array, Belief, Settings
 
 
@@ -165,8 +166,7 @@ def kalman_belief(scale: Scale, noise: float, adaptation: float) -> BeliefModel:
             step,
             belief.start,
         )
-        zero = jnp.zeros((), x.dtype)
-        return updated, BeliefInfo(jnp.zeros((fused.num_domains,), x.dtype), zero, zero)
+        return updated, no_inference(fused)
 
     def predict(belief: Tracked, settings: Settings, reference: Reference, rows: Any) -> Belief:
         x, variance = belief.mean[rows], belief.variance[rows]

@@ -16,14 +16,14 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from bots_jax.checks import check_choice, check_count, check_settings
-from bots_jax.compose import BeliefModel, Choice, compose, merge_settings
+from bots_jax.checks import check_choice, check_count, check_number
+from bots_jax.compose import BeliefModel, Choice, compose
 from bots_jax.numerics import gumbel
 from bots_jax.selection import make_plan
+from bots_jax.strategies.choices import mean_rate
 from bots_jax.strategies.counting import counting_settings
 from bots_jax.strategies.kalman import SCALES, Scale, kalman_belief
-from bots_jax.strategies.parts import check_number
-from bots_jax.types import Array, ArrayLike, Selector, Settings, State
+from bots_jax.types import Array, ArrayLike, Selector, State
 
 
 def kgps(
@@ -60,13 +60,11 @@ def kgps(
     gain = check_number("adaptation", adaptation, 0, 1)
     easy = check_number("start", start, 0, 1)
     steps = check_count("pace", pace)
-    given = Settings(target=target, temperature=temperature)
-    check_settings(given)
     return compose(
         name="kgps",
         model=kalman_belief(on, first, gain),
         choice=_expected(on) if choice == "expected" else _paced(easy, steps),
-        settings=merge_settings(counting_settings(rollouts), given),
+        settings=counting_settings(rollouts, target=target, temperature=temperature),
         plan=make_plan(batch_size, 0.0, None),
         num_domains=num_domains,
         expiry=expiry,
@@ -92,7 +90,7 @@ def _expected(scale: Scale) -> Choice:
 
 def _paced(start: float, pace: int) -> Choice:
     def score(rng_key: Array, model: BeliefModel, state: State) -> tuple[Array, Array]:
-        mean = model.predict(state.belief, state.settings, state.reference, slice(None)).mean
+        mean = mean_rate(model, state)
         left = jnp.maximum(1 - state.belief.step.astype(mean.dtype) / pace, 0)
         target = state.settings.target + (start - state.settings.target) * left
         noise = gumbel(rng_key, mean.shape, mean.dtype)

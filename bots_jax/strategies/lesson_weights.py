@@ -21,29 +21,27 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from bots_jax.checks import check_count
-from bots_jax.compose import BeliefInfo, BeliefModel, Choice, compose
+from bots_jax.checks import check_count, check_number
+from bots_jax.compose import BeliefModel, Choice, compose
 from bots_jax.numerics import safe_ratio
 from bots_jax.pool import Fused
 from bots_jax.reference import Reference
 from bots_jax.selection import make_plan
 from bots_jax.strategies import bins
-from bots_jax.strategies.beliefs import by_rate
-from bots_jax.strategies.common import check_number
-from bots_jax.strategies.counting import COUNTING, counting_settings
-from bots_jax.types import Array, ArrayLike, PyTree, Selector, Settings, State
+from bots_jax.strategies.choices import among_allowed, mean_rate
+from bots_jax.strategies.counting import counting_settings, counting_with
+from bots_jax.types import Array, ArrayLike, Selector, Settings, State
 
 
 class Lessons(NamedTuple):
-    """What is counted of each task, and the average of each lesson."""
+    """The average of each lesson."""
 
-    rate: PyTree  # the belief of COUNTING
     solved: Array  # f[bins], p
     rollouts: Array  # f[bins], n
 
     def restart(self, settings: Settings, rows: Array) -> Lessons:
         """A new task changes nothing about its lesson."""
-        return self._replace(rate=self.rate.restart(settings, rows))
+        return self
 
 
 def lesson_weights(
@@ -69,8 +67,8 @@ def lesson_weights(
       ValueError: naming the argument and its value.
     """
     intervals = check_count("intervals", intervals)
-    smoothing = float(check_number("smoothing", smoothing, 0, 1))
-    floor = float(check_number("floor", floor, 0, 1))
+    smoothing = check_number("smoothing", smoothing, 0, 1)
+    floor = check_number("floor", floor, 0, 1)
     return compose(
         name="lesson-weights",
         model=_averages(intervals, smoothing),
@@ -87,21 +85,19 @@ def lesson_weights(
 def _averages(intervals: int, smoothing: float) -> BeliefModel:
     def init(settings: Settings, reference: Reference, num_domains: int) -> Lessons:
         count, dtype = bins.count_bins(reference, num_domains, intervals), reference.rates.dtype
-        rate = COUNTING.init(settings, reference, num_domains)
-        return Lessons(rate, jnp.full((count,), 0.5, dtype), jnp.zeros((count,), dtype))
+        return Lessons(jnp.full((count,), 0.5, dtype), jnp.zeros((count,), dtype))
 
-    def fuse(
-        belief: Lessons, settings: Settings, reference: Reference, fused: Fused
-    ) -> tuple[Lessons, BeliefInfo]:
-        rate, info = COUNTING.fuse(belief.rate, settings, reference, fused)
+    def remember(
+        memory: Lessons, settings: Settings, reference: Reference, fused: Fused
+    ) -> Lessons:
         lesson, count = bins.bin_of(reference, fused.domain, fused.num_domains, intervals)
         trials = bins.bin_sums(fused.trials, lesson, count)
         seen = safe_ratio(bins.bin_sums(fused.successes, lesson, count), trials)
         keep = (1 - smoothing) ** trials
-        solved = keep * belief.solved + (1 - keep) * seen
-        return Lessons(rate, solved, belief.rollouts + trials), info
+        solved = keep * memory.solved + (1 - keep) * seen
+        return Lessons(solved, memory.rollouts + trials)
 
-    return BeliefModel(init, fuse, *by_rate(COUNTING))
+    return counting_with(init, remember)
 
 
 def weigh(solved: Array, rollouts: Array, filled: Array, floor: float) -> Array:
@@ -112,11 +108,14 @@ def weigh(solved: Array, rollouts: Array, filled: Array, floor: float) -> Array:
 
 
 def _by_weight(intervals: int, floor: float) -> Choice:
-    def score(rng_key: Array, model: BeliefModel, state: State) -> tuple[Array, Array]:
+    def score(
+        rng_key: Array, model: BeliefModel, state: State, allowed: Array
+    ) -> tuple[Array, Array]:
+        memory: Lessons = state.belief.memory
         lesson, count = bins.bins_of_state(state, intervals)
         filled = bins.filled_bins(state, lesson, count)
-        weights = weigh(state.belief.solved, state.belief.rollouts, filled, floor)
-        mean = model.predict(state.belief, state.settings, state.reference, slice(None)).mean
-        return bins.sample_bins(rng_key, weights, lesson, state), mean
+        weights = weigh(memory.solved, memory.rollouts, filled, floor)
+        scores = bins.sample_bins(rng_key, jnp.log(weights), lesson, allowed)
+        return scores, mean_rate(model, state)
 
-    return Choice(score)
+    return among_allowed(score)

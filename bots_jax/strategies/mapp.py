@@ -24,10 +24,11 @@ from typing import Any
 import jax.numpy as jnp
 
 from bots_jax.compose import BeliefModel, Choice, compose
-from bots_jax.numerics import gumbel
 from bots_jax.selection import make_plan
-from bots_jax.strategies.beliefs import chance_of_mixed_group, discounted_beta
-from bots_jax.strategies.common import group_size, own_settings
+from bots_jax.strategies.choices import drawn_by
+from bots_jax.strategies.counting import counting_settings, group_size
+from bots_jax.strategies.discounted import discounted_beta
+from bots_jax.strategies.worth import chance_of_mixed_group
 from bots_jax.types import Array, ArrayLike, Number, Selector, State
 
 
@@ -57,7 +58,7 @@ def mapp(
         name="mapp",
         model=discounted_beta(),
         choice=_in_proportion(group),
-        settings=own_settings(rollouts, keep=keep),
+        settings=counting_settings(rollouts, keep=keep),
         plan=make_plan(batch_size, 0.0, None),
         num_domains=num_domains,
         expiry=expiry,
@@ -70,7 +71,6 @@ def _in_proportion(group: int) -> Choice:
     def score(rng_key: Array, model: BeliefModel, state: State) -> tuple[Array, Array]:
         alpha, beta = state.belief
         log_chance = jnp.log(chance_of_mixed_group(alpha, beta, group))
-        noise = gumbel(rng_key, alpha.shape, alpha.dtype)
-        return -(log_chance + noise), alpha / (alpha + beta)
+        return drawn_by(rng_key, log_chance), alpha / (alpha + beta)
 
     return Choice(score)

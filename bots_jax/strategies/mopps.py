@@ -8,22 +8,22 @@ Choice: a random candidate set of 16 B tasks; draw p^ ~ Beta(alpha, beta) for ea
 the B nearest to the target. With a band, take B at random of those whose draw lies in it,
 and if they are too few, those nearest to it.
 
-Departures: the set is drawn at random at every step, where the authors take the next
-chunk of a shuffled epoch, and it may hold tasks that the mask of `select` forbids. Ties
-are broken at random.
+Departures: the set is drawn at random at every step, from the tasks that may be selected,
+where the authors take the next chunk of a shuffled epoch. Ties are broken at random.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
+from bots_jax import draws
 from bots_jax.compose import BeliefModel, Choice, compose
 from bots_jax.selection import make_plan
-from bots_jax.strategies.beliefs import discounted_beta
-from bots_jax.strategies.common import among_candidates, candidate_count, own_settings
+from bots_jax.strategies.choices import among_candidates, candidate_count
+from bots_jax.strategies.counting import counting_settings
+from bots_jax.strategies.discounted import discounted_beta
 from bots_jax.types import Array, ArrayLike, Number, Selector, State
 
 
@@ -56,7 +56,7 @@ def mopps(
         name="mopps",
         model=discounted_beta(),
         choice=_nearest(candidate_count(candidate_ratio, batch_size), _check_band(band)),
-        settings=own_settings(rollouts, keep=keep, target=target),
+        settings=counting_settings(rollouts, keep=keep, target=target),
         plan=make_plan(batch_size, 0.0, None),
         num_domains=num_domains,
         expiry=expiry,
@@ -74,11 +74,9 @@ def _check_band(band: tuple[float, float] | None) -> tuple[float, float] | None:
 
 
 def _nearest(count: int | None, band: tuple[float, float] | None) -> Choice:
-    def score(rng_key: Array, model: BeliefModel, state: State) -> tuple[Array, Array]:
-        draw_key, candidate_key = jax.random.split(rng_key)
-        draws = model.draw(draw_key, state.belief, state.settings, state.reference)
+    def score(rng_key: Array, model: BeliefModel, state: State, rows: Any) -> tuple[Array, Array]:
+        drawn = draws.beta(rng_key, state.belief.alpha[rows], state.belief.beta[rows])
         low, high = (state.settings.target,) * 2 if band is None else band
-        distance = jnp.maximum(jnp.maximum(low - draws, draws - high), 0)
-        return among_candidates(candidate_key, distance, state, count), draws
+        return jnp.maximum(jnp.maximum(low - drawn, drawn - high), 0), drawn
 
-    return Choice(score)
+    return among_candidates(score, count)

@@ -16,15 +16,15 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from bots_jax.checks import check_choice, check_settings
-from bots_jax.compose import BeliefInfo, BeliefModel, Choice, compose, merge_settings
+from bots_jax.checks import check_choice, check_number
+from bots_jax.compose import BeliefInfo, BeliefModel, Choice, compose
 from bots_jax.pool import Fused
 from bots_jax.reference import Reference
 from bots_jax.selection import make_plan
-from bots_jax.selector import PRESETS, nearest_target
-from bots_jax.strategies.parts import (
+from bots_jax.selector import nearest_target
+from bots_jax.strategies.counting import counting_settings, no_inference
+from bots_jax.strategies.worth import (
     Visits,
-    check_number,
     count_visits,
     excess_of_visits,
     mixed_chance,
@@ -77,22 +77,19 @@ def oracle(
     def fuse(
         belief: Truth, settings: Settings, reference: Reference, fused: Fused
     ) -> tuple[Truth, BeliefInfo]:
-        zero = jnp.zeros((), fused.trials.dtype)
-        info = BeliefInfo(jnp.zeros((fused.num_domains,), zero.dtype), zero, zero)
-        return Truth(belief.step + 1, count_visits(belief.visits, fused, kept)), info
+        visits = count_visits(belief.visits, fused, kept)
+        return Truth(belief.step + 1, visits), no_inference(fused)
 
     def mixed(rng_key: Array, model: BeliefModel, state: State) -> tuple[Array, Array]:
         rate = _now(state.belief, state.reference)
         value = mixed_chance(rate, state.settings.rollouts)
         return cost * excess_of_visits(state.belief.visits, state.pool.active) - value, rate
 
-    given = Settings(target=target, rollouts=rollouts)
-    check_settings(given)
     return compose(
         name="oracle",
         model=BeliefModel(init, fuse, _predict, _draw),
         choice=nearest_target("mean") if chosen == "nearest" else Choice(mixed),
-        settings=merge_settings(PRESETS["paper"]["settings"], given),
+        settings=counting_settings(rollouts, target=target),
         plan=make_plan(batch_size, 0.0, None),
         num_domains=num_domains,
         expiry=expiry,

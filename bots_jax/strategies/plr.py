@@ -15,27 +15,20 @@ drawn without replacement; ties of |A| (all groups that are not mixed) are ranke
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from bots_jax.checks import check_settings
-from bots_jax.compose import BeliefModel, Choice, compose, merge_settings
-from bots_jax.numerics import safe_ratio
+from bots_jax.checks import check_number
+from bots_jax.compose import BeliefModel, compose
 from bots_jax.pool import Fused
 from bots_jax.reference import Reference
 from bots_jax.selection import make_plan
-from bots_jax.strategies.counting import counting_settings
-from bots_jax.strategies.parts import (
-    check_number,
-    counting_with,
-    drawn_by,
-    free_rows,
-    group_rate,
-    mean_abs_advantage,
-    uniform_noise,
-)
+from bots_jax.strategies.choices import among_allowed, drawn_by, mean_rate, uniform_noise
+from bots_jax.strategies.counting import counting_settings, counting_with
+from bots_jax.strategies.worth import group_rate, mean_abs_advantage
 from bots_jax.types import Array, ArrayLike, Selector, Settings, State
 
 
@@ -83,21 +76,21 @@ def plr(
         score = jnp.where(tried, mean_abs_advantage(group_rate(fused)), memory.score)
         return Levels(score, jnp.where(tried, step, memory.last), step)
 
-    def score(rng_key: Array, model: BeliefModel, state: State) -> tuple[Array, Array]:
+    def score(
+        rng_key: Array, model: BeliefModel, state: State, allowed: Array
+    ) -> tuple[Array, Array]:
         rank_key, draw_key = jax.random.split(rng_key)
         ties = uniform_noise(rank_key, state.pool)
         tau = state.settings.temperature
-        chance = replay_chances(state.belief.memory, free_rows(state.pool), ties, tau, stale, again)
-        mean = model.predict(state.belief, state.settings, state.reference, slice(None)).mean
-        return drawn_by(draw_key, jnp.log(chance)), mean
+        memory: Levels = state.belief.memory
+        log_chance = log_replay_chances(memory, allowed, ties, tau, stale, again)
+        return drawn_by(draw_key, log_chance), mean_rate(model, state)
 
-    given = Settings(temperature=temperature)
-    check_settings(given)
     return compose(
         name="plr",
         model=counting_with(init, remember),
-        choice=Choice(score),
-        settings=merge_settings(counting_settings(rollouts), given),
+        choice=among_allowed(score),
+        settings=counting_settings(rollouts, temperature=temperature),
         plan=make_plan(batch_size, 0.0, None),
         num_domains=num_domains,
         expiry=expiry,
@@ -106,10 +99,12 @@ def plr(
     )
 
 
-def replay_chances(
+def log_replay_chances(
     memory: Levels, free: Array, ties: Array, tau: Array, staleness: float, replay: float
 ) -> Array:
-    """f[C]: the probability with which each task is drawn first; 0 where not free.
+    """f[C]: log of the probability with which each task is drawn first; -inf where not free.
+
+    In logs, so that at small tau the second rank is still told from the third.
 
     Args:
       memory: scores and times.
@@ -119,24 +114,32 @@ def replay_chances(
       staleness: c. replay: share of the draws for tasks that were seen.
     """
     seen, unseen = free & (memory.last > 0), free & (memory.last == 0)
-    w_score = _shares(_rank_weights(memory.score, seen, ties, tau))
-    age = jnp.where(seen, memory.step - memory.last, 0).astype(w_score.dtype)
+    by_score = _log_shares(_log_rank_weights(memory.score, ties, tau, seen), seen)
+    age = jnp.where(seen, memory.step - memory.last, 0).astype(by_score.dtype)
     # Where all were seen in the last step nobody is stale: all alike, as in jaxued.
-    age = jnp.where(jnp.sum(age) > 0, age, seen.astype(age.dtype))
-    w_again = (1 - staleness) * w_score + staleness * _shares(age)
-    share = jnp.where(jnp.any(unseen), replay, 1.0).astype(w_again.dtype)
+    age = jnp.where(jnp.sum(age) > 0, age, 1)
+    by_age = _log_shares(jnp.log(age), seen)
+    again = jnp.logaddexp(_log(1 - staleness) + by_score, _log(staleness) + by_age)
+    anew = _log_shares(jnp.zeros_like(again), unseen)
+    share = jnp.where(jnp.any(unseen), replay, 1.0).astype(again.dtype)
     share = jnp.where(jnp.any(seen), share, 0)
-    return share * w_again + (1 - share) * _shares(unseen.astype(w_again.dtype))
+    return jnp.where(seen, jnp.log(share) + again, jnp.log1p(-share) + anew)
 
 
-def _rank_weights(score: Array, seen: Array, ties: Array, tau: Array) -> Array:
-    """(1 / rank) ** (1 / tau) of the seen tasks, 0 of the others."""
+def _log_rank_weights(score: Array, ties: Array, tau: Array, seen: Array) -> Array:
+    """log (1 / rank) ** (1 / tau), rank 1 for the largest score of the seen tasks."""
     order = jnp.lexsort((ties, jnp.where(seen, -score, jnp.inf)))
     place = jnp.arange(1, score.shape[0] + 1).astype(score.dtype)
     rank = jnp.zeros_like(score).at[order].set(place)
-    weights = rank ** (-1 / jnp.maximum(tau, 1e-3))
-    return jnp.where(seen, weights, 0)
+    return -jnp.log(rank) / jnp.maximum(tau, 1e-3)
 
 
-def _shares(weights: Array) -> Array:
-    return safe_ratio(weights, jnp.broadcast_to(jnp.sum(weights), weights.shape))
+def _log_shares(log_weights: Array, among: Array) -> Array:
+    """Logs of weights normalised over some tasks; -inf elsewhere, and where there are none."""
+    inside = jnp.where(among, log_weights, -jnp.inf)
+    total = jax.nn.logsumexp(jnp.where(jnp.any(among), inside, 0))
+    return inside - total
+
+
+def _log(share: float) -> float:
+    return math.log(share) if share > 0 else -math.inf

@@ -17,13 +17,14 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from bots_jax.checks import check_count, check_settings
-from bots_jax.compose import BeliefModel, Choice, compose, merge_settings
+from bots_jax.checks import check_count, check_number
+from bots_jax.compose import BeliefModel, Choice, compose
 from bots_jax.pool import Fused
 from bots_jax.reference import Reference
 from bots_jax.selection import make_plan
-from bots_jax.strategies.counting import counting_settings
-from bots_jax.strategies.parts import check_number, counting_with, group_rate, uniform_noise
+from bots_jax.strategies.choices import mean_rate, uniform_noise
+from bots_jax.strategies.counting import counting_settings, counting_with
+from bots_jax.strategies.worth import group_rate
 from bots_jax.types import Array, ArrayLike, Selector, Settings, State
 
 
@@ -95,16 +96,14 @@ def prompt_replay(
         # `step` steps are over and the next is step + 1: it is `wait` after the last visit.
         ready = memory.inside & (memory.step + 1 - memory.last >= wait)
         distance = jnp.abs(memory.rate - state.settings.target)
-        mean = model.predict(state.belief, state.settings, state.reference, slice(None)).mean
-        return jnp.where(ready, distance, 1 + uniform_noise(rng_key, state.pool)), mean
+        otherwise = 1 + uniform_noise(rng_key, state.pool)
+        return jnp.where(ready, distance, otherwise), mean_rate(model, state)
 
-    given = Settings(target=target)
-    check_settings(given)
     return compose(
         name="prompt-replay",
         model=counting_with(init, remember),
         choice=Choice(score),
-        settings=merge_settings(counting_settings(rollouts), given),
+        settings=counting_settings(rollouts, target=target),
         plan=make_plan(batch_size, 1 - share, None),
         num_domains=num_domains,
         expiry=expiry,

@@ -16,25 +16,18 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 
-from bots_jax.checks import check_count, check_settings
-from bots_jax.compose import BeliefModel, Choice, compose, merge_settings
+from bots_jax.checks import check_count, check_number
+from bots_jax.compose import BeliefModel, compose
 from bots_jax.numerics import safe_ratio
 from bots_jax.pool import Fused
 from bots_jax.reference import Reference
 from bots_jax.selection import make_plan
-from bots_jax.strategies.counting import counting_settings
-from bots_jax.strategies.parts import (
-    check_number,
-    counting_with,
-    drawn_by,
-    free_rows,
-    group_rate,
-    mean_abs_advantage,
-    static_difficulty,
-)
+from bots_jax.strategies.bins import bin_sums, sample_bins, static_difficulty
+from bots_jax.strategies.choices import among_allowed, mean_rate
+from bots_jax.strategies.counting import counting_settings, counting_with
+from bots_jax.strategies.worth import group_rate, mean_abs_advantage
 from bots_jax.types import Array, ArrayLike, Selector, Settings, State
 
 
@@ -80,17 +73,15 @@ def sec(
         category = categories(reference, fused.domain, fused.num_domains, memory.value.shape[0])
         tried = (fused.trials > 0).astype(fused.trials.dtype)
         gain = tried * mean_abs_advantage(group_rate(fused))
-        seen, total = _by_category((tried, gain), category, memory.value.shape[0])
+        seen, total = (bin_sums(each, category, memory.value.shape[0]) for each in (tried, gain))
         moved = memory.value + rate * (safe_ratio(total, seen) - memory.value)
         return Arms(jnp.where(seen > 0, moved, memory.value))
 
-    given = Settings(temperature=temperature)
-    check_settings(given)
     return compose(
         name="sec",
         model=counting_with(init, remember),
-        choice=Choice(_score),
-        settings=merge_settings(counting_settings(rollouts), given),
+        choice=among_allowed(_score),
+        settings=counting_settings(rollouts, temperature=temperature),
         plan=make_plan(batch_size, 0.0, None),
         num_domains=num_domains,
         expiry=expiry,
@@ -107,19 +98,13 @@ def categories(reference: Reference, domain: Array | None, num_domains: int, arm
     return jnp.clip(jnp.floor(share * arms), 0, arms - 1).astype(jnp.int32)
 
 
-def _by_category(values: tuple[Array, ...], category: Array, arms: int) -> tuple[Array, ...]:
-    return tuple(jax.ops.segment_sum(value, category, arms) for value in values)
-
-
-def _score(rng_key: Array, model: BeliefModel, state: State) -> tuple[Array, Array]:
+def _score(rng_key: Array, model: BeliefModel, state: State, allowed: Array) -> tuple[Array, Array]:
     value = state.belief.memory.value
-    num_domains = state.pool.domain_sizes.shape[0]
-    category = categories(state.reference, state.pool.domain, num_domains, value.shape[0])
-    free = free_rows(state.pool).astype(value.dtype)
-    (size,) = _by_category((free,), category, value.shape[0])
+    num_domains, arms = state.pool.domain_sizes.shape[0], value.shape[0]
+    category = categories(state.reference, state.pool.domain, num_domains, arms)
+    some = bin_sums(allowed.astype(jnp.int32), category, arms) > 0
     # At tau = 0 the others are so far below that only an empty best category lets them in.
     tau = jnp.maximum(state.settings.temperature, 1e-6)
-    log_share = jax.nn.log_softmax(jnp.where(size > 0, value / tau, -jnp.inf))
-    log_weight = (log_share - jnp.log(jnp.maximum(size, 1)))[category]
-    mean = model.predict(state.belief, state.settings, state.reference, slice(None)).mean
-    return drawn_by(rng_key, jnp.where(jnp.isnan(log_weight), -jnp.inf, log_weight)), mean
+    best = jnp.max(jnp.where(some, value, -jnp.inf), initial=-1)
+    log_weight = jnp.where(some, (value - best) / tau, -jnp.inf)
+    return sample_bins(rng_key, log_weight, category, allowed), mean_rate(model, state)

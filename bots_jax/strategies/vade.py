@@ -18,10 +18,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from bots_jax.checks import check_number
 from bots_jax.compose import BeliefModel, Choice, compose
 from bots_jax.selection import make_plan
-from bots_jax.strategies.beliefs import discounted_beta
-from bots_jax.strategies.common import check_number, own_settings
+from bots_jax.strategies.counting import counting_settings
+from bots_jax.strategies.discounted import discounted_beta
 from bots_jax.types import Array, ArrayLike, Number, Selector, State
 
 
@@ -46,12 +47,12 @@ def vade(
     Raises:
       ValueError: naming the argument and its value.
     """
-    keep_step = float(check_number("keep_step", keep_step, 0, 1))
+    keep_step = check_number("keep_step", keep_step, 0, 1)
     return compose(
         name="vade",
         model=discounted_beta(keep_step),
         choice=Choice(_score),
-        settings=own_settings(rollouts, keep=keep),
+        settings=counting_settings(rollouts, keep=keep),
         plan=make_plan(batch_size, 0.0, None),
         num_domains=num_domains,
         expiry=expiry,

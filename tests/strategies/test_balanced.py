@@ -10,7 +10,7 @@ from scipy.special import betaln
 
 from bots_jax import Evidence
 from bots_jax.strategies import balanced
-from bots_jax.strategies.parts import chance_of_mixed
+from bots_jax.strategies.worth import chance_of_mixed_group
 
 
 @pytest.mark.parametrize("rollouts", [1, 8, 16])
@@ -20,7 +20,7 @@ def test_chance_of_a_mixed_group_agrees_with_beta_functions(rollouts):
     a, b = alpha.astype(float), beta.astype(float)
     right = np.exp(betaln(a + rollouts, b) - betaln(a, b))
     wrong = np.exp(betaln(a, b + rollouts) - betaln(a, b))
-    found = chance_of_mixed(jnp.asarray(alpha), jnp.asarray(beta), jnp.float32(rollouts))
+    found = chance_of_mixed_group(jnp.asarray(alpha), jnp.asarray(beta), jnp.float32(rollouts))
     np.testing.assert_allclose(found, 1 - right - wrong, atol=2e-6)
 
 

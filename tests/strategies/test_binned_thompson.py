@@ -23,14 +23,14 @@ def after(reversion: float, steps: int) -> State:
     return state
 
 
-def mean_weights(belief: Groups, floor: float, draws: int = 2000) -> np.ndarray:
+def mean_weights(memory: Groups, floor: float, draws: int = 2000) -> np.ndarray:
     keys = jax.random.split(jax.random.key(0), draws)
     filled = jnp.ones(2, bool)
-    return np.asarray(jax.vmap(lambda key: draw_weights(key, belief, filled, floor))(keys))
+    return np.asarray(jax.vmap(lambda key: draw_weights(key, memory, filled, floor))(keys))
 
 
 def test_counts_by_hand() -> None:
-    belief = after(2.0, 2).belief
+    belief = after(2.0, 2).belief.memory
     np.testing.assert_allclose(belief.informative, [0.95 * 2 + 2, 0.95 + 1], rtol=1e-6)
     np.testing.assert_allclose(belief.groups, [0.95 * 3 + 3] * 2, rtol=1e-6)
 
@@ -40,13 +40,13 @@ def test_a_group_is_informative_only_if_mixed() -> None:
     state = selector.init(num_tasks=8, domains=DOMAINS)
     evidence = Evidence([0, 1, 2, 4, 5], [0.0, 8.0, 1.0, 7.0, 2.0], 8)
     state, _ = selector.update(state, evidence)
-    np.testing.assert_array_equal(state.belief.informative, [1, 2])
-    np.testing.assert_array_equal(state.belief.groups, [3, 2])
+    np.testing.assert_array_equal(state.belief.memory.informative, [1, 2])
+    np.testing.assert_array_equal(state.belief.memory.groups, [3, 2])
 
 
 def test_floor() -> None:
     """A useless bin gets .05 / 2 before the last normalisation, so at least .025 / 1.025."""
-    weights = mean_weights(Groups((), jnp.array([1e4, 0.0]), jnp.array([1e4, 1e4])), 0.05)
+    weights = mean_weights(Groups(jnp.array([1e4, 0.0]), jnp.array([1e4, 1e4])), 0.05)
     np.testing.assert_allclose(weights.sum(axis=1), 1, rtol=1e-5)
     np.testing.assert_allclose(weights[:, 1], 0.025 / 1.025, rtol=2e-3)
 
@@ -57,7 +57,9 @@ def test_reversion_lets_a_starved_bin_be_tried_again() -> None:
     Its share of informative groups settles at (1 + r / 2 / .05) / (2 + (1 + r) / .05), that
     is at 1 / 22 without reversion and 21 / 62 with r = 2; bin 0's at 21 / 22 and 41 / 62.
     """
-    starved, tried = (mean_weights(after(r, 200).belief, 0.05)[:, 1].mean() for r in (0.0, 2.0))
+    starved, tried = (
+        mean_weights(after(r, 200).belief.memory, 0.05)[:, 1].mean() for r in (0.0, 2.0)
+    )
     assert starved < 0.08
     assert tried == pytest.approx(21 / 62, abs=0.04)
 
@@ -75,5 +77,5 @@ def test_all_tasks_of_a_bin_are_alike_and_empty_bins_get_nothing() -> None:
 
 
 def test_bad_settings() -> None:
-    with pytest.raises(ValueError, match="reversion=-1 must be a number in"):
+    with pytest.raises(ValueError, match="reversion=-1 must lie in"):
         binned_thompson(reversion=-1)

@@ -53,9 +53,9 @@ def test_filter_against_numpy(prior: str, decay: float) -> None:
             seen = outcomes.get(task)
             plain.step(None if seen is None else {0: 0, 3: 1, 8: 2}[seen])
     expected = np.array([plain.ahead for plain in filters])
-    np.testing.assert_allclose(state.belief.predicted, expected, atol=2e-6)
+    np.testing.assert_allclose(state.belief.memory.predicted, expected, atol=2e-6)
     counts = np.array([plain.counts for plain in filters])
-    np.testing.assert_allclose(state.belief.transitions, counts, rtol=1e-5)
+    np.testing.assert_allclose(state.belief.memory.transitions, counts, rtol=1e-5)
     _, chosen = selector.select(jax.random.key(0), state)
     np.testing.assert_array_equal(chosen.task_ids, np.argsort(-expected[:, 1])[:2])
 
@@ -77,8 +77,10 @@ def test_transitions_are_counted() -> None:
     expected[0] += 1 / 3
     expected[0, 0] += 1
     expected[1, 0] += 1
-    np.testing.assert_allclose(state.belief.transitions[0], expected, rtol=1e-6)
-    np.testing.assert_allclose(state.belief.predicted[0], expected[:, 1] / expected[:, 1].sum())
+    np.testing.assert_allclose(state.belief.memory.transitions[0], expected, rtol=1e-6)
+    np.testing.assert_allclose(
+        state.belief.memory.predicted[0], expected[:, 1] / expected[:, 1].sum()
+    )
 
 
 def test_prefers_what_is_expected_to_be_mixed_and_forgets() -> None:
@@ -89,7 +91,7 @@ def test_prefers_what_is_expected_to_be_mixed_and_forgets() -> None:
     assert selector.select(jax.random.key(0), state)[1].task_ids[0] == 1
     for _ in range(60):
         state, _ = selector.advance(state)
-    np.testing.assert_allclose(state.belief.predicted, 1 / 3, atol=1e-4)
+    np.testing.assert_allclose(state.belief.memory.predicted, 1 / 3, atol=1e-4)
 
 
 def test_new_tasks_begin_at_the_prior() -> None:
@@ -97,8 +99,8 @@ def test_new_tasks_begin_at_the_prior() -> None:
     state = selector.init(num_tasks=2, capacity=3)
     state = seen(selector, state, [0, 3, 8])
     state, ids = add_tasks(state, num_tasks=1)
-    np.testing.assert_allclose(state.belief.transitions[ids[0]], PRIORS["progress"])
-    np.testing.assert_allclose(state.belief.predicted[ids[0]], 1 / 3, rtol=1e-6)
+    np.testing.assert_allclose(state.belief.memory.transitions[ids[0]], PRIORS["progress"])
+    np.testing.assert_allclose(state.belief.memory.predicted[ids[0]], 1 / 3, rtol=1e-6)
 
 
 def test_bad_settings() -> None:

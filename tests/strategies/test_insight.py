@@ -75,7 +75,7 @@ def test_thompson_draws_differ_and_the_mean_does_not() -> None:
 
 
 def test_bad_settings() -> None:
-    with pytest.raises(ValueError, match="eta=-1 must be a number in"):
+    with pytest.raises(ValueError, match="eta=-1 must lie in"):
         insight(eta=-1)
     with pytest.raises(ValueError, match="base='median' is not known"):
         insight(base="median")

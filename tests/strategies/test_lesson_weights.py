@@ -29,8 +29,8 @@ def test_average_is_that_of_one_rollout_after_another() -> None:
         averages[1] = 0.9 * averages[1]
     orders = [0.9 * (0.9 * 0.5 + 0.1 * a) + 0.1 * (1 - a) for a in (0, 1)]
     averages[2] = np.mean(orders)
-    np.testing.assert_allclose(state.belief.solved, averages, rtol=1e-6)
-    np.testing.assert_array_equal(state.belief.rollouts, [6, 5, 2])
+    np.testing.assert_allclose(state.belief.memory.solved, averages, rtol=1e-6)
+    np.testing.assert_array_equal(state.belief.memory.rollouts, [6, 5, 2])
 
 
 def test_weights_by_hand() -> None:
@@ -48,7 +48,8 @@ def test_lessons_are_sampled_by_weight_and_tasks_alike() -> None:
     state = selector.init(num_tasks=18, domains=DOMAINS)
     state, _ = selector.update(state, Evidence([0, 10], [40.0, 20.0], [40.0, 40.0]))
     weights = np.asarray(
-        weigh(state.belief.solved, state.belief.rollouts, jnp.ones(3, bool), 0.1), float
+        weigh(state.belief.memory.solved, state.belief.memory.rollouts, jnp.ones(3, bool), 0.1),
+        float,
     )
 
     def chosen(key: Array) -> Array:
@@ -79,7 +80,7 @@ def test_bins() -> None:
 
 
 def test_bad_settings() -> None:
-    with pytest.raises(ValueError, match=r"floor=2 must be a number in \[0, 1\]"):
+    with pytest.raises(ValueError, match=r"floor=2 must lie in \[0, 1\]"):
         lesson_weights(floor=2)
     with pytest.raises(ValueError, match="intervals=0 must be an integer"):
         lesson_weights(intervals=0)

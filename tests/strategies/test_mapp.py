@@ -10,7 +10,7 @@ from scipy import integrate, special, stats
 
 from bots_jax import Evidence
 from bots_jax.strategies import mapp
-from bots_jax.strategies.beliefs import chance_of_mixed_group
+from bots_jax.strategies.worth import chance_of_mixed_group
 from bots_jax.types import Array
 from tests.test_selection import assert_same_rates, membership
 

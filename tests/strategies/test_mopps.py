@@ -105,7 +105,7 @@ def test_band() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"keep": 1.5}, r"keep=1.5 must be a number in \[0, 1\]"),
+        ({"keep": 1.5}, r"keep=1.5 must lie in \[0, 1\]"),
         ({"band": (0.7, 0.3)}, r"band=\(0.7, 0.3\) must be \(low, high\)"),
         ({"candidate_ratio": 0}, "candidate_ratio=0 must be an integer"),
     ],

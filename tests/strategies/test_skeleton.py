@@ -100,7 +100,7 @@ def test_the_page_with_a_choice_alone(reference: np.ndarray) -> None:
 def test_every_name_on_the_page_exists() -> None:
     assert len(BLOCKS) == 2
     table = re.findall(r"^\| `(\w+)[^|]*\| `([\w.]+)` \|", PAGE, re.MULTILINE)
-    assert len(table) == 6
+    assert len(table) == 9
     for name, module in table:
         assert hasattr(importlib.import_module(module), name)
 

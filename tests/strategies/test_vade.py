@@ -56,5 +56,5 @@ def test_selects_as_brute_force_thompson() -> None:
 
 
 def test_bad_settings() -> None:
-    with pytest.raises(ValueError, match=r"keep_step=1.1 must be a number in \[0, 1\]"):
+    with pytest.raises(ValueError, match=r"keep_step=1.1 must lie in \[0, 1\]"):
         vade(keep_step=1.1)

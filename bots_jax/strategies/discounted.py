@@ -1,4 +1,4 @@
-"""Beliefs that several strategies share: a Beta posterior that forgets at visits.
+"""A belief that several strategies share: a Beta posterior that forgets at visits.
 
 In: the evidence of a step. Out: pseudo-counts alpha, beta f[C] after it. With keep
 k = 1 - forgetting at a visit and k' at every step, alpha0 the prior,
@@ -12,7 +12,6 @@ visited keeps its posterior. k = k' = 1 counts. BOTS is k = 1 with forgetting at
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -21,7 +20,7 @@ from bots_jax import draws
 from bots_jax.compose import BeliefInfo, BeliefModel
 from bots_jax.pool import Fused
 from bots_jax.reference import Reference
-from bots_jax.strategies.common import no_inference
+from bots_jax.strategies.counting import no_inference
 from bots_jax.types import Array, Belief, Settings
 
 
@@ -73,47 +72,3 @@ def _predict(belief: Discounted, settings: Settings, reference: Reference, rows:
 
 def _draw(rng_key: Array, belief: Discounted, settings: Settings, reference: Reference) -> Array:
     return draws.beta(rng_key, belief.alpha, belief.beta)
-
-
-Predict = Callable[[Any, Settings, Reference, Any], Belief]
-Draw = Callable[[Array, Any, Settings, Reference], Array]
-
-
-def by_rate(model: BeliefModel) -> tuple[Predict, Draw]:
-    """`predict` and `draw` of a belief that holds that of `model` in its field `rate`.
-
-    For strategies whose choice rests on something else than success rates: they count
-    beside it, so that their belief can be compared too.
-    """
-
-    def predict(belief: Any, settings: Settings, reference: Reference, rows: Any) -> Belief:
-        return model.predict(belief.rate, settings, reference, rows)
-
-    def draw(rng_key: Array, belief: Any, settings: Settings, reference: Reference) -> Array:
-        return model.draw(rng_key, belief.rate, settings, reference)
-
-    return predict, draw
-
-
-def chance_of_mixed_group(alpha: Array, beta: Array, group: int) -> Array:
-    """Chance that a group of `group` rollouts is neither all right nor all wrong.
-
-        V = 1 - B(alpha + G, beta) / B(alpha, beta) - B(alpha, beta + G) / B(alpha, beta)
-
-    For whole G both quotients are products, B(a + G, b) / B(a, b) = prod (a + i) / (a + b + i)
-    over i = 0, ..., G - 1. The larger of the two is near 1 where V is small, so what it
-    lacks to 1 is summed up by itself; 1 minus the product would be noise in float32.
-
-    Args:
-      alpha, beta: f[...], both positive.
-      group: G >= 2, static.
-
-    Returns:
-      f[...] in (0, 1): positive, so that it has a logarithm.
-    """
-    rare, total = jnp.minimum(alpha, beta), alpha + beta
-    all_rare, some_rare = jnp.ones_like(total), jnp.zeros_like(total)
-    for i in range(group):
-        all_rare *= (rare + i) / (total + i)
-        some_rare += rare / (total + i) * (1 - some_rare)
-    return jnp.maximum(some_rare - all_rare, jnp.finfo(total.dtype).tiny)
