@@ -28,6 +28,15 @@ def check_count(name: str, value: Any, least: int = 1) -> int:
     return int(value)
 
 
+def check_number(name: str, value: Any, least: float, most: float) -> float:
+    """A static number in [least, most]."""
+    if not is_concrete(value):
+        raise ValueError(f"{name} is traced, and is fixed when a selector is made: give a number")
+    if isinstance(value, str) or np.shape(value) != () or not least <= float(value) <= most:
+        raise ValueError(f"{name}={value!r} must lie in [{least}, {most}]")
+    return float(value)
+
+
 def check_choice(name: str, value: str, known: Sequence[str]) -> str:
     """A static name: one of those known."""
     if value not in known:

@@ -50,7 +50,8 @@ def _quiet_libraries() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     import logging
 
-    logging.getLogger("absl").setLevel(logging.CRITICAL)  # failures reach us as exceptions
+    for name in ("absl", "jax._src.callback"):  # failures reach us as exceptions
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 if __name__ == "__main__":

@@ -60,12 +60,11 @@ def _column(name: str, value: ArrayLike, shape: tuple[int, ...], dtype: jnp.dtyp
     return jnp.broadcast_to(column, shape)
 
 
-def sound_rows(rows: Rows, capacity: int | Array) -> Array:
-    """bool[M]: rows whose numbers make sense, whatever the state of their task."""
-    ids, s, n = rows.task_ids, rows.successes, rows.trials
-    in_range = (ids >= 0) & (ids < capacity)
+def sound_numbers(rows: Rows) -> Array:
+    """bool[M]: rows whose successes and trials make sense, whatever their task."""
+    s, n = rows.successes, rows.trials
     finite = jnp.isfinite(s) & jnp.isfinite(n)
-    return in_range & finite & (s >= 0) & (n >= 0) & (s <= n * (1 + _ROUNDING))
+    return finite & (s >= 0) & (n >= 0) & (s <= n * (1 + _ROUNDING))
 
 
 def refuse_poison(evidence: Evidence, exists: np.ndarray, capacity: int) -> None:

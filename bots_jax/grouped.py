@@ -36,7 +36,7 @@ from bots_jax import pool, posterior, race, table
 from bots_jax.beta_belief import BetaRules, Learned
 from bots_jax.checks import is_concrete
 from bots_jax.compose import check_key, make_info
-from bots_jax.evidence import PADDING, UNNUMBERED, Rows, as_rows, refuse_poison, sound_rows
+from bots_jax.evidence import PADDING, UNNUMBERED, Rows, as_rows, refuse_poison, sound_numbers
 from bots_jax.groups import Codes, Groups, draw_member, group_of, with_tasks, without_tasks
 from bots_jax.numerics import rarely, zero_after
 from bots_jax.pool import NO_VISIT, Fused, PoolState, first_of_each
@@ -492,7 +492,7 @@ def _observe(state: State, rows: Rows) -> State:
     none, size = own_pool.groups.sizes.shape[0], own_pool.slot_ids.shape[0]
     exists = group_of(own_pool.groups, rows.task_ids) < none
     found = table.find(own_pool.slot_ids, rows.task_ids)
-    sound = sound_rows(rows, own_pool.groups.num_tasks)
+    sound = sound_numbers(rows)
     asked = exists & sound & (rows.visit == UNNUMBERED) & (rows.trials > 0)
     ids = jnp.where(exists, rows.task_ids, PADDING)
     state = rarely(

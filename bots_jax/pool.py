@@ -4,7 +4,7 @@ In: selections, evidence, tasks added and retired. Out: a mask of tasks that may
 selected, and at each `advance` the evidence to fuse. Written once for every selector.
 
 A visit is one rollout of a selected task. It is open from `select` until its trials are
-complete, a row with 0 trials or `abandon` closes it, an `advance` fuses its evidence, or
+complete, a row with 0 trials, a poison row or `abandon` closes it, an `advance` fuses its evidence, or
 it grows older than `expiry` steps. Its number is unique, so evidence that arrives after
 that is recognised as stale.
 
@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bots_jax.evidence import PADDING, UNNUMBERED, Rows, sound_rows
+from bots_jax.evidence import PADDING, UNNUMBERED, Rows, sound_numbers
 from bots_jax.numerics import rarely
 from bots_jax.sharding import mesh_of, total
 from bots_jax.types import Array, PyTree
@@ -173,15 +173,18 @@ def observe(pool: PoolState, evidence: Rows, rollouts: Array) -> PoolState:
     """Add evidence to what is pending.
 
     A row counts if it is unnumbered, or if its visit is open at that row: rows of one
-    call are taken in order, as if each had come in a call of its own.
+    call are taken in order, as if each had come in a call of its own. A poison row with
+    the number of an open visit closes it, with nothing learned: no better evidence will
+    come, and a task whose visit stays open is never selected again.
     """
     capacity = pool.active.shape[0]
     ids = evidence.task_ids
     at = jnp.clip(ids, 0, capacity - 1)
-    sound = sound_rows(evidence, capacity) & pool.active[at]
+    exists = (ids >= 0) & (ids < capacity) & pool.active[at]
+    sound = exists & sound_numbers(evidence)
     numbered = evidence.visit != UNNUMBERED
-    is_open = sound & (pool.visit[at] != NO_VISIT)
-    attached = is_open & (~numbered | (pool.visit[at] == evidence.visit))
+    is_open = exists & (pool.visit[at] != NO_VISIT)
+    attached = is_open & jnp.where(numbered, pool.visit[at] == evidence.visit, sound)
     trials = jnp.where(sound, evidence.trials, 0)
     closing = attached & (trials == 0)
     brought, closed = _earlier_rows(ids, jnp.where(attached, trials, 0), closing)
@@ -254,7 +257,7 @@ def _add_counts(pool: PoolState, evidence: Rows, counts: Array) -> PoolState:
     rows = jnp.where(before >= 0, rows, capacity)  # always; read first, then written in place
     place = pool.num_touched + jnp.cumsum(new, dtype=jnp.int32) - 1
     place = jnp.where(new, place, pool.touched.shape[0])
-    successes = jnp.minimum(evidence.successes, evidence.trials)  # rounding, see sound_rows
+    successes = jnp.minimum(evidence.successes, evidence.trials)  # rounding, see sound_numbers
     return pool._replace(
         successes=pool.successes.at[rows].add(successes, mode="drop"),
         trials=pool.trials.at[rows].add(evidence.trials, mode="drop"),

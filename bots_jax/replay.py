@@ -47,26 +47,11 @@ import numpy as np
 import numpy.typing as npt
 
 from bots_jax import metrics, report
-from bots_jax.compose import BeliefInfo, BeliefModel, compose, merge_settings
-from bots_jax.pool import Fused
-from bots_jax.reference import Reference
+from bots_jax.extra_rollouts import EXTRA, CollectFn, Extra, Rolled, Strategy, free
 from bots_jax.report import BREADTH, ETR, Column, Row
 from bots_jax.rl.task_files import read_npz
-from bots_jax.selection import make_plan
-from bots_jax.selector import PRESETS, nearest_target
-from bots_jax.strategies import SETTINGS, STRATEGIES, configure, open_settings
-from bots_jax.types import (
-    Array,
-    ArrayLike,
-    Belief,
-    Evidence,
-    PredictFn,
-    SelectFn,
-    Selector,
-    Settings,
-    State,
-    UpdateFn,
-)
+from bots_jax.strategies import CHEATING, SETTINGS, STRATEGIES, configure, open_settings
+from bots_jax.types import AdvanceFn, Array, ArrayLike, PredictFn, State
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 BANDWIDTH = 20.0  # steps, standard deviation of the smoothing kernel
@@ -92,13 +77,14 @@ class Replay(NamedTuple):
     trials: npt.NDArray[np.float32]  # [S, T, B]; 0 where the id is -1
     belief_rmse: npt.NDArray[np.float32]  # [S, T], belief mean after the step - p(t), all N
     belief_correlation: npt.NDArray[np.float32]  # [S, T], Pearson, NaN if the belief is flat
+    generated: npt.NDArray[np.int32]  # [S, T], rollouts made, those not trained on too
 
 
 # --- running --------------------------------------------------------------------------
 
 
 def run_replay(
-    selector: Selector,
+    strategy: Strategy,
     recording: Recording,
     seeds: Sequence[int] = range(5),
     *,
@@ -109,7 +95,8 @@ def run_replay(
     """Run a selector against a recording, all seeds at once and all steps in one scan.
 
     Args:
-      selector: any; its batch must fit into the pool, and its `rollouts` should be m.
+      strategy: a selector, whose batch must fit into the pool and whose `rollouts` should be
+        m, or one with extra rollouts (`extra_rollouts`), which has a group size of its own.
       recording: the environment.
       seeds: S seeds; a seed gives the same feedback to every selector.
       steps: T' <= T, the first steps of the recording; None for all.
@@ -129,55 +116,64 @@ def run_replay(
     if not len(seeds):
         raise ValueError("seeds is empty: give at least one")
     reference = recording.reference if reference is None else reference
-    state = selector.init(reference, num_tasks=num_tasks)
+    extra = strategy if isinstance(strategy, Extra) else free(strategy, rollouts)
+    state = extra.selector.init(reference, num_tasks=num_tasks)
     keys = jnp.stack([jax.random.key(seed) for seed in seeds])
     rates = jnp.asarray(recording.success_rate[:steps])
-    rule = _Rule(selector.select, selector.update, selector.predict)
-    return jax.tree.map(np.asarray, _episodes(state, keys, rates, rule, rollouts))
+    rule = _Rule(extra.collect, extra.selector.advance, extra.selector.predict)
+    return jax.tree.map(np.asarray, _episodes(state, keys, rates, rule))
 
 
 class _Rule(NamedTuple):
-    """The functions of a selector: they can be hashed, so that one is compiled once."""
+    """The functions of a strategy: they can be hashed, so that one is compiled once."""
 
-    select: SelectFn
-    update: UpdateFn
+    collect: CollectFn
+    advance: AdvanceFn
     predict: PredictFn
 
 
-@partial(jax.jit, static_argnames=("rule", "rollouts"))
-def _episodes(state: State, keys: Array, rates: Array, rule: _Rule, rollouts: int) -> Replay:
-    return jax.vmap(lambda key: _episode(state, key, rates, rule, rollouts))(keys)
+@partial(jax.jit, static_argnames=("rule",))
+def _episodes(state: State, keys: Array, rates: Array, rule: _Rule) -> Replay:
+    return jax.vmap(lambda key: _episode(state, key, rates, rule))(keys)
 
 
-def _episode(state: State, key: Array, rates: Array, rule: _Rule, rollouts: int) -> Replay:
-    """One seed: select, roll out, update, for each row of f[T, N] rates."""
+def _episode(state: State, key: Array, rates: Array, rule: _Rule) -> Replay:
+    """One seed: collect a batch (select, roll out, observe) and advance, at each rates f[T, N]."""
     select_key, feedback_key = jax.random.split(key)
+    # Later calls of a step draw from a key that no step has.
+    later_key = jax.random.fold_in(feedback_key, rates.shape[0])
 
     def step(state: State, at: tuple[Array, Array]) -> tuple[State, Any]:
         index, rate = at
-        state, selection = rule.select(jax.random.fold_in(select_key, index), state)
-        step_key = jax.random.fold_in(feedback_key, index)
-        successes = _feedback(step_key, selection.task_ids, rate, rollouts)
-        successes = jnp.where(selection.valid, successes, 0)
-        trials = jnp.where(selection.valid, float(rollouts), 0.0)
-        evidence = Evidence(selection.task_ids, successes, trials, selection.visit)
-        state, _ = rule.update(state, evidence)
+
+        def roll(phase: int | Array, task_ids: Array, count: int) -> Rolled:
+            first = isinstance(phase, int) and phase == 0
+            step_key = jax.random.fold_in(feedback_key if first else later_key, index)
+            roll_key = step_key if first else jax.random.fold_in(step_key, phase)
+            return _feedback(roll_key, task_ids, rate, count)
+
+        state, made = rule.collect(jax.random.fold_in(select_key, index), state, roll)
+        state, _ = rule.advance(state)
+        rewards = made.rolled.rewards
+        successes = jnp.where(made.valid, jnp.sum(rewards, axis=1), 0)
+        trials = jnp.where(made.valid, float(rewards.shape[1]), 0.0)
         mean = rule.predict(state).mean[: rate.shape[0]]
-        told = (selection.task_ids, selection.draws, successes, trials)
-        return state, (*told, *_belief_error(mean, rate))
+        told = (made.task_ids, made.draws, successes, trials)
+        return state, (*told, *_belief_error(mean, rate), made.generated)
 
     _, told = jax.lax.scan(step, state, (jnp.arange(rates.shape[0]), rates))
     return Replay(*told)
 
 
-def _feedback(step_key: Array, task_ids: Array, rate: Array, rollouts: int) -> Array:
-    """f32[B] successes of `rollouts` trials: a function of the key and the task alone."""
+def _feedback(roll_key: Array, task_ids: Array, rate: Array, rollouts: int) -> Rolled:
+    """Rewards f32[M, rollouts] of 0 or 1: a function of the key and the task alone."""
 
     def one(task_id: Array) -> Array:
-        uniforms = jax.random.uniform(jax.random.fold_in(step_key, task_id), (rollouts,))
-        return jnp.sum(uniforms < rate[task_id], dtype=jnp.float32)
+        uniforms = jax.random.uniform(jax.random.fold_in(roll_key, task_id), (rollouts,))
+        return (uniforms < rate[task_id]).astype(jnp.float32)
 
-    return jax.vmap(one)(jnp.maximum(task_ids, 0))
+    rewards = jax.vmap(one)(jnp.maximum(task_ids, 0))
+    return Rolled(rewards, jnp.ones_like(rewards, jnp.int32))
 
 
 def _belief_error(mean: Array, rate: Array) -> tuple[Array, Array]:
@@ -187,58 +183,6 @@ def _belief_error(mean: Array, rate: Array) -> tuple[Array, Array]:
     flat = (jnp.max(mean) == jnp.min(mean)) | (jnp.max(rate) == jnp.min(rate))
     correlation = jnp.sum(x * y) / jnp.where(flat, 1.0, spread)
     return jnp.sqrt(jnp.mean((mean - rate) ** 2)), jnp.where(flat, jnp.nan, correlation)
-
-
-# --- the oracle -----------------------------------------------------------------------
-
-
-def oracle(
-    *, batch_size: int = 32, rollouts: ArrayLike = DEFAULT_ROLLOUTS, target: ArrayLike = 0.5
-) -> Selector:
-    """Choice by the true rates, those nearest the target: what only a replay can do.
-
-    Its `init` takes the true rates f[T, N] as `reference`; `run_replay` gets them so too.
-
-    Args:
-      batch_size: B. rollouts: m. target: p*.
-    """
-    settings = Settings(target=target, rollouts=rollouts)
-    return compose(
-        name="oracle",
-        model=BeliefModel(_oracle_init, _oracle_fuse, _oracle_predict, _oracle_draw),
-        choice=nearest_target("mean"),
-        settings=merge_settings(PRESETS["paper"]["settings"], settings),
-        plan=make_plan(batch_size, 0.0, None),
-    )
-
-
-class _Now(NamedTuple):
-    """The belief of the oracle is the reference's row of the present step."""
-
-    step: Array  # i32, steps taken
-
-    def restart(self, settings: Settings, rows: Array) -> _Now:
-        return self
-
-
-def _oracle_init(settings: Settings, reference: Reference, num_domains: int) -> _Now:
-    return _Now(jnp.zeros((), jnp.int32))
-
-
-def _oracle_fuse(
-    belief: _Now, settings: Settings, reference: Reference, fused: Fused
-) -> tuple[_Now, BeliefInfo]:
-    zero = jnp.zeros((), fused.trials.dtype)
-    return _Now(belief.step + 1), BeliefInfo(jnp.zeros(fused.num_domains), zero, zero)
-
-
-def _oracle_predict(belief: _Now, settings: Settings, reference: Reference, rows: Any) -> Belief:
-    mean = reference.rates[jnp.minimum(belief.step, reference.rates.shape[0] - 1)][rows]
-    return Belief(mean, jnp.full_like(mean, jnp.inf))
-
-
-def _oracle_draw(rng_key: Array, belief: _Now, settings: Settings, reference: Reference) -> Array:
-    return _oracle_predict(belief, settings, reference, slice(None)).mean
 
 
 # --- recordings -----------------------------------------------------------------------
@@ -414,6 +358,8 @@ COLUMNS = (
     BREADTH,
     Column("belief_rmse", "Belief RMSE", "", 3, "difference"),
     Column("belief_correlation", "Belief correlation", "", 3, "difference"),
+    Column("generated", "Rollouts generated", "a step", 0, "ratio"),
+    Column("useful", "Rollouts in mixed groups", "share of those generated", 3, "difference"),
 )
 
 
@@ -427,10 +373,20 @@ def measure(replay: Replay, num_tasks: int) -> list[dict[str, Any]]:
             "breadth": float(metrics.breadth(metrics.visit_counts(ids, num_tasks))),
             "belief_rmse": float(np.mean(replay.belief_rmse[i], dtype=np.float64)),
             "belief_correlation": _mean_known(replay.belief_correlation[i]),
+            "generated": float(np.mean(replay.generated[i], dtype=np.float64)),
+            "useful": _useful(replay.successes[i], replay.trials[i], replay.generated[i]),
             "etr_per_step": etr[i].tolist(),
         }
         for i, ids in enumerate(replay.task_ids)
     ]
+
+
+def _useful(
+    successes: npt.NDArray[Any], trials: npt.NDArray[Any], generated: npt.NDArray[Any]
+) -> float:
+    """Share of the rollouts generated that were trained on in a mixed group."""
+    mixed = (successes > 0) & (successes < trials)
+    return float(np.sum(trials[mixed], dtype=np.float64) / np.sum(generated, dtype=np.float64))
 
 
 def _mean_known(values: npt.NDArray[Any]) -> float:
@@ -439,7 +395,7 @@ def _mean_known(values: npt.NDArray[Any]) -> float:
     return float(known.mean(dtype=np.float64)) if known.size else math.nan
 
 
-KNOWN: dict[str, Callable[..., Selector]] = {**STRATEGIES, "oracle": oracle}
+KNOWN: dict[str, Callable[..., Any]] = {**STRATEGIES, **EXTRA, **CHEATING}
 
 
 def replay_strategy(name: str, recording: Recording, args: argparse.Namespace) -> list[dict]:
@@ -448,11 +404,11 @@ def replay_strategy(name: str, recording: Recording, args: argparse.Namespace) -
     seeds = range(args.first_seed, args.first_seed + args.seeds)
     sizes = {"batch_size": args.batch_size, "rollouts": rollouts}
     settings = _settings(args)
-    selector = configure(name, settings, known=KNOWN, **sizes)
-    truth = recording.success_rate if name == "oracle" else None
+    strategy: Strategy = configure(name, settings, known=KNOWN, **sizes)
+    truth = recording.success_rate if name in CHEATING else None
     try:
         replay = run_replay(
-            selector, recording, seeds, steps=args.steps, rollouts=rollouts, reference=truth
+            strategy, recording, seeds, steps=args.steps, rollouts=rollouts, reference=truth
         )
     except ValueError as error:
         raise ValueError(f"strategy {name}: {error}") from None

@@ -353,10 +353,13 @@ def write_csv(
 
 def write_text(path: str | Path, text: str) -> None:
     """Write a whole file or none: what was there before stays until the new one is done."""
-    path = Path(path)
+    _write_bytes(Path(path), text.encode("utf-8"))
+
+
+def _write_bytes(path: Path, data: bytes) -> None:
     part = path.with_name(path.name + ".tmp")
     try:
-        part.write_text(text, encoding="utf-8")
+        part.write_bytes(data)
         part.replace(path)
     except OSError:
         part.unlink(missing_ok=True)
@@ -373,6 +376,14 @@ _MARKERS = "osD^vP*X"
 BANDS = " (mean over seeds with 95% band)"
 
 
+def _style(index: int) -> tuple[str, str, str]:
+    """Colour, line and marker; no pair of the first 32 is alike in colour and line or marker."""
+    turn, place = divmod(index, len(_COLOURS))
+    kinds = ("-", "--", "-.", ":")
+    line = kinds[(kinds.index(_LINES[place]) + turn) % len(kinds)]
+    return _COLOURS[place], line, _MARKERS[(place + turn) % len(_MARKERS)]
+
+
 class Curves(NamedTuple):
     """The curves of one strategy."""
 
@@ -387,21 +398,23 @@ def plot_curves(
     y_label: str,
     title: str = "",
     *,
-    single_seeds: bool = True,
+    single_seeds: bool | None = None,
 ) -> None:
-    """Mean curves with 95% t bands over seeds, the seeds themselves faint.
+    """Mean curves with 95% t bands over seeds, and where there are few curves the seeds, faint.
 
     Args:
       path: of the PNG.
       curves: by strategy, drawn in this order, the first (the baseline) dashed in black.
       x_label, y_label: with units.
-      single_seeds: whether to draw the seeds.
+      single_seeds: whether to draw the seeds; None for up to three curves, for beyond that
+        they hide more than they show.
     """
+    single_seeds = len(curves) <= 3 if single_seeds is None else single_seeds
     plt = _pyplot()
     figure, axes = plt.subplots(figsize=(8.5, 4.8), layout="constrained")
     for index, (name, (x, y)) in enumerate(curves.items()):
         x, y = np.asarray(x, np.float64), np.atleast_2d(np.asarray(y, np.float64))
-        colour, line = _COLOURS[index % len(_COLOURS)], _LINES[index % len(_LINES)]
+        colour, line, _ = _style(index)
         if single_seeds and len(y) > 1:
             axes.plot(x, y.T, color=colour, alpha=0.18, linewidth=0.8)
         if len(y) > 1:
@@ -417,6 +430,7 @@ def plot_plane(
     plt = _pyplot()
     figure, axes = plt.subplots(figsize=(8.5, 4.8), layout="constrained")
     for index, row in enumerate(rows):
+        colour, _, marker = _style(index)
         across, up = row.cells[x.key].value, row.cells[y.key].value
         if math.isnan(across.value) or math.isnan(up.value):
             continue
@@ -425,8 +439,8 @@ def plot_plane(
             up.value,
             xerr=_bars(across),
             yerr=_bars(up),
-            fmt=_MARKERS[index % len(_MARKERS)],
-            color=_COLOURS[index % len(_COLOURS)],
+            fmt=marker,
+            color=colour,
             markersize=9,
             capsize=3,
             label=row.strategy,
@@ -456,10 +470,21 @@ def _finish(
     axes.xaxis.set_major_formatter(lambda value, _: _short(value))
     if axes.get_legend_handles_labels()[1]:
         figure.legend(loc="outside right upper", frameon=False)  # beside the data, never on it
+    picture = io.BytesIO()
     try:
-        figure.savefig(path, dpi=150)
+        figure.savefig(picture, dpi=150)
     finally:
         plt.close(figure)
+    _write_bytes(Path(path), _fewer_colours(picture))
+
+
+def _fewer_colours(picture: io.BytesIO) -> bytes:
+    """The same PNG with 256 colours, which bands of shades do with: a third of the size."""
+    image = importlib.import_module("PIL.Image")  # comes with matplotlib
+    small = io.BytesIO()
+    with image.open(picture) as full:
+        full.convert("RGB").quantize(256, dither=image.Dither.NONE).save(small, "PNG")
+    return small.getvalue()
 
 
 def _short(value: float) -> str:

@@ -168,7 +168,9 @@ def stay_spread(result: PyTree) -> PyTree:
     def settle(part: Any) -> Any:
         if not isinstance(part, State):
             return replicated(part)
-        meshes = [mesh for leaf in jax.tree.leaves(part.pool) if (mesh := mesh_of(leaf)) is not None]
+        meshes = [
+            mesh for leaf in jax.tree.leaves(part.pool) if (mesh := mesh_of(leaf)) is not None
+        ]
         if not meshes:
             return part
         mesh, rows = meshes[0], _spread_rows(part)

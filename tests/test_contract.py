@@ -180,6 +180,29 @@ def test_traced_code_ignores_and_counts_poison(selector: Selector, state: State)
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves((poisoned.belief, info)))
 
 
+def test_numbered_poison_closes_its_visit(selector: Selector, state: State) -> None:
+    """Nothing is learned, nobody waits for what cannot come, and the tasks come back."""
+    observe, select = jax.jit(selector.observe), jax.jit(selector.select)
+    state, selection = select(jax.random.key(0), state)
+    successes = np.array([np.nan, np.inf, -1, 9, 4], np.float32)
+    trials = np.array([8, 8, 8, 8, np.nan], np.float32)
+    ids, visit = selection.task_ids, selection.visit
+    clean = selector.abandon(state, ids)
+    other = observe(state, Evidence(ids, successes, trials, visit + 1))
+    other, info = selector.advance(observe(other, Evidence(ids, successes, trials)))
+    assert (int(info.invalid), int(info.stale), int(info.in_flight)) == (2 * BATCH, 0, BATCH)
+    poisoned = observe(state, Evidence(ids, successes, trials, visit))
+    late = observe(poisoned, Evidence(ids, np.full(BATCH, 4.0), 8.0, visit))
+    poisoned, info = selector.advance(poisoned)
+    assert (int(info.invalid), int(info.evaluated), int(info.in_flight)) == (BATCH, 0, 0)
+    assert leaves_equal(selector.advance(clean)[0], poisoned)
+    _, info = selector.advance(late)
+    assert (int(info.stale), int(info.evaluated)) == (BATCH, 0)
+    eligible = np.isin(np.arange(TASKS), ids)
+    _, again = select(jax.random.key(1), poisoned, eligible)
+    assert sorted(again.task_ids.tolist()) == sorted(ids.tolist())
+
+
 def test_host_refuses_poison(selector: Selector, state: State) -> None:
     with pytest.raises(ValueError, match=r"evidence.successes\[1\]=9.0 exceeds the trials"):
         selector.observe(state, Evidence([3, 4], [8.0, 9.0], 8))

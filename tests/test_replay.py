@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from bots_jax import metrics, replay
-from bots_jax.replay import Recording, load_recording, oracle, run_replay, smooth_visits
-from bots_jax.strategies import configure, make_strategy
+from bots_jax.replay import Recording, load_recording, run_replay, smooth_visits
+from bots_jax.strategies import configure, make_strategy, oracle
 from bots_jax.types import Evidence
 from tests.conftest import shared_file
 
@@ -218,7 +218,9 @@ def test_feedback_is_binomial():
     """Counts of 0 to 8 over 20,000 keys against Binomial(8, .3): fails once in 1e6."""
     keys = jax.random.split(jax.random.key(0), 5000)
     ids, rate = jnp.array([0, 3, 1, 2]), jnp.full(4, 0.3, jnp.float32)
-    counts = np.asarray(jax.vmap(lambda key: replay._feedback(key, ids, rate, 8))(keys))
+    counts = np.asarray(
+        jax.vmap(lambda key: replay._feedback(key, ids, rate, 8).rewards)(keys)
+    ).sum(-1)
     observed = np.bincount(counts.ravel().astype(int), minlength=9)
     expected = stats.binom.pmf(np.arange(9), 8, 0.3) * counts.size
     observed = [*observed[:7], observed[7:].sum()]  # few fall on 8

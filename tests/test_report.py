@@ -233,6 +233,27 @@ def test_report_draws_its_plots(tmp_path):
     assert "sign-test" in (tmp_path / "new" / "folder" / "summary.md").read_text()
 
 
+def test_many_strategies_can_be_told_apart():
+    styles = [report._style(index) for index in range(32)]
+    assert len({(colour, line) for colour, line, _ in styles}) == 32
+    assert len({(colour, marker) for colour, _, marker in styles}) == 32
+
+
+def test_a_plot_that_cannot_be_written_leaves_what_was_there(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    path = tmp_path / "a.png"
+    path.write_text("old")
+
+    def full(self, target):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(report.Path, "replace", full)
+    with pytest.raises(OSError, match="No space left"):
+        report.plot_curves(path, {"a": Curves([0, 1], [[0, 1], [1, 2]])}, "x", "y")
+    assert path.read_text() == "old"
+    assert not list(tmp_path.glob("*.tmp"))
+
+
 def test_plane_leaves_out_what_is_not_known(tmp_path):
     pytest.importorskip("matplotlib")
     unknown = metrics.mean_interval([math.nan])

@@ -9,12 +9,16 @@ import sys
 from pathlib import Path
 from typing import Any, get_args
 
+import jax
+
 from bots_jax import report
 from bots_jax.rl import finetune
 from bots_jax.rl.finetune import FinetuneConfig, StoppedError
 from bots_jax.rl.loop import LoopConfig
+from bots_jax.rl.policy import PolicyConfig
 from bots_jax.rl.policy_gradient import Estimator, GradientConfig
 from bots_jax.rl.run_folder import Line, RunFolder
+from bots_jax.rl.tasks import VerifierError
 from bots_jax.rl.warmup import WarmupConfig
 
 INTERRUPTED = 130  # what a shell expects of a command stopped by Ctrl-C
@@ -89,7 +93,11 @@ in progress: --resume goes on and ends with the same numbers.
 
 A file of your own tasks has the columns prompt, answer and, if you like, id, domain and
 reference (pass rates of a weaker and a stronger model); .jsonl, .parquet and .npz are read,
-as data only. --verifier is code of yours, named by you, that is imported and called.
+as data only. --verifier is code of yours, named by you, that is imported and called: by
+default function(prompt, completion) -> reward in [0, 1], both of them text. With
+--verifier-kind jax it is function(pool) -> verifier, where verifier(task_ids i32[B],
+completions i32[B, G, L]) -> rewards f[B, G] is traced and runs on the device, and pool is a
+bots_jax.rl.tasks.TaskPool; see exact_verifier there.
 
 The longer run behind the README's table:
 bots-jax finetune --seeds 6 --steps 200 --eval-rollouts 8"""
@@ -130,16 +138,26 @@ def add_finetune_parser(subparsers: Any) -> argparse.ArgumentParser:
     add(data, "--num-tasks", base.num_tasks, "generated tasks to train on")
     add(data, "--num-held-out", base.num_held_out, "tasks to measure on, at most")
     add(data, "--data-seed", base.data_seed, "of the generated tasks")
-    add(data, "--tasks", None, "file of your own tasks", type=str, metavar="FILE")
-    add(data, "--verifier", None, "your function(prompt, completion) -> reward in [0, 1]",
-        type=str, metavar="MODULE:FUNCTION")  # fmt: skip
+    none = {"type": str, "metavar": "FILE"}
+    add(data, "--tasks", None, "file of your own tasks, an eighth of them held out", **none)
+    none["metavar"] = "MODULE:FUNCTION"
+    add(data, "--verifier", None, "your judge of completions, instead of exact match", **none)
+    kinds = finetune.VERIFIER_KINDS
+    add(data, "--verifier-kind", base.verifier_kind, "what your judge is, see below", choices=kinds)
+    add(data, "--max-prompt-tokens", warmup.policy.max_prompt,
+        "room for a prompt, one token a character and one more")  # fmt: skip
+    add(data, "--max-answer-tokens", warmup.policy.max_answer,
+        "room for an answer, one token a character and one more")  # fmt: skip
 
     policy = parser.add_argument_group("policy gradient")
     add(policy, "--estimator", gradient.estimator, "of the advantages", choices=get_args(Estimator))
     add(policy, "--learning-rate", gradient.learning_rate, "of AdamW")
     add(policy, "--weight-decay", gradient.weight_decay, "of AdamW")
+    add(policy, "--lr-warmup", gradient.lr_warmup, "steps over which the learning rate rises")
     add(policy, "--max-grad-norm", gradient.max_grad_norm, "gradients are clipped to this norm")
     add(policy, "--clip", gradient.clip_low, "probability ratios are clipped to 1 -+ this")
+    policy.add_argument("--clip-high", type=float, metavar="X",
+        help="to 1 + this above, if that is to differ [as --clip]")  # fmt: skip
     add(policy, "--kl-weight", gradient.kl_weight, "of the divergence from the base policy")
     add(policy, "--temperature-of-sampling", loop.temperature, "of the rollouts")
 
@@ -148,7 +166,7 @@ def add_finetune_parser(subparsers: Any) -> argparse.ArgumentParser:
     add(base_policy, "--warmup-steps", warmup.base_steps, "supervised steps to the base policy")
     add(base_policy, "--warmup-late", warmup.late_steps, "supervised steps to the strong reference")
     add(base_policy, "--reference-rollouts", base.reference_rollouts, "of each task by each")
-    add(base_policy, "--cache", _default_cache(), "where the warm-up is kept", metavar="FOLDER")
+    add(base_policy, "--cache", default_cache(), "where the warm-up is kept", metavar="FOLDER")
 
     selectors = parser.add_argument_group(
         "settings of the strategies", "they apply to those that have them and do not fix them"
@@ -156,6 +174,8 @@ def add_finetune_parser(subparsers: Any) -> argparse.ArgumentParser:
     for name, text in SETTINGS.items():
         flag = f"--{name.replace('_', '-')}"
         selectors.add_argument(flag, type=float, metavar="X", help=text)
+    selectors.add_argument("--by-domain", action="store_true",
+        help="a capability of its own for each domain of your file, or family of ours")  # fmt: skip
 
     out = parser.add_argument_group("results")
     add(out, "--out", "runs/finetune", "folder for results", metavar="FOLDER")
@@ -166,7 +186,8 @@ def add_finetune_parser(subparsers: Any) -> argparse.ArgumentParser:
     return parser
 
 
-def _default_cache() -> str:
+def default_cache() -> str:
+    """Where the warm-up is kept unless `--cache` says otherwise."""
     home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     return os.environ.get("BOTS_JAX_CACHE") or str(Path(home) / "bots_jax")
 
@@ -178,10 +199,11 @@ def make_config(args: argparse.Namespace) -> FinetuneConfig:
     gradient = GradientConfig(
         estimator=args.estimator,
         learning_rate=args.learning_rate,
+        lr_warmup=args.lr_warmup,
         weight_decay=args.weight_decay,
         max_grad_norm=args.max_grad_norm,
         clip_low=args.clip,
-        clip_high=args.clip,
+        clip_high=args.clip if args.clip_high is None else args.clip_high,
         kl_weight=args.kl_weight,
     )
     given = {name: getattr(args, name) for name in SETTINGS}
@@ -198,15 +220,21 @@ def make_config(args: argparse.Namespace) -> FinetuneConfig:
         data_seed=args.data_seed,
         tasks=args.tasks,
         verifier=args.verifier,
+        verifier_kind=args.verifier_kind,
+        by_domain=args.by_domain,
         reference_rollouts=args.reference_rollouts,
         checkpoint_every=args.checkpoint_every,
         settings={name: value for name, value in given.items() if value is not None},
         loop=LoopConfig(
             group_size=args.rollouts,
+            max_new_tokens=args.max_answer_tokens,
             temperature=args.temperature_of_sampling,
             gradient=gradient,
         ),
         warmup=WarmupConfig(
+            policy=PolicyConfig(
+                max_prompt=args.max_prompt_tokens, max_answer=args.max_answer_tokens
+            ),
             early_steps=args.warmup_early,
             base_steps=args.warmup_steps,
             late_steps=args.warmup_late,
@@ -230,10 +258,24 @@ def finetune_command(args: argparse.Namespace) -> int:
     except StoppedError:
         _say(f"stopped; everything is saved: the same command with --resume goes on ({args.out})")
         return INTERRUPTED
+    except jax.errors.JaxRuntimeError as error:
+        if (told := _of_the_verifier(error)) is None:
+            raise
+        _say(f"bots-jax finetune: {told}; every step before is saved")
+        return 2
+    except ModuleNotFoundError as error:
+        _say(f"bots-jax finetune: {error}: pip install 'bots-jax[all]' has all that it needs")
+        return 2
     except (ValueError, OSError) as error:
         _say(f"bots-jax finetune: {error}")
         return 2
     return 0
+
+
+def _of_the_verifier(error: Exception) -> str | None:
+    """What a user's Python verifier failed with, out of JAX's report of a failed callback."""
+    _, found, told = str(error).rpartition(f"{VerifierError.__name__}: ")
+    return told.strip().splitlines()[0] if found and told.strip() else None
 
 
 def _run(config: FinetuneConfig, folder: RunFolder, cache: Path) -> list[dict[str, Any]]:
@@ -245,8 +287,8 @@ def _run(config: FinetuneConfig, folder: RunFolder, cache: Path) -> list[dict[st
     done = sum(max(len(folder.lines(name)) - 1, 0) for name in names)
     with ProgressBar(config, done) as bar, finetune.stop_signals(bar.request_stop):
         problem = finetune.prepare(config, cache, bar)
-        never, always = finetune.spread(problem.reference[0], config.reference_rollouts)
-        late_never, late_always = finetune.spread(problem.reference[-1], config.reference_rollouts)
+        never, always = finetune.spread(problem.reference[0])
+        late_never, late_always = finetune.spread(problem.reference[-1])
         bar.say(
             f"{problem.reference.shape[1]} tasks; never | always solved by the weak reference "
             f"{never:.0%} | {always:.0%}, by the strong one {late_never:.0%} | {late_always:.0%}"
@@ -272,13 +314,10 @@ def _report(folder: Path, config: FinetuneConfig, runs: list[dict[str, Any]]) ->
 
 def _scalars(run: dict[str, Any]) -> dict[str, Any]:
     """A run in one line: what it ended with, and the held-out curve."""
-    about = {key: run[key] for key in ("strategy", "seed", "heldout_step", "heldout")}
-    return {
-        **about,
-        **report.measure(run),
-        "final_heldout": run["heldout"][-1],
-        "steps": len(run["step"]),
-    }
+    about = {"strategy": run["strategy"], "seed": run["seed"], "steps": len(run["step"])}
+    measured = {**report.measure(run), "final_heldout": run["heldout"][-1]}
+    # Last, for `measure` calls the final score "heldout" too.
+    return {**about, **measured, "heldout_step": run["heldout_step"], "heldout": run["heldout"]}
 
 
 def _say(text: str) -> None:

@@ -13,8 +13,11 @@ One step, here in four timed pieces (`loop.make_step` is the same as one pure fu
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import importlib
 import math
+import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -26,6 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bots_jax import checkpoint
+from bots_jax.checks import check_choice
 from bots_jax.rl.loop import (
     ActFn,
     EvaluateFn,
@@ -48,14 +52,16 @@ from bots_jax.rl.tasks import (
     PROMPT_LENGTH,
     TaskPool,
     Verifier,
+    VerifierError,
     exact_verifier,
     generate_tasks,
     python_verifier,
 )
 from bots_jax.rl.warmup import WarmupConfig, cached_references, measure_references, warm_up
 from bots_jax.strategies import configure
-from bots_jax.types import Selector
+from bots_jax.types import Selector, State
 
+VERIFIER_KINDS = ("python", "jax")
 DEFAULT_STRATEGIES = ("uniform", "easy-to-hard", "bots", "bots-explicit", "bots-implicit")
 
 
@@ -79,6 +85,8 @@ class FinetuneConfig:
     data_seed: int = 0
     tasks: str | None = None  # a file of the user's own tasks, instead of generated ones
     verifier: str | None = None  # "module:function" for them, instead of exact match
+    verifier_kind: str = "python"  # or "jax"; see `_own`
+    by_domain: bool = False  # a capability of its own for each domain or family
     reference_rollouts: int = 8  # of each task by each reference
     checkpoint_every: int = 1  # steps
     settings: Mapping[str, float] = dataclasses.field(default_factory=dict)  # of the selectors
@@ -92,8 +100,20 @@ class FinetuneConfig:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         if not self.strategies or len(set(self.strategies)) < len(self.strategies):
             raise ValueError(f"strategies={self.strategies} must name at least one, each once")
+        check_choice("verifier_kind", self.verifier_kind, VERIFIER_KINDS)
         if self.verifier is not None and self.tasks is None:
             raise ValueError(f"verifier={self.verifier!r} is for tasks of your own: give tasks too")
+        room = self.warmup.policy
+        if room.max_prompt < PROMPT_LENGTH or room.max_answer < ANSWER_LENGTH:
+            raise ValueError(
+                f"max_prompt={room.max_prompt} and max_answer={room.max_answer} must be at least "
+                f"{PROMPT_LENGTH} and {ANSWER_LENGTH}, which the tasks of the warm-up need"
+            )
+        if self.loop.max_new_tokens > room.max_answer:
+            raise ValueError(
+                f"max_new_tokens={self.loop.max_new_tokens} must be at most the policy's "
+                f"max_answer={room.max_answer}"
+            )
         for name in self.strategies:
             self.selector(name)
 
@@ -103,8 +123,16 @@ class FinetuneConfig:
         return configure(name, self.settings, batch_size=self.batch_size, rollouts=group)
 
     def saved(self) -> dict[str, Any]:
-        """As JSON values, for the folder."""
-        return dataclasses.asdict(self)
+        """As JSON values, for the folder; with a checksum of the file of tasks."""
+        return {**dataclasses.asdict(self), "tasks_sha256": _checksum(self.tasks)}
+
+
+def _checksum(path: str | None) -> str | None:
+    """None without a file; one that cannot be read is reported by `read_tasks`."""
+    try:
+        return None if path is None else hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    except OSError:
+        return None
 
 
 # What may change when a comparison is resumed: more seeds or strategies are only added.
@@ -150,9 +178,13 @@ class StoppedError(Exception):
 
 
 def prepare(config: FinetuneConfig, cache_dir: Path | None, watcher: Watcher) -> Problem:
-    """Tasks, base policy and measured references, from the cache where they are there."""
-    start = warm_up(config.warmup, cache_dir, watcher.stage)
+    """Tasks, base policy and measured references, from the cache where they are there.
+
+    Raises:
+      ValueError: where the tasks are unfit; that is found before anything is trained.
+    """
     pool, verifier, held_out, held_out_verifier, reference = _tasks(config)
+    start = warm_up(config.warmup, cache_dir, watcher.stage)
     length = config.loop.max_new_tokens
     asked = {"rollouts": config.reference_rollouts, "max_new_tokens": length}
     if reference is None and config.verifier is None:
@@ -167,6 +199,7 @@ def prepare(config: FinetuneConfig, cache_dir: Path | None, watcher: Watcher) ->
         reference = measure_references(
             start.graphdef, checkpoints, prompts, verifier, key, **asked, progress=watcher.stage
         )
+        check_measured(reference, "a reference")
     return Problem(
         start.graphdef, start.base, pool, verifier, held_out, held_out_verifier, reference
     )
@@ -181,14 +214,15 @@ def _tasks(
         return pool, _exact(pool), held_out, _exact(held_out), None
     file = to_pool(
         read_tasks(config.tasks, needs_answers=config.verifier is None),
-        PROMPT_LENGTH,
-        ANSWER_LENGTH,
+        config.warmup.policy.max_prompt,
+        config.loop.max_new_tokens,
     )
     kept, held = _split(len(np.asarray(file.pool.prompts)), config)
     pool = TaskPool(*(np.asarray(column)[kept] for column in file.pool))
     held_out = TaskPool(*(np.asarray(column)[held] for column in file.pool))
     reference = None if file.reference is None else file.reference[:, kept]
-    make = _exact if config.verifier is None else _own(config.verifier)
+    own = config.verifier
+    make = _exact if own is None else _own(own, config.verifier_kind)
     return pool, make(pool), held_out, make(held_out), reference
 
 
@@ -208,16 +242,35 @@ def _exact(pool: TaskPool) -> Verifier:
     return exact_verifier(pool.answers)
 
 
-def _own(path: str) -> Callable[[TaskPool], Verifier]:
-    """A user's `module:function(prompt, completion) -> reward`."""
+def _own(path: str, kind: str) -> Callable[[TaskPool], Verifier]:
+    """A user's `module:function`, from the working directory or from what is installed.
+
+    Args:
+      kind: "python": function(prompt, completion) -> reward, called for each completion.
+        "jax": function(pool) -> verifier(task_ids i32[B], completions i32[B, G, L]) ->
+        rewards f[B, G], traced into the compiled step.
+    """
+    function = _import(path)
+    if kind == "jax":
+        return function
+    return lambda pool: python_verifier(function, pool.prompts)
+
+
+def _import(path: str) -> Callable[..., Any]:
     module, _, name = path.partition(":")
+    here = os.getcwd()
+    if here not in sys.path:
+        sys.path.insert(0, here)  # where `python -m` would look, and an installed command does not
     try:
         function = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:  # importing a module of the user's runs it
         raise ValueError(
-            f"verifier={path!r} cannot be imported ({error}): write module:function"
+            f"verifier={path!r} cannot be imported ({type(error).__name__}: {error}): write "
+            "module:function, the module in this folder or installed"
         ) from None
-    return lambda pool: python_verifier(function, pool.prompts)
+    if not callable(function):
+        raise ValueError(f"verifier={path!r} is {function!r}, which is no function")
+    return function
 
 
 def compile_pieces(config: FinetuneConfig, problem: Problem) -> Compiled:
@@ -249,30 +302,43 @@ def compare(
       CheckpointError: if a checkpoint cannot be written or belongs to other settings.
     """
     pieces = compile_pieces(config, problem)
+    starts = {name: _start(config, problem, pieces, name) for name in config.strategies}
     runs = []
     for seed in range(config.first_seed, config.first_seed + config.seeds):
         for name in config.strategies:
-            lines = train(config, problem, pieces, folder, name, seed, watcher)
+            state = init_loop(problem.base, starts[name], config.loop, seed)
+            lines = train(config, pieces, folder, name, state, watcher)
             runs.append(as_record(name, seed, lines))
     return runs
 
 
+def _start(config: FinetuneConfig, problem: Problem, pieces: Compiled, name: str) -> State:
+    """A strategy's state before the first step: made for all before any is trained."""
+    domains = problem.pool.family if config.by_domain else None
+    try:
+        return pieces.selectors[name].init(problem.reference, domains=domains)
+    except ValueError as error:
+        raise ValueError(f"strategy {name}: {error}; or leave the strategy out") from None
+
+
 def train(
     config: FinetuneConfig,
-    problem: Problem,
     pieces: Compiled,
     folder: RunFolder,
     name: str,
-    seed: int,
+    state: LoopState,
     watcher: Watcher,
 ) -> list[Line]:
-    """One run, from its last checkpoint to its last step; a line a step, step 0 first."""
-    run = f"{name}-{seed}"
+    """One run, from its last checkpoint to its last step; a line a step, step 0 first.
+
+    Args:
+      state: before the first step; its seed is that of the run.
+    """
+    run = f"{name}-{int(state.seed)}"
     lines = folder.lines(run)
     if len(lines) == config.steps + 1:
         return lines
     selector = pieces.selectors[name]
-    state = init_loop(problem.base, selector.init(problem.reference), config.loop, seed)
     state, lines = _resume(folder, run, selector, state)
     if not lines:
         lines = [{"step": 0, "heldout": _held_out(pieces, state), "tokens": 0, "seconds": 0.0}]
@@ -305,8 +371,18 @@ def _held_out(pieces: Compiled, state: LoopState) -> float:
     """Held-out pass rate; the key depends on seed and step alone, so it is paired too."""
     never_a_step = jnp.uint32(2**32 - 1)
     key = jax.random.fold_in(jax.random.key(state.seed), never_a_step)
-    rates = pieces.evaluate(state.train.params, jax.random.fold_in(key, state.step))
-    return float(np.mean(np.asarray(rates), dtype=np.float64))
+    rates = np.asarray(pieces.evaluate(state.train.params, jax.random.fold_in(key, state.step)))
+    check_measured(rates, "a held-out task")
+    return float(np.mean(rates, dtype=np.float64))
+
+
+def check_measured(rates: np.ndarray, what: str) -> None:
+    """Refuse pass rates that no verifier of rewards in [0, 1] can have led to."""
+    bad = rates[~((rates >= 0) & (rates <= 1))]
+    if bad.size:
+        raise VerifierError(
+            f"the verifier gave {what} a mean reward of {bad[0]}: rewards must be numbers in [0, 1]"
+        )
 
 
 def _timed_step(selector: Selector, pieces: Compiled, state: LoopState) -> tuple[LoopState, Line]:
@@ -327,6 +403,12 @@ def _timed_step(selector: Selector, pieces: Compiled, state: LoopState) -> tuple
         raise ValueError(
             f"step {int(state.step)}: no task is eligible, so nothing can be trained on: "
             "add tasks or lower the batch size"
+        )
+    if metrics.unsound:
+        ids = metrics.task_ids[~np.asarray(seen.sound) & (metrics.task_ids >= 0)]
+        raise VerifierError(
+            f"step {int(state.step) + 1}: the verifier gave rewards that are no numbers in "
+            f"[0, 1] for the tasks {ids.tolist()[:8]}, as numbered from 0 in the pool"
         )
     state = LoopState(trained, chooser, state.seed, state.step + 1)
     return state, {
@@ -356,15 +438,19 @@ def _resume(
 ) -> tuple[LoopState, list[Line]]:
     """The state of the last good checkpoint and the lines up to it, or the start and none."""
     directory = folder.checkpoints(run)
-    if not checkpoint.found(directory):
+    steps = checkpoint.found(directory)
+    if not steps:
         return start, folder.keep(run, 1)
-    found = checkpoint.restore(directory, selector, start.selector, trainer=start.train)
-    lines = folder.keep(run, found.step + 1)
-    if len(lines) <= found.step:
+    recorded = len(folder.lines(run))
+    # Lines are written before their checkpoint, so there are fewer only where some were lost.
+    asked = None if recorded > steps[-1] else max((s for s in steps if s < recorded), default=-1)
+    if asked == -1:
         raise ValueError(
-            f"{folder.path}: run {run} has a checkpoint of step {found.step} but only "
-            f"{len(lines)} recorded lines: delete {directory} to train it anew"
+            f"{folder.path}: run {run} has checkpoints of the steps {steps} but only "
+            f"{recorded} whole lines: delete {directory} to train it anew"
         )
+    found = checkpoint.restore(directory, selector, start.selector, trainer=start.train, step=asked)
+    lines = folder.keep(run, found.step + 1)
     step = jnp.asarray(found.step, jnp.int32)
     return LoopState(found.trainer, found.state, start.seed, step), lines
 
@@ -382,10 +468,12 @@ def as_record(name: str, seed: int, lines: list[Line]) -> dict[str, Any]:
     }
 
 
-def spread(rates: np.ndarray, rollouts: int) -> tuple[float, float]:
-    """Shares of tasks never and always solved, for a word on how hard the pool is."""
-    counts = np.rint(rates * rollouts)
-    return float(np.mean(counts == 0)), float(np.mean(counts == rollouts))
+def spread(rates: np.ndarray) -> tuple[float, float]:
+    """Shares never and always solved of the tasks whose rate is known; NaN if none is."""
+    known = rates[~np.isnan(rates)]
+    if not known.size:
+        return math.nan, math.nan
+    return float(np.mean(known == 0)), float(np.mean(known == 1))
 
 
 @contextmanager

@@ -78,6 +78,7 @@ class StepMetrics(NamedTuple):
     effective_task_ratio: Array  # f, share of the selected with rewards neither all 0 nor all 1
     mean_reward: Array  # f, over the selected
     generated_tokens: Array  # i32, over the selected
+    unsound: Array  # i32, groups left out because a reward was not in [0, 1]
     gradient: Metrics
     info: Info  # the selector's
 
@@ -87,7 +88,8 @@ class Experience(NamedTuple):
 
     prompts: Array  # i32[B, P]
     rollouts: Rollouts
-    rewards: Array  # f[B, G] in [0, 1]; 0 where invalid
+    rewards: Array  # f[B, G] in [0, 1]; 0 where invalid or unsound
+    sound: Array  # bool[B], False where the verifier gave a reward that is not in [0, 1]
 
 
 def step_keys(seed: Array, step: Array) -> tuple[Array, Array]:
@@ -124,7 +126,10 @@ def make_act(graphdef: GraphDef, prompts: Array, verifier: Verifier, config: Loo
             temperature=config.temperature,
         )  # fmt: skip
         rewards = verifier(selection.task_ids, found.tokens)
-        return Experience(chosen, found, jnp.where(selection.valid[:, None], rewards, 0.0))
+        # NaN is in no range. One such reward, normalised by its group, would ruin the policy.
+        sound = jnp.all((rewards >= 0) & (rewards <= 1), axis=1)
+        counted = (selection.valid & sound)[:, None]
+        return Experience(chosen, found, jnp.where(counted, rewards, 0.0), sound)
 
     return act
 
@@ -156,7 +161,7 @@ def make_learn(
         found = seen.rollouts
         batch = Batch(
             seen.prompts, found.tokens, found.mask, found.logprobs, seen.rewards,
-            selection.valid, base_logprobs(seen),
+            selection.valid & seen.sound, base_logprobs(seen),
         )  # fmt: skip
         return train_step(train, batch)
 
@@ -164,9 +169,12 @@ def make_learn(
 
 
 def evidence_of(selection: Selection, seen: Experience) -> Evidence:
-    """What the selector is told: summed rewards of each selected task and how many there were."""
+    """What the selector is told: summed rewards of each selected task and how many there were.
+
+    Without sound rewards there are no trials: that closes the visit, with nothing learned.
+    """
     group = seen.rewards.shape[1]
-    trials = jnp.where(selection.valid, float(group), 0.0)
+    trials = jnp.where(selection.valid & seen.sound, float(group), 0.0)
     return Evidence(selection.task_ids, jnp.sum(seen.rewards, axis=1), trials, selection.visit)
 
 
@@ -185,7 +193,8 @@ def make_step(
 
     Args:
       prompts: i32[N, P] of the pool whose tasks the selector numbers 0 to N - 1.
-      verifier: (task_ids i32[B], completions i32[B, G, L]) -> rewards f32[B, G] in [0, 1].
+      verifier: (task_ids i32[B], completions i32[B, G, L]) -> rewards f32[B, G] in [0, 1];
+        a group with any other reward, such as NaN, is left out and counted in `unsound`.
       base_params: see `make_learn`.
     """
     prompts = jnp.asarray(prompts)
@@ -205,11 +214,12 @@ def make_step(
 
 
 def summarise(selection: Selection, seen: Experience, gradient: Metrics, info: Info) -> StepMetrics:
-    """The numbers of one step; invalid rows count nowhere."""
+    """The numbers of one step; invalid rows count nowhere, unsound ones in tokens alone."""
     successes = jnp.sum(seen.rewards, axis=1)
     group = seen.rewards.shape[1]
-    selected = jnp.maximum(jnp.sum(selection.valid), 1).astype(successes.dtype)
-    mixed = selection.valid & (successes > 0) & (successes < group)
+    counted = selection.valid & seen.sound
+    selected = jnp.maximum(jnp.sum(counted), 1).astype(successes.dtype)
+    mixed = counted & (successes > 0) & (successes < group)
     lengths = jnp.where(selection.valid[:, None], seen.rollouts.lengths, 0)
     return StepMetrics(
         task_ids=selection.task_ids,
@@ -217,6 +227,7 @@ def summarise(selection: Selection, seen: Experience, gradient: Metrics, info: I
         effective_task_ratio=jnp.sum(mixed) / selected,
         mean_reward=jnp.sum(successes) / (selected * group),
         generated_tokens=jnp.sum(lengths),
+        unsound=jnp.sum(selection.valid & ~seen.sound, dtype=jnp.int32),
         gradient=gradient,
         info=info,
     )

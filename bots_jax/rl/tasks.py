@@ -15,6 +15,7 @@ keeps stable over versions (NEP 19); the methods of `Generator` carry no such pr
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -36,6 +37,10 @@ VOCAB_SIZE = NUM_SPECIAL + 95  # printable ASCII, space to tilde
 
 PROMPT_LENGTH = 18  # columns that hold every generated prompt, BOS included
 ANSWER_LENGTH = 10  # columns that hold every generated answer, EOS included
+
+
+class VerifierError(ValueError):
+    """A user's verifier failed, or returned what is no reward."""
 
 
 class TaskPool(NamedTuple):
@@ -168,7 +173,8 @@ def python_verifier(fn: Callable[[str, str], float], prompts: ArrayLike) -> Veri
       fn: (prompt, completion) -> reward in [0, 1]. It must not call JAX.
       prompts: i32[N, P] of the pool; its strings are what `fn` gets.
 
-    Raises (when run, wrapped by JAX): ValueError where `fn` returns no number in [0, 1].
+    Raises (when run, wrapped by JAX): VerifierError where `fn` raises, or returns no number
+      in [0, 1].
     """
     texts = decode(prompts)
 
@@ -190,13 +196,21 @@ def python_verifier(fn: Callable[[str, str], float], prompts: ArrayLike) -> Veri
 
 
 def _checked_reward(fn: Callable[[str, str], float], prompt: str, completion: str) -> float:
-    reward = float(fn(prompt, completion))
-    if not 0.0 <= reward <= 1.0:
-        raise ValueError(
-            f"the verifier returned {reward} for prompt {prompt!r} and completion "
-            f"{completion!r}; it must return a number in [0, 1]"
+    about = f"for prompt {prompt!r} and completion {completion!r}"
+    try:
+        reward = fn(prompt, completion)
+    except Exception as error:  # any code of a user's
+        told = f"the verifier raised {type(error).__name__}: {error}"
+        raise VerifierError(f"{told} {about}") from error
+    try:
+        number = float(reward)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not 0.0 <= number <= 1.0:
+        raise VerifierError(
+            f"the verifier returned {reward!r} {about}; it must return a number in [0, 1]"
         )
-    return reward
+    return number
 
 
 # --- random numbers and character fields --------------------------------------------------

@@ -10,10 +10,12 @@ them out on the pool. No prompt of the pool or of the held-out tasks is seen her
 
 What is cached is arrays, in .npz files without pickles: written to a temporary file, then
 moved into place, with a checksum inside. A damaged file is noticed, reported and made anew.
+A warm-up that is interrupted is kept too, so that it goes on where it was.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
@@ -110,11 +112,14 @@ def warm_up(
     leaves, structure = jax.tree.flatten(params)
 
     def make() -> dict[str, NDArray[Any]]:
-        checkpoints = _train(config, graphdef, params, progress)
+        checkpoints = _train(config, graphdef, params, progress, _partial_file(config, cache_dir))
         flat = [leaf for checkpoint in checkpoints for leaf in jax.tree.leaves(checkpoint)]
         return {f"leaf{i:04d}": np.asarray(leaf) for i, leaf in enumerate(flat)}
 
     arrays = cached_arrays(cache_dir, "warmup", _identity(config), make)
+    if (partial := _partial_file(config, cache_dir)) is not None:
+        with contextlib.suppress(OSError):  # a cache that may only be read
+            partial.unlink(missing_ok=True)
     flat = [jnp.asarray(arrays[name]) for name in sorted(arrays)]
     parts = [flat[i * len(leaves) : (i + 1) * len(leaves)] for i in range(3)]
     return WarmStart(graphdef, *(jax.tree.unflatten(structure, part) for part in parts))
@@ -192,25 +197,73 @@ def _key(config: WarmupConfig, use: int) -> Array:
     return jax.random.fold_in(jax.random.key(config.seed), use)
 
 
+REPORT_EVERY = 25  # steps between calls of `progress`, and between saves
+
+
+class _Training(NamedTuple):
+    """A warm-up under way."""
+
+    done: Array  # i32, steps taken
+    params: Params
+    opt_state: Any
+    kept: tuple[Params, Params, Params]  # the checkpoints; meaningless where not yet reached
+
+
 def _train(
-    config: WarmupConfig, graphdef: GraphDef, params: Params, progress: Progress | None
+    config: WarmupConfig,
+    graphdef: GraphDef,
+    params: Params,
+    progress: Progress | None,
+    partial: Path | None = None,
 ) -> list[Params]:
-    """The parameters after `early_steps`, `base_steps` and `late_steps`."""
+    """The parameters after `early_steps`, `base_steps` and `late_steps`.
+
+    Args:
+      partial: file that a warm-up which was interrupted is taken up from.
+    """
     pool = generate_split("warmup", config.num_tasks, config.seed, config.families, config.max_size)
     rate = optax.linear_schedule(0.0, config.learning_rate, 20)
     optimizer = optax.chain(
         optax.clip_by_global_norm(1.0), optax.adamw(rate, weight_decay=config.weight_decay)
     )
     step = jax.jit(_supervised_step(config, graphdef, optimizer, pool))
-    opt_state, kept = optimizer.init(params), []
-    for done in range(1, config.late_steps + 1):
+    start = _Training(jnp.zeros((), jnp.int32), params, optimizer.init(params), (params,) * 3)
+    begun, params, opt_state, at_start = _take_up(partial, start)
+    kept, marks = list(at_start), (config.early_steps, config.base_steps, config.late_steps)
+    for done in range(int(begun) + 1, config.late_steps + 1):
         params, opt_state = step(params, opt_state, jnp.int32(done))
-        if done in (config.early_steps, config.base_steps, config.late_steps):
-            kept.append(params)
-        if progress and (done % 25 == 0 or done == config.late_steps):
+        if done in marks:
+            kept[marks.index(done)] = params
+        if done % REPORT_EVERY == 0 and done < config.late_steps:
+            now = _Training(jnp.int32(done), params, opt_state, (kept[0], kept[1], kept[2]))
+            _save_partial(partial, now)
+        if progress and (done % REPORT_EVERY == 0 or done == config.late_steps):
             jax.block_until_ready(params)  # dispatch runs ahead of the work
             progress("warm-up", done, config.late_steps)
     return kept
+
+
+def _partial_file(config: WarmupConfig, cache_dir: str | os.PathLike[str] | None) -> Path | None:
+    return None if cache_dir is None else _cache_file(cache_dir, "partial", _identity(config))
+
+
+def _take_up(partial: Path | None, start: _Training) -> _Training:
+    """The warm-up that the file holds, or the start where there is none of these shapes."""
+    found = None if partial is None else _read(partial)
+    leaves, structure = jax.tree.flatten(start)
+    names = [f"leaf{i:04d}" for i in range(len(leaves))]
+    if found is None or sorted(found) != names:
+        return start
+    taken: _Training = jax.tree.unflatten(structure, [jnp.asarray(found[name]) for name in names])
+    return taken
+
+
+def _save_partial(partial: Path | None, now: _Training) -> None:
+    if partial is None:
+        return
+    arrays = {f"leaf{i:04d}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(now))}
+    with contextlib.suppress(OSError):  # only time is lost; `cached_arrays` warns of the folder
+        _write(partial, arrays)
 
 
 def _supervised_step(
@@ -256,8 +309,7 @@ def cached_arrays(
     """
     if cache_dir is None:
         return make()
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-    path = Path(cache_dir) / f"{name}-{digest[:32]}.npz"
+    path = _cache_file(cache_dir, name, identity)
     found = _read(path)
     if found is not None:
         return found
@@ -267,6 +319,11 @@ def cached_arrays(
     except OSError as error:
         warnings.warn(f"could not cache {name} in {path}: {error}; going on", stacklevel=2)
     return arrays
+
+
+def _cache_file(cache_dir: str | os.PathLike[str], name: str, identity: Any) -> Path:
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    return Path(cache_dir) / f"{name}-{digest[:32]}.npz"
 
 
 def _identity(config: WarmupConfig) -> list[Any]:

@@ -13,8 +13,24 @@ from typing import Any
 
 from bots_jax.checks import check_choice
 from bots_jax.selector import bots
+from bots_jax.strategies.adarft import adarft
+from bots_jax.strategies.balanced import balanced
+from bots_jax.strategies.binned_thompson import binned_thompson
+from bots_jax.strategies.dps import dps
 from bots_jax.strategies.easy_to_hard import easy_to_hard
+from bots_jax.strategies.epochs import epochs
+from bots_jax.strategies.greso import greso
+from bots_jax.strategies.insight import insight
+from bots_jax.strategies.kgps import kgps
+from bots_jax.strategies.lesson_weights import lesson_weights
+from bots_jax.strategies.mapp import mapp
+from bots_jax.strategies.mopps import mopps
+from bots_jax.strategies.oracle import oracle
+from bots_jax.strategies.plr import plr
+from bots_jax.strategies.prompt_replay import prompt_replay
+from bots_jax.strategies.sec import sec
 from bots_jax.strategies.uniform import uniform
+from bots_jax.strategies.vade import vade
 from bots_jax.types import Selector
 
 STRATEGIES: dict[str, Callable[..., Selector]] = {
@@ -25,6 +41,31 @@ STRATEGIES: dict[str, Callable[..., Selector]] = {
     "bots-mean": partial(bots, choice="mean"),
     "uniform": uniform,
     "easy-to-hard": easy_to_hard,
+    "adarft": adarft,
+    "balanced": balanced,
+    "binned-thompson": binned_thompson,
+    "dps": dps,
+    "epochs": epochs,
+    "greso": greso,
+    "insight": insight,
+    "kgps": kgps,
+    "kgps-logit": partial(kgps, scale="logit"),
+    "kgps-paced": partial(kgps, choice="paced"),
+    "lesson-weights": lesson_weights,
+    "mapp": mapp,
+    "mopps": mopps,
+    "mopps-band": partial(mopps, band=(0.3, 0.7)),
+    "plr": plr,
+    "prompt-replay": prompt_replay,
+    "sec": sec,
+    "vade": vade,
+}
+
+# Choices by the true rates f[T, N], taken as `reference`: for a replay, never for training.
+CHEATING: dict[str, Callable[..., Selector]] = {
+    "oracle": oracle,
+    "oracle-mixed": partial(oracle, choice="mixed"),
+    "oracle-balanced": partial(oracle, choice="mixed", breadth=0.1),
 }
 
 
@@ -35,6 +76,7 @@ SETTINGS: dict[str, str] = {
     "implicit_weight": "rho, weight of implicit evidence [0.1]",
     "capability_momentum": "gamma, smoothing of the capability [0.9]",
     "temperature": "tau, noise in the choice [0: the nearest are taken]",
+    "breadth": "c, what balanced and oracle-mixed charge for a task's recent visits [0.1, 0]",
     "exploration": "share of the batch that is drawn uniformly [0]",
 }
 
@@ -76,11 +118,28 @@ def make_strategy(name: str, **settings: Any) -> Selector:
 
 
 __all__ = [
+    "CHEATING",
     "SETTINGS",
     "STRATEGIES",
+    "adarft",
+    "balanced",
+    "binned_thompson",
     "configure",
+    "dps",
     "easy_to_hard",
+    "epochs",
+    "greso",
+    "insight",
+    "kgps",
+    "lesson_weights",
     "make_strategy",
+    "mapp",
+    "mopps",
     "open_settings",
+    "oracle",
+    "plr",
+    "prompt_replay",
+    "sec",
     "uniform",
+    "vade",
 ]

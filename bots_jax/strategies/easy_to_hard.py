@@ -11,26 +11,24 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from bots_jax.beta_belief import BotsBelief
-from bots_jax.compose import BeliefInfo, BeliefModel, Choice, compose
+from bots_jax.compose import BeliefModel, compose
 from bots_jax.pool import Fused
 from bots_jax.reference import Reference
 from bots_jax.selection import make_plan
-from bots_jax.strategies.counting import COUNTING, counting_settings
-from bots_jax.types import Array, ArrayLike, Belief, Selector, Settings, State
+from bots_jax.strategies.choices import among_allowed, mean_rate
+from bots_jax.strategies.counting import counting_settings, counting_with
+from bots_jax.types import Array, ArrayLike, Selector, Settings, State
 
 
 class Curriculum(NamedTuple):
-    """What is counted, how hard each task is, and how often it was evaluated."""
+    """How hard each task is, and how often it was evaluated."""
 
-    counted: BotsBelief
     rank: Array  # i32[C], place in the order from easy to hard
     passes: Array  # i32[C], steps in which the task was evaluated
 
     def restart(self, settings: Settings, rows: Array) -> Curriculum:
         """New tasks join the next pass, as its hardest: the order was fixed at the start."""
         return Curriculum(
-            self.counted.restart(settings, rows),
             self.rank.at[rows].set(self.rank.shape[0], mode="drop"),
             self.passes.at[rows].set(jnp.max(self.passes), mode="drop"),
         )
@@ -51,8 +49,8 @@ def easy_to_hard(
     """
     return compose(
         name="easy-to-hard",
-        model=BeliefModel(_init, _fuse, _predict, _draw),
-        choice=Choice(_score),
+        model=counting_with(_init, _remember),
+        choice=among_allowed(_score),
         settings=counting_settings(rollouts),
         plan=make_plan(batch_size, 0.0, None),
         num_domains=num_domains,
@@ -71,24 +69,13 @@ def _init(settings: Settings, reference: Reference, num_domains: int) -> Curricu
     same = (jnp.diff(strong[order]) == 0) & (jnp.diff(weak[order]) == 0)
     ranks = jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(~same, dtype=jnp.int32)])
     rank = jnp.zeros(capacity, jnp.int32).at[order].set(ranks)
-    passes = jnp.zeros(capacity, jnp.int32)
-    return Curriculum(COUNTING.init(settings, reference, num_domains), rank, passes)
+    return Curriculum(rank, jnp.zeros(capacity, jnp.int32))
 
 
-def _fuse(
-    belief: Curriculum, settings: Settings, reference: Reference, fused: Fused
-) -> tuple[Curriculum, BeliefInfo]:
-    counted, info = COUNTING.fuse(belief.counted, settings, reference, fused)
-    passes = belief.passes + (fused.trials > 0).astype(jnp.int32)
-    return belief._replace(counted=counted, passes=passes), info
-
-
-def _predict(belief: Curriculum, settings: Settings, reference: Reference, rows: Any) -> Belief:
-    return COUNTING.predict(belief.counted, settings, reference, rows)
-
-
-def _draw(rng_key: Array, belief: Curriculum, settings: Settings, reference: Reference) -> Array:
-    return COUNTING.draw(rng_key, belief.counted, settings, reference)
+def _remember(
+    memory: Curriculum, settings: Settings, reference: Reference, fused: Fused
+) -> Curriculum:
+    return memory._replace(passes=memory.passes + (fused.trials > 0).astype(jnp.int32))
 
 
 # Ranks are dense, so there are only as many as distinct pairs of pass rates: a float32
@@ -96,11 +83,10 @@ def _draw(rng_key: Array, belief: Curriculum, settings: Settings, reference: Ref
 _MOST_RANKS = 2**23
 
 
-def _score(rng_key: Array, model: BeliefModel, state: State) -> tuple[Array, Array]:
+def _score(rng_key: Array, model: BeliefModel, state: State, allowed: Array) -> tuple[Array, Array]:
     """Fewest passes first, then the easiest."""
-    belief: Curriculum = state.belief
-    most = jnp.iinfo(jnp.int32).max
-    fewest = jnp.min(jnp.where(state.pool.active, belief.passes, most))
-    rank = jnp.minimum(belief.rank, _MOST_RANKS - 1).astype(state.pool.trials.dtype)
-    mean = model.predict(belief, state.settings, state.reference, slice(None)).mean
-    return rank + jnp.where(belief.passes > fewest, _MOST_RANKS, 0), mean
+    memory: Curriculum = state.belief.memory
+    fewest = jnp.min(jnp.where(allowed, memory.passes, jnp.iinfo(jnp.int32).max))
+    rank = jnp.minimum(memory.rank, _MOST_RANKS - 1).astype(state.pool.trials.dtype)
+    later = jnp.where(memory.passes > fewest, _MOST_RANKS, 0)
+    return rank + later, mean_rate(model, state)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -62,6 +63,8 @@ def test_leaves_results_a_stranger_can_read(whole: Path) -> None:
     lines = [json.loads(line) for line in (whole / "results.jsonl").read_text().splitlines()]
     assert [line["strategy"] for line in lines] == ["uniform", "bots"]
     assert all(0 <= line["final_heldout"] <= 1 and line["steps"] == 8 for line in lines)
+    assert all(line["heldout_step"] == [0, 4, 8] for line in lines)
+    assert all(line["heldout"][2] == line["final_heldout"] for line in lines)
     assert "| bots |" in (whole / "summary.md").read_text()
     for name in ("heldout.png", "etr.png", "plane.png", "summary.csv"):
         assert (whole / name).stat().st_size > 500
@@ -106,6 +109,19 @@ def test_kill_and_resume_end_with_the_same_numbers(
     scalars = [json.loads((folder / "results.jsonl").read_text().splitlines()[1])
                for folder in (out, whole)]  # fmt: skip
     assert scalars[0]["heldout"] == scalars[1]["heldout"]
+
+
+def test_lost_lines_fall_back_to_an_older_checkpoint(
+    tmp_path: Path, cache: Path, whole: Path
+) -> None:
+    out = shutil.copytree(whole, tmp_path / "run")
+    file = out / "steps" / "bots-0.jsonl"
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text("".join(lines[:8]) + lines[8][:40])  # step 8 is damaged, its checkpoint whole
+    assert cli.main(command(out, cache, "--resume")) == 0
+    assert numbers(out) == numbers(whole)
+    file.write_text(lines[0])  # too old for any checkpoint that is kept
+    assert cli.main(command(out, cache, "--resume")) == 2
 
 
 def test_ctrl_c_finishes_the_step_and_says_how_to_go_on(tmp_path: Path, cache: Path) -> None:
@@ -190,6 +206,93 @@ def test_tasks_and_verifier_of_the_user(tmp_path: Path, cache: Path) -> None:
     successes = np.array([line["successes"] for line in numbers(out)["bots-0"][1:]])
     assert np.all(successes >= 4 * 0.5)
     assert np.all(successes % 0.5 == 0)
+
+
+OWN_VERIFIERS = """
+import jax.numpy as jnp
+from bots_jax.rl.tasks import exact_verifier
+
+def not_a_number(prompt, completion):
+    return float("nan")
+
+def broken(prompt, completion):
+    raise KeyError("grader")
+
+def exact(pool):
+    return exact_verifier(pool.answers)
+
+def endless(pool):
+    return lambda task_ids, completions: jnp.full(completions.shape[:2], jnp.inf)
+
+number = 3
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of a user's, the working directory: tasks in two domains, and verifiers."""
+    rows = [
+        {"prompt": f"what is the sum {k}+{k + 1}=", "answer": str(2 * k + 1), "domain": "ab"[k % 2],
+         "reference": [0.25, 0.5]}
+        for k in range(40)
+    ]  # fmt: skip
+    (tmp_path / "tasks.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "own_verifiers.py").write_text(OWN_VERIFIERS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "own_verifiers", raising=False)
+    return tmp_path
+
+
+def own_command(own: Path, cache: Path, *more: str) -> list[str]:
+    tasks = ["--tasks", "tasks.jsonl", "--max-prompt-tokens", "24", "--steps", "1"]
+    return command(own / "run", cache, *tasks, *more)
+
+
+def test_long_prompts_domains_and_a_jitted_verifier_of_the_user(own: Path, cache: Path) -> None:
+    judge = ["--verifier", "own_verifiers:exact", "--verifier-kind", "jax", "--by-domain"]
+    assert cli.main(own_command(own, cache, *judge)) == 0
+    assert len(numbers(own / "run")["bots-0"][1]["capability"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("verifier", "kind", "message"),
+    [
+        ("not_a_number", "python", "the verifier returned nan for prompt 'what is"),
+        ("broken", "python", "the verifier raised KeyError: 'grader' for prompt"),
+        ("endless", "jax", "a held-out task a mean reward of inf"),
+        ("number", "python", "is 3, which is no function"),
+        ("nowhere", "python", "cannot be imported (AttributeError"),
+    ],
+)
+def test_a_verifier_that_fails_is_one_clear_line(
+    own: Path,
+    cache: Path,
+    capsys: pytest.CaptureFixture[str],
+    verifier: str,
+    kind: str,
+    message: str,
+) -> None:
+    judge = ["--verifier", f"own_verifiers:{verifier}", "--verifier-kind", kind]
+    assert cli.main(own_command(own, cache, *judge)) == 2
+    errors = capsys.readouterr().err
+    assert message in errors
+    assert "Traceback" not in errors
+
+
+def test_unfit_tasks_are_found_before_anything_is_trained(
+    own: Path, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(own_command(own, cache, "--max-prompt-tokens", "18")) == 2
+    assert "more than max_prompt_tokens=18; raise that" in capsys.readouterr().err
+    text = (own / "tasks.jsonl").read_text()
+    (own / "tasks.jsonl").write_text(text.replace("[0.25, 0.5]", "[0.25]"))
+    assert cli.main(own_command(own, cache, "--overwrite")) == 2
+    assert "strategy bots: reference has 1 row(s)" in capsys.readouterr().err
+    assert not list((own / "run" / "steps").iterdir())
+    (own / "tasks.jsonl").write_text(text)
+    assert cli.main(own_command(own, cache, "--resume")) == 2
+    assert "was made with tasks_sha256=" in capsys.readouterr().err
 
 
 def test_unwritable_results_are_one_clear_line(

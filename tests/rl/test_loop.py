@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bots_jax.rl import warmup
 from bots_jax.rl.loop import LoopConfig, init_loop, make_evaluation, make_step
 from bots_jax.rl.policy import PolicyConfig
 from bots_jax.rl.policy_gradient import GradientConfig
@@ -84,6 +85,24 @@ def test_fewer_eligible_tasks_than_the_batch_train_on_what_there_is(start: WarmS
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(loop.train.params))
 
 
+def test_rewards_that_are_no_rewards_are_left_out_and_counted(start: WarmStart) -> None:
+    """NaN, infinite and negative rewards teach neither the policy nor the selector."""
+    bad = jnp.asarray([jnp.nan, jnp.inf, -1.0, 2.0])
+
+    def verifier(task_ids: jax.Array, completions: jax.Array) -> jax.Array:
+        return even_start(task_ids, completions).at[:, 0].set(bad[task_ids % 4])
+
+    selector = make_strategy("bots", batch_size=4, rollouts=4)
+    loop = init_loop(start.base, selector.init(num_tasks=64), CONFIG, seed=0)
+    step = jax.jit(make_step(selector, start.graphdef, POOL.prompts, verifier, CONFIG))
+    loop, metrics = step(loop, None)
+    assert int(metrics.unsound) == 4
+    assert int(metrics.info.invalid) == int(metrics.info.evaluated) == 0
+    assert int(metrics.info.in_flight) == 0  # the visits are closed: no task is lost for ever
+    jax.tree.map(np.testing.assert_array_equal, loop.train.params, start.base)
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(metrics))
+
+
 def test_evaluation_is_a_function_of_key_and_policy(start: WarmStart) -> None:
     evaluate = jax.jit(
         make_evaluation(
@@ -110,6 +129,25 @@ def test_warm_up_is_cached_and_a_damaged_file_made_anew(cache: Path, start: Warm
         rebuilt = warm_up(SMALL, cache)
     jax.tree.map(np.testing.assert_array_equal, rebuilt.base, start.base)
     assert warm_up(SMALL, cache, no_training) is not None
+
+
+def test_an_interrupted_warm_up_goes_on_where_it_was(
+    tmp_path: Path, start: WarmStart, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(warmup, "REPORT_EVERY", 1)
+    told: list[int] = []
+
+    def stop_at_5(what: str, done: int, total: int) -> None:
+        told.append(done)
+        if done == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        warm_up(SMALL, tmp_path, stop_at_5)
+    found = warm_up(SMALL, tmp_path, lambda what, done, total: told.append(done))
+    assert told == [1, 2, 3, 4, 5, 6]
+    jax.tree.map(np.testing.assert_array_equal, found[1:], start[1:])
+    assert [path.name.split("-")[0] for path in tmp_path.iterdir()] == ["warmup"]
 
 
 def test_checkpoints_learn(start: WarmStart) -> None:

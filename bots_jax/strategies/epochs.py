@@ -1,0 +1,81 @@
+"""Shuffled epochs: each task once a pass, in a random order drawn anew for each pass.
+
+What a data loader with shuffling does. Taking, at each step, a random batch of those
+tasks that the present pass has not had yet gives every order the same probability, so no
+order needs to be kept. A batch that reaches the end of a pass begins the next one with
+tasks that are not in it already.
+
+A pass is over for a task once it has brought evidence: a task that was selected and then
+abandoned, or whose visit expired, is still due. Tasks in flight, or kept
+out by the mask of `select`, are left out of the count.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from bots_jax.compose import BeliefModel, compose
+from bots_jax.pool import Fused
+from bots_jax.reference import Reference
+from bots_jax.selection import make_plan
+from bots_jax.strategies.choices import among_allowed, mean_rate, uniform_noise
+from bots_jax.strategies.counting import counting_settings, counting_with
+from bots_jax.types import Array, ArrayLike, Selector, Settings, State
+
+
+class Passes(NamedTuple):
+    """How often each task was evaluated."""
+
+    passes: Array  # i32[C], steps in which the task was evaluated
+
+    def restart(self, settings: Settings, rows: Array) -> Passes:
+        """New tasks join the next pass."""
+        return Passes(self.passes.at[rows].set(jnp.max(self.passes), mode="drop"))
+
+
+def epochs(
+    *,
+    batch_size: int = 32,
+    rollouts: ArrayLike = 16,
+    num_domains: int | None = None,
+    expiry: int | None = None,
+    dtype: Any = None,
+) -> Selector:
+    """Each task once a pass, at random and without replacement.
+
+    Args:
+      batch_size: B. rollouts: m. num_domains, expiry, dtype: as in `bots`.
+    """
+    return compose(
+        name="epochs",
+        model=counting_with(_init, _remember),
+        choice=among_allowed(_score),
+        settings=counting_settings(rollouts),
+        plan=make_plan(batch_size, 0.0, None),
+        num_domains=num_domains,
+        expiry=expiry,
+        dtype=dtype,
+    )
+
+
+def _init(settings: Settings, reference: Reference, num_domains: int) -> Passes:
+    return Passes(jnp.zeros(reference.rates.shape[1], jnp.int32))
+
+
+def _remember(memory: Passes, settings: Settings, reference: Reference, fused: Fused) -> Passes:
+    return Passes(memory.passes + (fused.trials > 0).astype(jnp.int32))
+
+
+# Passes that a task may be ahead and still be told apart: a float32 between 7 and 8 keeps
+# a random order among 4 million tasks.
+_MOST_AHEAD = 7
+
+
+def _score(rng_key: Array, model: BeliefModel, state: State, allowed: Array) -> tuple[Array, Array]:
+    """Fewest passes first, at random among equals."""
+    passes, dtype = state.belief.memory.passes, state.pool.trials.dtype
+    fewest = jnp.min(jnp.where(allowed, passes, jnp.iinfo(jnp.int32).max))
+    ahead = jnp.clip(passes - fewest, 0, _MOST_AHEAD).astype(dtype)
+    return ahead + uniform_noise(rng_key, state.pool), mean_rate(model, state)

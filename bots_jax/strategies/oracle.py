@@ -1,0 +1,111 @@
+"""The oracle: choice by the true rates, which only a replay or a simulator can tell.
+
+    "nearest"  the smallest |p - p*|
+    "mixed"    the largest V - c log((visits + 1) / (mean visits + 1)),
+               V = 1 - p^m - (1 - p)^m, visits discounted by `keep` a step
+
+No strategy that sees what it has rolled out can beat "mixed" with c = 0 in the share of
+mixed groups; with growing c it traces how much of it breadth costs. It is no strategy for
+training: its `init` takes the true rates f[T, N] as `reference`, row t for step t + 1, and it
+is therefore not in `STRATEGIES` but in `CHEATING`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from bots_jax.checks import check_choice, check_number
+from bots_jax.compose import BeliefInfo, BeliefModel, Choice, compose
+from bots_jax.pool import Fused
+from bots_jax.reference import Reference
+from bots_jax.selection import make_plan
+from bots_jax.selector import nearest_target
+from bots_jax.strategies.counting import counting_settings, no_inference
+from bots_jax.strategies.worth import (
+    Visits,
+    count_visits,
+    excess_of_visits,
+    mixed_chance,
+    no_visits,
+)
+from bots_jax.types import Array, ArrayLike, Belief, Selector, Settings, State
+
+
+class Truth(NamedTuple):
+    """The belief of the oracle is the reference's row of the present step."""
+
+    step: Array  # i32, steps taken
+    visits: Visits
+
+    def restart(self, settings: Settings, rows: Array) -> Truth:
+        """New tasks bring their own rates, in the reference."""
+        return self._replace(visits=self.visits.restart(settings, rows))
+
+
+def oracle(
+    *,
+    batch_size: int = 32,
+    rollouts: ArrayLike = 8,
+    target: ArrayLike = 0.5,
+    choice: str = "nearest",
+    breadth: float = 0.0,
+    keep: float = 0.98,
+    num_domains: int | None = None,
+    expiry: int | None = None,
+    dtype: Any = None,
+) -> Selector:
+    """Choice by the true rates.
+
+    Args:
+      batch_size: B. rollouts: m. num_domains, expiry, dtype: as in `bots`.
+      target: p*, for "nearest".
+      choice: "nearest" or "mixed", as above.
+      breadth: c >= 0, for "mixed"; static.
+      keep: share of the visits that is still counted a step later, static.
+    """
+    chosen = check_choice("choice", choice, ("nearest", "mixed"))
+    cost = check_number("breadth", breadth, 0, 1e6)
+    kept = check_number("keep", keep, 0, 1)
+
+    def init(settings: Settings, reference: Reference, num_domains: int) -> Truth:
+        if not reference.rates.shape[0]:
+            raise ValueError("reference is None: the oracle takes the true rates f[T, N] there")
+        return Truth(jnp.zeros((), jnp.int32), no_visits(reference))
+
+    def fuse(
+        belief: Truth, settings: Settings, reference: Reference, fused: Fused
+    ) -> tuple[Truth, BeliefInfo]:
+        visits = count_visits(belief.visits, fused, kept)
+        return Truth(belief.step + 1, visits), no_inference(fused)
+
+    def mixed(rng_key: Array, model: BeliefModel, state: State) -> tuple[Array, Array]:
+        rate = _now(state.belief, state.reference)
+        value = mixed_chance(rate, state.settings.rollouts)
+        return cost * excess_of_visits(state.belief.visits, state.pool.active) - value, rate
+
+    return compose(
+        name="oracle",
+        model=BeliefModel(init, fuse, _predict, _draw),
+        choice=nearest_target("mean") if chosen == "nearest" else Choice(mixed),
+        settings=counting_settings(rollouts, target=target),
+        plan=make_plan(batch_size, 0.0, None),
+        num_domains=num_domains,
+        expiry=expiry,
+        dtype=dtype,
+        static={"choice": chosen, "breadth": cost, "keep": kept},
+    )
+
+
+def _now(belief: Truth, reference: Reference) -> Array:
+    return reference.rates[jnp.minimum(belief.step, reference.rates.shape[0] - 1)]
+
+
+def _predict(belief: Truth, settings: Settings, reference: Reference, rows: Any) -> Belief:
+    mean = _now(belief, reference)[rows]
+    return Belief(mean, jnp.full_like(mean, jnp.inf))
+
+
+def _draw(rng_key: Array, belief: Truth, settings: Settings, reference: Reference) -> Array:
+    return _now(belief, reference)

@@ -1,0 +1,112 @@
+"""What a task is worth: equations that more than one strategy uses.
+
+In: counts, rates or visits. Out: the chance of a mixed group, the mean absolute advantage,
+and how much more than others a task was visited of late.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import lax
+
+from bots_jax.numerics import masked_mean, safe_ratio
+from bots_jax.pool import Fused
+from bots_jax.reference import Reference
+from bots_jax.types import Array, Settings
+
+# --- mixed groups ----------------------------------------------------------------------------
+
+
+def chance_of_mixed_group(alpha: Array, beta: Array, group: int | Array) -> Array:
+    """Chance that a group of `group` rollouts is neither all right nor all wrong.
+
+        E V = 1 - B(alpha + G, beta) / B(alpha, beta) - B(alpha, beta + G) / B(alpha, beta)
+
+    with V = 1 - p^G - (1 - p)^G and p ~ Beta(alpha, beta). For whole G both quotients are
+    products, B(a + G, b) / B(a, b) = prod (a + i) / (a + b + i) over i = 0, ..., G - 1. The
+    larger of the two is near 1 where V is small, so what it lacks to 1 is summed up by
+    itself; 1 minus the product would be noise in float32.
+
+    Args:
+      alpha, beta: f[...], not negative, and not both 0.
+      group: G; an integer, or a number that may be traced, which is rounded.
+
+    Returns:
+      f[...] in (0, 1): positive, so that it has a logarithm.
+    """
+    rare, total = jnp.minimum(alpha, beta), alpha + beta
+
+    def one_more(i: Array | int, chances: tuple[Array, Array]) -> tuple[Array, Array]:
+        all_rare, some_rare = chances
+        i = jnp.asarray(i, total.dtype)
+        some_rare += rare / (total + i) * (1 - some_rare)
+        return all_rare * (rare + i) / (total + i), some_rare
+
+    chances = (jnp.ones_like(total), jnp.zeros_like(total))
+    if isinstance(group, int):  # unrolled, so that it is one pass over the tasks
+        for i in range(group):
+            chances = one_more(i, chances)
+    else:
+        times = jnp.round(group).astype(jnp.int32)
+        chances = lax.fori_loop(jnp.int32(0), times, one_more, chances)
+    all_rare, some_rare = chances
+    return jnp.maximum(some_rare - all_rare, jnp.finfo(total.dtype).tiny)
+
+
+def mixed_chance(rate: Array, group: Array) -> Array:
+    """V = 1 - p^G - (1 - p)^G: chance that G rollouts at rate p are not all alike."""
+    return 1 - rate**group - (1 - rate) ** group
+
+
+# --- advantages ------------------------------------------------------------------------------
+
+
+def group_rate(fused: Fused) -> Array:
+    """f[C], s/n of this step; 0 where nothing was tried."""
+    return safe_ratio(fused.successes, fused.trials)
+
+
+def mean_abs_advantage(rate: Array) -> Array:
+    """Mean |A| in a group of 0/1 rewards with mean p: 2 sqrt(p (1 - p)).
+
+    A = (R - p) / sd R with sd R = sqrt(p (1 - p)); a share p of the rewards has
+    |A| = (1 - p) / sd R, the others p / sd R. 0 in a group that is not mixed. Of graded
+    rewards only the mean is known here, and this is an upper bound.
+    """
+    return 2 * jnp.sqrt(jnp.maximum(rate * (1 - rate), 0))
+
+
+# --- the balance of visits -------------------------------------------------------------------
+
+
+class Visits(NamedTuple):
+    """How often each task was evaluated of late."""
+
+    discounted: Array  # f[C], sum over its visits of keep ** (steps since)
+
+    def restart(self, settings: Settings, rows: Array) -> Visits:
+        """New tasks stand where the average task stands: no rush to visit them all."""
+        mean = jnp.mean(self.discounted)
+        return Visits(self.discounted.at[rows].set(mean, mode="drop"))
+
+
+def no_visits(reference: Reference) -> Visits:
+    """Nothing visited yet."""
+    return Visits(jnp.zeros((reference.rates.shape[1],), reference.rates.dtype))
+
+
+def count_visits(visits: Visits, fused: Fused, keep: float) -> Visits:
+    """One step: discount, then add the visits of this step."""
+    new = (fused.trials > 0).astype(visits.discounted.dtype)
+    return Visits(keep * visits.discounted + new)
+
+
+def excess_of_visits(visits: Visits, active: Array) -> Array:
+    """f[C]: log((visits + 1) / (mean visits + 1)), the mean over the active tasks.
+
+    The 1 keeps the logarithm of a task that was never visited finite.
+    """
+    mean = masked_mean(visits.discounted, active)
+    return jnp.log1p(visits.discounted) - jnp.log1p(mean)
