@@ -31,8 +31,8 @@ from bots_jax.simulator.world import (
     as_config,
     calibrated,
     describe_tasks,
-    logits,
     make_references,
+    rates_of,
 )
 from bots_jax.types import (
     Array,
@@ -290,7 +290,7 @@ def _episode(
 
 def _rates(tasks: Tasks, policy: Policy, config: Config, task_ids: Array) -> Array:
     own = config.own_gain * used_up(policy, config, task_ids)
-    return jax.nn.sigmoid(logits(tasks, policy.skills, own, policy.step.astype(jnp.float32)))
+    return rates_of(tasks, config, policy.skills, own, policy.step.astype(jnp.float32))
 
 
 def _feedback(step_key: Array, task_ids: Array, rates: Array, rollouts: int) -> Array:

@@ -4,11 +4,14 @@ In: a key, task ids, the skills of the policy. Out: success probabilities and th
 rates of two reference models. Everything about task k is a function of (key, k), made
 when it is asked for: a world of 1e7 tasks takes no memory. With skills theta f[D],
 
-    logit p_k(t) = w_k . theta(t) - b_k + e_k(t) + x_k(t)
+    p_k(t) = (1 - slip(t)) sigmoid(w_k . theta(t) - b_k + e_k(t) + x_k(t))
 
     w_k   loadings, E_d^q / sum E^q with E_d ~ Exp(1): which skills the task needs
-    b_k   difficulty, a normal with one standard deviation above and one below its middle
+    b_k   difficulty, a normal with one standard deviation above and one below its middle;
+          a share of the tasks is beyond any policy (wrong labels)
     e_k   what was learned of this very task (`learning.py`)
+    slip  share of rollouts that fail on any task (a wrong format, a slip of the pen),
+          slip_0 exp(-f mean theta): training on anything lowers it
     x_k   drift, sum over J waves of sigma sqrt(-2 log U / J) cos(nu t + 2 pi V), nu ~
           Cauchy(1 / tau): N(0, sigma^2) at any time, over the tasks with the
           autocorrelation exp(-lag / tau) of an Ornstein-Uhlenbeck process, without a state
@@ -16,7 +19,7 @@ when it is asked for: a world of 1e7 tasks takes no memory. With skills theta f[
 The weak reference is the untrained policy at step 0. The strong one has the skill
 theta_strong throughout, another sampling temperature (a factor) and a taste of its own:
 
-    logit strong_k = c (theta_strong - b_k) + y_k,  y_k ~ N(0, sigma_y^2)
+    strong_k = (1 - slip_strong) sigmoid(c (theta_strong - b_k) + y_k),  y_k ~ N(0, sigma_y^2)
 """
 
 from __future__ import annotations
@@ -44,6 +47,7 @@ class Config(NamedTuple):
     difficulty: Number  # middle of b
     difficulty_above: Number  # standard deviation of b above its middle
     difficulty_below: Number  # and below
+    unsolvable: Number  # share of tasks that no policy ever solves, such as wrong labels
     focus: Number  # q >= 0; 0: each task needs all skills alike, large: a single one
     speed: Number  # f[D], growth of a skill a step if every group taught at full strength
     ceiling: Number  # > 0, the skill at which growth ends
@@ -52,11 +56,14 @@ class Config(NamedTuple):
     absorption: Number  # share in [0, 1] of a task used up by one full-strength visit
     recovery: Number  # steps in which a used-up task recovers by a factor e
     own_gain: Number  # e of a task that is used up
+    slip: Number  # slip_0, a probability
+    slip_learning: Number  # f, by which factor e^-f a mean skill of 1 lowers it
     drift: Number  # sigma
     drift_time: Number  # tau, steps
     strong_skill: Number  # theta_strong
     strong_scale: Number  # c
     strong_taste: Number  # sigma_y
+    strong_slip: Number  # slip_strong, a probability
 
 
 class World(NamedTuple):
@@ -108,15 +115,15 @@ def describe_tasks(world: World, task_ids: Array) -> Tasks:
 
     def uniforms(task_id: Array) -> Array:
         task_key = jax.random.fold_in(describing_key, task_id)
-        bits = jax.random.bits(task_key, (skills + 2 + 3 * WAVES,))
+        bits = jax.random.bits(task_key, (skills + 3 + 3 * WAVES,))
         return open_uniform(bits, jnp.float32)
 
     u = jax.vmap(uniforms)(task_ids)
-    waves = u[:, skills + 2 :].reshape(-1, 3, WAVES)
+    waves = u[:, skills + 3 :].reshape(-1, 3, WAVES)
     scale = world.config.drift * jnp.sqrt(1.0 / WAVES)
     return Tasks(
         loadings=_loadings(u[:, :skills], world.config.focus),
-        difficulty=_difficulty(ndtri(u[:, skills]), world.config),
+        difficulty=_difficulty(ndtri(u[:, skills]), u[:, skills + 2], world.config),
         amplitude=scale * jnp.sqrt(-2 * jnp.log(waves[:, 0])),
         frequency=jnp.tan(jnp.pi * (waves[:, 1] - 0.5)) / world.config.drift_time,
         phase=2 * jnp.pi * waves[:, 2],
@@ -128,13 +135,17 @@ def _loadings(uniforms: Array, focus: Array) -> Array:
     return jax.nn.softmax(focus * jnp.log(-jnp.log(uniforms)), axis=-1)
 
 
-def _difficulty(normal: Array, config: Config) -> Array:
+_BEYOND = 100.0  # logits
+
+
+def _difficulty(normal: Array, uniform: Array, config: Config) -> Array:
     spread = jnp.where(normal > 0, config.difficulty_above, config.difficulty_below)
-    return config.difficulty + spread * normal
+    difficulty = config.difficulty + spread * normal
+    return jnp.where(uniform < config.unsolvable, _BEYOND, difficulty)
 
 
-def logits(tasks: Tasks, skills: Array, own: Array, step: Array) -> Array:
-    """f[M] logits of the success probabilities.
+def rates_of(tasks: Tasks, config: Config, skills: Array, own: Array, step: Array) -> Array:
+    """f[M] success probabilities.
 
     Args:
       skills: f[D], theta. own: f[M], e. step: f, t >= 0; before any training it is 0.
@@ -143,12 +154,14 @@ def logits(tasks: Tasks, skills: Array, own: Array, step: Array) -> Array:
     turns = tasks.frequency * step / (2 * jnp.pi)
     angle = 2 * jnp.pi * (turns - jnp.round(turns)) + tasks.phase
     drift = jnp.sum(tasks.amplitude * jnp.cos(angle), axis=-1)
-    return tasks.loadings @ skills - tasks.difficulty + own + drift
+    logits = tasks.loadings @ skills - tasks.difficulty + own + drift
+    slip = jnp.clip(config.slip * jnp.exp(-config.slip_learning * jnp.mean(skills)), 0, 1)
+    return (1 - slip) * jax.nn.sigmoid(logits)
 
 
 def success_rate(world: World, task_ids: Array, skills: Array, own: Array, step: Array) -> Array:
-    """f[M] success probabilities; see `logits` for the arguments."""
-    return jax.nn.sigmoid(logits(describe_tasks(world, task_ids), skills, own, step))
+    """f[M] success probabilities; see `rates_of` for the arguments."""
+    return rates_of(describe_tasks(world, task_ids), world.config, skills, own, step)
 
 
 def make_references(world: World, num_tasks: int, attempts: tuple[int, int]) -> tuple[Array, Array]:
@@ -175,14 +188,15 @@ def make_references(world: World, num_tasks: int, attempts: tuple[int, int]) -> 
 def _reference_rates(world: World, ids: Array, attempts: tuple[int, int]) -> tuple[Array, Array]:
     tasks, config = describe_tasks(world, ids), world.config
     skills, zero = jnp.zeros_like(config.speed), jnp.zeros(ids.shape)
-    weak = logits(tasks, skills, zero, jnp.zeros(()))
-    strong = config.strong_scale * (config.strong_skill - tasks.difficulty) + tasks.taste
+    weak = rates_of(tasks, config, skills, zero, jnp.zeros(()))
+    logits = config.strong_scale * (config.strong_skill - tasks.difficulty) + tasks.taste
+    strong = (1 - config.strong_slip) * jax.nn.sigmoid(logits)
     _, measuring_key = jax.random.split(world.key)
     keys = jax.vmap(lambda k: jax.random.fold_in(measuring_key, k))(ids)
     u = jax.vmap(lambda key: open_uniform(jax.random.bits(key, (2,)), jnp.float32))(keys)
     measured = [
-        binomial(u[:, i], jax.nn.sigmoid(logit), count) / count
-        for i, (logit, count) in enumerate(zip((weak, strong), attempts, strict=True))
+        binomial(u[:, i], rates, count) / count
+        for i, (rates, count) in enumerate(zip((weak, strong), attempts, strict=True))
     ]
     return jnp.stack(measured), jnp.argmax(tasks.loadings, axis=-1).astype(jnp.int32)
 
