@@ -19,8 +19,9 @@ import jax.numpy as jnp
 
 from benchmarks.common import save
 from bots_jax.simulator import run_simulation
+from bots_jax.simulator.calibrate import blind_selector
 from bots_jax.strategies import configure
-from bots_jax.types import Belief, Selection, Selector
+from bots_jax.types import Selection, Selector
 
 BATCH = 512
 
@@ -38,16 +39,7 @@ def scattered(num_tasks: int, batch_size: int) -> Selector:
         zeros, valid = jnp.zeros(batch_size), jnp.ones(batch_size, bool)
         return state, Selection(ids, zeros, valid, jnp.zeros_like(ids))
 
-    def update(state: Any, evidence: Any) -> Any:
-        return state, None
-
-    def predict(state: Any, task_ids: Any = None) -> Belief:
-        return Belief(jnp.full(task_ids.shape, 0.5), jnp.zeros(task_ids.shape))
-
-    def absent(*args: Any) -> Any:
-        raise NotImplementedError("this selector only serves a measurement")
-
-    return Selector(init, select, absent, absent, update, absent, predict)
+    return blind_selector(init, select)
 
 
 def seconds(selector: Selector, num_tasks: int, steps: int, seeds: range) -> float:

@@ -115,7 +115,7 @@ def summarise(visits: Visits) -> Summary:
     )
 
 
-def _shares(values: npt.NDArray[Any], edges: Floats) -> Floats:
+def _shares(values: npt.NDArray[Any], edges: npt.NDArray[Any]) -> Floats:
     return np.histogram(values, edges)[0] / max(values.size, 1)
 
 
@@ -170,8 +170,7 @@ def shuffled_passes(num_tasks: int, batch_size: int) -> Selector:
     """Passes over the pool in ever new orders; what is left below one batch is dropped.
 
     Place i of a pass is task (stride i + offset) mod N, both drawn anew: as good as a shuffle
-    where tasks are exchangeable, and a hundred times cheaper. It believes nothing. Only
-    what `run_simulation` calls is there: init, select, update and predict.
+    where tasks are exchangeable, and a hundred times cheaper.
     """
     if not batch_size <= num_tasks <= _LARGEST_SHUFFLED:
         raise ValueError(
@@ -196,15 +195,22 @@ def shuffled_passes(num_tasks: int, batch_size: int) -> Selector:
         state = _Pass(stride, offset, at + batch_size)
         return state, Selection(ids, zeros, valid, jnp.zeros_like(ids))
 
+    return blind_selector(init, select)
+
+
+def blind_selector(init: Any, select: Any) -> Selector:
+    """A selector of these two functions that learns nothing and believes 1/2 of every task."""
+
     def update(state: Any, evidence: Any) -> Any:
         return state, None
 
     def predict(state: Any, task_ids: Any = None) -> Belief:
         return Belief(jnp.full(task_ids.shape, 0.5), jnp.zeros(task_ids.shape))
 
-    def absent(*args: Any) -> Any:
-        raise NotImplementedError("this selector only serves the simulator")
+    def refuse(*args: Any) -> Any:
+        raise NotImplementedError("this selector serves run_simulation alone")
 
+    absent: Any = refuse
     return Selector(init, select, absent, absent, update, absent, predict)
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -270,19 +270,19 @@ def _episode(
         state, _ = plan.update(state, evidence)
         known, out = jnp.split(_rates(described, policy, config, sample), [measured.size])
         rmse, correlation = _belief_error(plan.predict(state, measured).mean, known)
-        told = Simulation(
-            task_ids=selection.task_ids,
-            successes=successes,
-            trials=trials,
-            etr=_mixed_share(successes, trials),
-            breadth=_breadth(disorder, total),
-            pool_rate=jnp.mean(known),
-            heldout_rate=jnp.mean(out),
-            skills=policy.skills,
-            belief_rmse=rmse,
-            belief_correlation=correlation,
-        )
-        return _Carry(state, policy, disorder, total), told
+        told: dict[str, Any] = {
+            "task_ids": selection.task_ids,
+            "successes": successes,
+            "trials": trials,
+            "etr": _mixed_share(successes, trials),
+            "breadth": _breadth(disorder, total),
+            "pool_rate": jnp.mean(known),
+            "heldout_rate": jnp.mean(out),
+            "skills": policy.skills,
+            "belief_rmse": rmse,
+            "belief_correlation": correlation,
+        }
+        return _Carry(state, policy, disorder, total), Simulation(**told)
 
     carry, told = jax.lax.scan(step, carry, jnp.arange(plan.steps, dtype=jnp.int32))
     return told, carry
