@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -32,9 +33,13 @@ stats = pytest.importorskip("scipy.stats")
 SMALL = {"num_tasks": 60, "rollouts": 4, "sample": 50}
 
 
+@cache  # a selector is compiled once
+def selector_of(name: str):
+    return make_strategy(name, batch_size=6, rollouts=4)
+
+
 def small(name: str = "bots", seeds: range = range(2), steps: int = 15, **given):
-    selector = make_strategy(name, batch_size=6, rollouts=4)
-    return run_simulation(selector, seeds=seeds, steps=steps, **{**SMALL, **given})
+    return run_simulation(selector_of(name), seeds=seeds, steps=steps, **{**SMALL, **given})
 
 
 def still(**changes) -> Config:
@@ -83,7 +88,7 @@ def test_feedback_is_paired_across_strategies(name):
     seen: dict[tuple[int, int, int], float] = {}
     met = 0
     for strategy in ("bots", name):
-        run = small(strategy, config=still(), steps=30)
+        run = small(strategy, config=still(), seeds=range(4))
         for seed, step in np.ndindex(run.task_ids.shape[:2]):
             ids, solved = run.task_ids[seed, step], run.successes[seed, step]
             for task, s in zip(ids.tolist(), solved.tolist(), strict=True):
@@ -317,7 +322,7 @@ def test_drift_is_normal_with_exponential_correlation():
 @pytest.mark.parametrize("trials", [1, 8, 128, 200])
 @pytest.mark.parametrize("rate", [0.0, 1e-3, 0.3, 0.5, 0.97, 1.0])
 def test_counts_by_inversion_are_binomial(trials, rate):
-    uniforms = (jnp.arange(100_000) + jnp.float32(0.5)) / 100_000
+    uniforms = jnp.asarray((np.arange(100_000) + 0.5) / 100_000, jnp.float32)
     counts = np.asarray(binomial(uniforms, jnp.full(100_000, jnp.float32(rate)), trials))
     shares = np.bincount(counts.astype(int), minlength=trials + 1) / 100_000
     expected = stats.binom.pmf(np.arange(trials + 1), trials, rate)
