@@ -31,8 +31,7 @@ class Policy(NamedTuple):
     """What the policy can do, and what it has been trained on."""
 
     skills: Array  # f[D], theta
-    used: Array  # f[N], u as of the last visit
-    last: Array  # i32[N], step of the last visit
+    used: Array  # f[N, 2], u as of the task's last visit, and the step of that visit
     visits: Array  # i32[N]
     step: Array  # i32, batches trained on
 
@@ -41,8 +40,7 @@ def new_policy(config: Config, num_tasks: int) -> Policy:
     """Before training: no skill beyond what the difficulties already count."""
     return Policy(
         skills=jnp.zeros_like(config.speed),
-        used=jnp.zeros((num_tasks,), jnp.float32),
-        last=jnp.zeros((num_tasks,), jnp.int32),
+        used=jnp.zeros((num_tasks, 2), jnp.float32),
         visits=jnp.zeros((num_tasks,), jnp.int32),
         step=jnp.zeros((), jnp.int32),
     )
@@ -51,9 +49,9 @@ def new_policy(config: Config, num_tasks: int) -> Policy:
 def used_up(policy: Policy, config: Config, task_ids: Array) -> Array:
     """f[M], u now; 0 for ids beyond the pool, which are never trained on."""
     inside = task_ids < policy.used.shape[0]
-    rows = jnp.where(inside, task_ids, 0)
-    age = (policy.step - policy.last[rows]).astype(jnp.float32)
-    return jnp.where(inside, policy.used[rows] * jnp.exp(-age / config.recovery), 0)
+    used, last = jnp.moveaxis(policy.used[jnp.where(inside, task_ids, 0)], -1, 0)
+    age = policy.step.astype(jnp.float32) - last
+    return jnp.where(inside, used * jnp.exp(-age / config.recovery), 0)
 
 
 def learn(
@@ -80,10 +78,12 @@ def learn(
     skills = _grow(rng_key, policy.skills, config, tasks.loadings, signal * (1 - used), evaluated)
     used = used + config.absorption * signal * (1 - used)
     rows = jnp.where(evaluated, task_ids, policy.used.shape[0])
+    # One array: what is written to it depends on what was read from it. XLA would copy
+    # an array of N that it may write before it has read it.
+    now = jnp.broadcast_to(policy.step.astype(jnp.float32), used.shape)
     return Policy(
         skills=skills,
-        used=policy.used.at[rows].set(used, mode="drop"),
-        last=policy.last.at[rows].set(policy.step, mode="drop"),
+        used=policy.used.at[rows].set(jnp.stack([used, now], axis=-1), mode="drop"),
         visits=policy.visits.at[rows].add(1, mode="drop"),
         step=policy.step + 1,
     )

@@ -262,10 +262,10 @@ def _episode(
         successes = _feedback(jax.random.fold_in(feedback_key, index), ids, rates, plan.rollouts)
         successes = jnp.where(selection.valid, successes, 0)
         trials = jnp.where(selection.valid, float(plan.rollouts), 0)
-        disorder = carry.disorder + _added_disorder(carry.policy.visits[ids], selection.valid)
         total = carry.total + jnp.sum(selection.valid, dtype=jnp.float32)
         noise = jax.random.fold_in(noise_key, index)
         policy = learn(noise, world, carry.policy, tasks, ids, successes, trials)
+        disorder = carry.disorder + _added_disorder(policy.visits[ids], selection.valid)
         evidence = Evidence(selection.task_ids, successes, trials, selection.visit)
         state, _ = plan.update(state, evidence)
         known, out = jnp.split(_rates(described, policy, config, sample), [measured.size])
@@ -309,9 +309,9 @@ def _mixed_share(successes: Array, trials: Array) -> Array:
 
 
 def _added_disorder(visits: Array, valid: Array) -> Array:
-    """By how much sum v log v grows when these tasks get one visit more."""
-    before = visits.astype(jnp.float32)
-    after = before + 1
+    """By how much sum v log v has grown with the last visit of each of these tasks."""
+    after = jnp.maximum(visits.astype(jnp.float32), 1)
+    before = after - 1
     grown = after * jnp.log(after) - before * jnp.log(jnp.maximum(before, 1))
     return jnp.sum(jnp.where(valid, grown, 0))
 
