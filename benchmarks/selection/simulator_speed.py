@@ -49,7 +49,7 @@ def seconds(selector: Selector, num_tasks: int, steps: int, seeds: range) -> tup
     return time.perf_counter() - begun, time.process_time() - busy
 
 
-def alone(num_tasks: int, steps: int = 500) -> dict[str, Any]:
+def alone(num_tasks: int, steps: int = 2000) -> dict[str, Any]:
     """Milliseconds a step, and seconds to make world, references and state.
 
     `cpu` is the time of all cores, which other work on the machine disturbs less.
@@ -58,7 +58,7 @@ def alone(num_tasks: int, steps: int = 500) -> dict[str, Any]:
     times = {}
     for count in (1, steps):
         seconds(selector, num_tasks, count, range(1))  # compile
-        several = [seconds(selector, num_tasks, count, range(1)) for _ in range(5)]
+        several = [seconds(selector, num_tasks, count, range(1)) for _ in range(3)]
         times[count] = [min(column) for column in zip(*several, strict=True)]
     (start, busy), (whole, whole_busy) = times[1], times[steps]
     row = {
