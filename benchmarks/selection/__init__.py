@@ -1,0 +1,1 @@
+"""Benchmarks of selection: scripts that state how good a rule is, and on what."""
