@@ -62,6 +62,7 @@ from bots_jax.types import (
     Evidence,
     PredictFn,
     SelectFn,
+    Selection,
     Selector,
     Settings,
     State,
@@ -92,6 +93,7 @@ class Replay(NamedTuple):
     trials: npt.NDArray[np.float32]  # [S, T, B]; 0 where the id is -1
     belief_rmse: npt.NDArray[np.float32]  # [S, T], belief mean after the step - p(t), all N
     belief_correlation: npt.NDArray[np.float32]  # [S, T], Pearson, NaN if the belief is flat
+    watched: Any = None  # what `watch` returned, stacked to [S, T, ...]
 
 
 # --- running --------------------------------------------------------------------------
@@ -105,6 +107,7 @@ def run_replay(
     steps: int | None = None,
     rollouts: int | None = None,
     reference: ArrayLike | None = None,
+    watch: WatchFn | None = None,
 ) -> Replay:
     """Run a selector against a recording, all seeds at once and all steps in one scan.
 
@@ -115,6 +118,9 @@ def run_replay(
       steps: T' <= T, the first steps of the recording; None for all.
       rollouts: m; None for that of the recording.
       reference: f[K, N] for `selector.init`; None for that of the recording.
+      watch: pure function of the belief before each step (f[N] means), the true rates
+        of that step f[N] and the Selection, for what else is to be known of a run; it
+        is compiled once for each function object, so give one of a module.
 
     Raises:
       ValueError: naming the argument and its value.
@@ -133,7 +139,10 @@ def run_replay(
     keys = jnp.stack([jax.random.key(seed) for seed in seeds])
     rates = jnp.asarray(recording.success_rate[:steps])
     rule = _Rule(selector.select, selector.update, selector.predict)
-    return jax.tree.map(np.asarray, _episodes(state, keys, rates, rule, rollouts))
+    return jax.tree.map(np.asarray, _episodes(state, keys, rates, rule, rollouts, watch))
+
+
+WatchFn = Callable[[Array, Array, Selection], Any]
 
 
 class _Rule(NamedTuple):
@@ -144,17 +153,32 @@ class _Rule(NamedTuple):
     predict: PredictFn
 
 
-@partial(jax.jit, static_argnames=("rule", "rollouts"))
-def _episodes(state: State, keys: Array, rates: Array, rule: _Rule, rollouts: int) -> Replay:
-    return jax.vmap(lambda key: _episode(state, key, rates, rule, rollouts))(keys)
+@partial(jax.jit, static_argnames=("rule", "rollouts", "watch"))
+def _episodes(
+    state: State,
+    keys: Array,
+    rates: Array,
+    rule: _Rule,
+    rollouts: int,
+    watch: WatchFn | None = None,
+) -> Replay:
+    return jax.vmap(lambda key: _episode(state, key, rates, rule, rollouts, watch))(keys)
 
 
-def _episode(state: State, key: Array, rates: Array, rule: _Rule, rollouts: int) -> Replay:
+def _episode(
+    state: State,
+    key: Array,
+    rates: Array,
+    rule: _Rule,
+    rollouts: int,
+    watch: WatchFn | None = None,
+) -> Replay:
     """One seed: select, roll out, update, for each row of f[T, N] rates."""
     select_key, feedback_key = jax.random.split(key)
 
     def step(state: State, at: tuple[Array, Array]) -> tuple[State, Any]:
         index, rate = at
+        before = None if watch is None else rule.predict(state).mean[: rate.shape[0]]
         state, selection = rule.select(jax.random.fold_in(select_key, index), state)
         step_key = jax.random.fold_in(feedback_key, index)
         successes = _feedback(step_key, selection.task_ids, rate, rollouts)
@@ -164,7 +188,8 @@ def _episode(state: State, key: Array, rates: Array, rule: _Rule, rollouts: int)
         state, _ = rule.update(state, evidence)
         mean = rule.predict(state).mean[: rate.shape[0]]
         told = (selection.task_ids, selection.draws, successes, trials)
-        return state, (*told, *_belief_error(mean, rate))
+        seen = None if watch is None else watch(before, rate, selection)
+        return state, (*told, *_belief_error(mean, rate), seen)
 
     _, told = jax.lax.scan(step, state, (jnp.arange(rates.shape[0]), rates))
     return Replay(*told)
