@@ -67,7 +67,8 @@ class Measured:
     values: Mapping[str, float]  # by the keys of `measures.MEASURES`, or new ones
     series: Mapping[str, Series] = dataclasses.field(default_factory=dict)
     calibration: Mapping[str, Sequence[float]] | None = None  # see meter.calibration
-    map: Mapping[str, Any] | None = None  # see meter.Map; of few seeds, as it is large
+    map: Mapping[str, Any] | None = None  # see meter.as_map; of one seed, as it is large
+    truth: bool = False  # an oracle's: shown beside the others, not compared with them
 
 
 class RunFn(Protocol):

@@ -49,7 +49,7 @@ class Meter(NamedTuple):
     variance: Array  # f, mean p (1 - p) of the selected tasks
 
 
-def read(mean: Array, rate: Array, rollouts: float, scored: Array | None = None) -> Meter:
+def read(mean: Array, rate: Array, rollouts: float | Array, scored: Array | None = None) -> Meter:
     """Compare a belief with the truth.
 
     Args:
@@ -63,7 +63,7 @@ def read(mean: Array, rate: Array, rollouts: float, scored: Array | None = None)
     rate = rate.astype(dtype)
     mask = jnp.ones(mean.shape, bool) if scored is None else scored
     weight = mask.astype(dtype)
-    half = jnp.asarray(0.5, dtype) ** (1 / rollouts)
+    half = jnp.asarray(0.5, dtype) ** jnp.asarray(1 / rollouts, dtype)
     q = jnp.clip(mean, _SURE, 1 - _SURE)
     loss = -(rate * jnp.log(q) + (1 - rate) * jnp.log1p(-q))
     bins = jnp.clip((mean * BINS).astype(jnp.int32), 0, BINS - 1)
@@ -73,8 +73,8 @@ def read(mean: Array, rate: Array, rollouts: float, scored: Array | None = None)
         return jnp.zeros(BINS, dtype).at[bins].add(weight * values)
 
     return Meter(
-        log_loss=_mean(loss, weight),
-        rmse=jnp.sqrt(_mean((mean - rate) ** 2, weight)),
+        log_loss=mean_of(loss, weight),
+        rmse=jnp.sqrt(mean_of((mean - rate) ** 2, weight)),
         pearson=_correlation(mean, rate, weight),
         spearman=_correlation(ranks, _ranks(rate, mask), weight),
         auc_unsolved=1 - _auc(ranks, mask & (1 - rate >= half), weight),
@@ -86,8 +86,11 @@ def read(mean: Array, rate: Array, rollouts: float, scored: Array | None = None)
     )
 
 
-def _mean(values: Array, weight: Array) -> Array:
-    return safe_ratio(jnp.sum(jnp.where(weight > 0, values, 0)), jnp.sum(weight), jnp.nan)
+def mean_of(values: Array, weight: Array) -> Array:
+    """Mean of the values whose weight is above 0; NaN without any."""
+    return safe_ratio(
+        jnp.sum(jnp.where(weight > 0, values, 0)), jnp.sum(weight > 0).astype(values.dtype), jnp.nan
+    )
 
 
 def _correlation(x: Array, y: Array, weight: Array) -> Array:
@@ -97,7 +100,7 @@ def _correlation(x: Array, y: Array, weight: Array) -> Array:
         flat = jnp.max(jnp.where(weight > 0, values, -jnp.inf)) <= jnp.min(
             jnp.where(weight > 0, values, jnp.inf)
         )
-        return jnp.where(weight > 0, values - _mean(values, weight), 0), flat
+        return jnp.where(weight > 0, values - mean_of(values, weight), 0), flat
 
     (a, flat_a), (b, flat_b) = centred(x), centred(y)
     spread = jnp.sqrt(jnp.sum(a * a)) * jnp.sqrt(jnp.sum(b * b))
@@ -132,7 +135,7 @@ def watcher(rollouts: int, rows: tuple[int, ...]) -> Any:
 
     def watch(mean: Array, rate: Array, selection: Selection) -> tuple[Meter, Array]:
         chosen = rate[jnp.maximum(selection.task_ids, 0)]
-        useful = _mean(chosen * (1 - chosen), selection.valid.astype(rate.dtype))
+        useful = mean_of(chosen * (1 - chosen), selection.valid.astype(rate.dtype))
         meter = read(mean, rate, float(rollouts))._replace(variance=useful.astype(mean.dtype))
         return meter, mean[kept]
 

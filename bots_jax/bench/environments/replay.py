@@ -6,6 +6,7 @@ selected, and how good the belief over all tasks was before each step (`bench.me
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import time
 from collections.abc import Sequence
@@ -85,7 +86,13 @@ def of_recording(
             watch=watch,
         )
         seconds = (time.perf_counter() - begin) / len(seeds)
-        return [_measure(replay, i, rates, rows, seconds, s == 0) for i, s in enumerate(seeds)]
+        told = [_measure(replay, i, rates, rows, s == 0) for i, s in enumerate(seeds)]
+        return [
+            dataclasses.replace(
+                one, values={**one.values, "seconds": seconds}, truth=truth is not None
+            )
+            for one in told
+        ]
 
     about = {
         "recording": recording.name, "digest": digest, "tasks": tasks, "steps": steps,
@@ -100,7 +107,6 @@ def _measure(
     index: int,
     rates: np.ndarray,
     rows: tuple[int, ...],
-    seconds: float,
     mapped: bool,
 ) -> Measured:
     """One seed; with a map of the posteriors where `mapped`."""
@@ -113,7 +119,6 @@ def _measure(
         "breadth": float(metrics.breadth(metrics.visit_counts(ids, rates.shape[1]))),
         **meter.averages(readings),
         "rollouts": float(trials.sum()),
-        "seconds": seconds,
     }
     series = {"etr": Series(*meter.blocks(etr))}
     series |= {key: Series(*meter.blocks(getattr(readings, key))) for key in SERIES}

@@ -1,0 +1,119 @@
+"""Labels beside the points of a scatter plot, none on another.
+
+In: points and their texts. Out: the texts on the axes, each at the nearest free place
+around its point, with a thin line where it had to move away.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+_ANGLES = tuple(math.radians(a) for a in (0, 180, 45, 315, 135, 225, 90, 270, 20, 340, 160, 200))
+_DISTANCES = (9.0, 15.0, 24.0, 36.0, 50.0, 68.0, 90.0)  # points
+_HALF = 5.0  # half the side of a marker
+
+
+class Box(NamedTuple):
+    """A rectangle on the canvas, in pixels."""
+
+    left: float
+    bottom: float
+    right: float
+    top: float
+
+
+def place_labels(
+    figure: Any,
+    axes: Any,
+    points: Sequence[tuple[float, float]],
+    texts: Sequence[str],
+    taken: Sequence[tuple[float, float]] = (),
+) -> None:
+    """Write each text beside its point, at the nearest place that is free.
+
+    Args:
+      figure, axes: Matplotlib's; limits and layout are final after this.
+      points: data coordinates. texts: one a point.
+      taken: further points that labels keep clear of.
+    """
+    figure.canvas.draw()
+    figure.set_layout_engine("none")  # labels are placed on the axes as they now stand
+    renderer, scale = figure.canvas.get_renderer(), figure.dpi / 72
+    at = [tuple(axes.transData.transform(point)) for point in points]
+    frame = axes.get_window_extent(renderer)
+    inside = Box(frame.x0, frame.y0, frame.x1, frame.y1)
+    pixels = [*at, *(tuple(axes.transData.transform(point)) for point in taken)]
+    obstacles = [_around(x, y, _HALF * scale) for x, y in pixels]
+    for i in _crowded_first(at):
+        probe = axes.annotate(texts[i], points[i], fontsize=8)
+        extent = probe.get_window_extent(renderer)
+        probe.remove()
+        dx, dy, box = _free_place(at[i], extent.width, extent.height, obstacles, inside, scale)
+        obstacles.append(box)
+        far = math.hypot(dx, dy) > 16 * scale
+        axes.annotate(
+            texts[i],
+            points[i],
+            xytext=(
+                (box.left + box.right) / 2 / scale - at[i][0] / scale,
+                (box.bottom + box.top) / 2 / scale - at[i][1] / scale,
+            ),
+            textcoords="offset points",
+            ha="center",
+            va="center",
+            fontsize=8,
+            arrowprops={"arrowstyle": "-", "linewidth": 0.5, "color": "#777777"} if far else None,
+        )
+
+
+def _around(x: float, y: float, half: float) -> Box:
+    return Box(x - half, y - half, x + half, y + half)
+
+
+def _crowded_first(at: Sequence[tuple[float, float]]) -> list[int]:
+    """Points by the distance to their nearest neighbour, the closest first."""
+
+    def nearest(i: int) -> float:
+        others = (math.dist(at[i], at[j]) for j in range(len(at)) if j != i)
+        return min(others, default=math.inf)
+
+    return sorted(range(len(at)), key=nearest)
+
+
+def _free_place(
+    at: tuple[float, float],
+    width: float,
+    height: float,
+    obstacles: Sequence[Box],
+    inside: Box,
+    scale: float,
+) -> tuple[float, float, Box]:
+    """The offset and box of least overlap, the nearest of those without any."""
+    best: tuple[float, float, float, Box] | None = None
+    for distance in _DISTANCES:
+        for angle in _ANGLES:
+            dx, dy = distance * scale * math.cos(angle), distance * scale * math.sin(angle)
+            x = at[0] + dx + math.copysign(width / 2, dx) * (abs(math.cos(angle)) > 0.3)
+            y = at[1] + dy + math.copysign(height / 2, dy) * (abs(math.sin(angle)) > 0.3)
+            box = Box(x - width / 2, y - height / 2, x + width / 2, y + height / 2)
+            cost = sum(_overlap(box, other) for other in obstacles) + _outside(box, inside)
+            if best is None or cost < best[0]:
+                best = (cost, dx, dy, box)
+            if cost == 0:
+                return dx, dy, box
+    assert best is not None
+    return best[1:]
+
+
+def _overlap(a: Box, b: Box) -> float:
+    across = min(a.right, b.right) - max(a.left, b.left)
+    up = min(a.top, b.top) - max(a.bottom, b.bottom)
+    return max(across, 0.0) * max(up, 0.0)
+
+
+def _outside(box: Box, frame: Box) -> float:
+    across = max(frame.left - box.left, 0.0) + max(box.right - frame.right, 0.0)
+    up = max(frame.bottom - box.bottom, 0.0) + max(box.top - frame.top, 0.0)
+    return 1e3 * (across + up)
