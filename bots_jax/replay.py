@@ -178,7 +178,7 @@ def _episode(
 
     def step(state: State, at: tuple[Array, Array]) -> tuple[State, Any]:
         index, rate = at
-        before = None if watch is None else rule.predict(state).mean[: rate.shape[0]]
+        before = rule.predict(state).mean[: rate.shape[0]]
         state, selection = rule.select(jax.random.fold_in(select_key, index), state)
         step_key = jax.random.fold_in(feedback_key, index)
         successes = _feedback(step_key, selection.task_ids, rate, rollouts)

@@ -148,7 +148,8 @@ def write_report(
     for section in sections:
         keys = section.headline or section.keys
         columns = [column for row in section.rows[:1] for column in _columns(row, keys)]
-        report.print_table(section.rows, columns, section.environment)
+        rows = [row for row in section.rows if row.strategy not in section.oracles]
+        report.print_table(rows, columns, section.environment)
     _say(f"results are in {folder}: {', '.join(files)}")
 
 
@@ -215,12 +216,12 @@ def _bar() -> Any:
 
 
 def _lines() -> Callable[[str, int, int], None]:
-    told: set[tuple[str, int]] = set()
+    last = [-1]
 
     def tell(what: str, done: int, total: int) -> None:
-        if (what, done) not in told:
-            told.add((what, done))
+        if done != last[0]:  # something was finished
             _say(f"[{done}/{total}] {what}")
+        last[0] = done
 
     return tell
 

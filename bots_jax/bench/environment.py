@@ -57,7 +57,7 @@ class Series(NamedTuple):
     """A number over the steps of a run."""
 
     x: Sequence[float]  # steps from 1 (0 is before the first), increasing
-    y: Sequence[float]  # None or NaN where it is not defined
+    y: Sequence[float | None]  # None where it is not defined
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,7 @@ around its point, with a thin line where it had to move away.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 _ANGLES = tuple(math.radians(a) for a in (0, 180, 45, 315, 135, 225, 90, 270, 20, 340, 160, 200))
@@ -30,6 +30,7 @@ def place_labels(
     points: Sequence[tuple[float, float]],
     texts: Sequence[str],
     taken: Sequence[tuple[float, float]] = (),
+    colours: Mapping[str, str] | None = None,
 ) -> None:
     """Write each text beside its point, at the nearest place that is free.
 
@@ -37,6 +38,7 @@ def place_labels(
       figure, axes: Matplotlib's; limits and layout are final after this.
       points: data coordinates. texts: one a point.
       taken: further points that labels keep clear of.
+      colours: of some texts; the others are black.
     """
     figure.canvas.draw()
     figure.set_layout_engine("none")  # labels are placed on the axes as they now stand
@@ -44,8 +46,9 @@ def place_labels(
     at = [tuple(axes.transData.transform(point)) for point in points]
     frame = axes.get_window_extent(renderer)
     inside = Box(frame.x0, frame.y0, frame.x1, frame.y1)
-    pixels = [*at, *(tuple(axes.transData.transform(point)) for point in taken)]
-    obstacles = [_around(x, y, _HALF * scale) for x, y in pixels]
+    kept_clear = [tuple(axes.transData.transform(point)) for point in taken]
+    obstacles = [_around(x, y, _HALF * scale) for x, y in at]
+    obstacles += [_around(x, y, 2 * scale) for x, y in kept_clear]
     for i in _crowded_first(at):
         probe = axes.annotate(texts[i], points[i], fontsize=8)
         extent = probe.get_window_extent(renderer)
@@ -64,6 +67,7 @@ def place_labels(
             ha="center",
             va="center",
             fontsize=8,
+            color=(colours or {}).get(texts[i], "black"),
             arrowprops={"arrowstyle": "-", "linewidth": 0.5, "color": "#777777"} if far else None,
         )
 

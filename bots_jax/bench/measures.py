@@ -37,6 +37,7 @@ def _measure(
 
 
 SELECTED, BELIEVED, LEARNED, COST = "selected", "believed", "learned", "cost"
+SHARED_SECONDS = "shared_seconds"  # one number for all seeds of a chunk: no interval
 GROUPS = {
     SELECTED: "What was selected",
     BELIEVED: "What was believed, of all tasks",
@@ -65,7 +66,8 @@ MEASURES: dict[str, Measure] = dict(
         _measure("bsf_100", "BSF(100%)", 1, LEARNED, 3, "", "relative"),
         _measure("rollouts", "Rollouts", 0, COST, 0, "", "ratio"),
         _measure("tokens", "Generated", 0, COST, 0, "tokens", "ratio"),
-        _measure("seconds", "Time of a run, shared machine", 0, COST, 2, "s"),
+        _measure("seconds", "Time of a run", 0, COST, 1, "s", "ratio"),
+        _measure(SHARED_SECONDS, "Time a seed, all at once, with compiling", 0, COST, 2, "s"),
         _measure("select_ms", "Selecting a step", 0, COST, 2, "ms"),
         _measure("select_share", "Selecting, of a step", 0, COST, 2, "%"),
     ]

@@ -17,6 +17,7 @@ that is (1 - p)^m >= 1/2 and p^m >= 1/2.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -187,7 +188,7 @@ def blocks(values: npt.ArrayLike, count: int = 100) -> tuple[list[float], list[f
     """A long series f[T] as at most `count` block means: (middles of the blocks, means)."""
     array = np.asarray(values, np.float64)
     edges = np.linspace(0, len(array), min(count, len(array)) + 1).round().astype(int)
-    means = [_known_mean(array[a:b]) for a, b in zip(edges, edges[1:], strict=False)]
+    means = [_known_mean(array[a:b]) for a, b in itertools.pairwise(edges)]
     middles = (edges[:-1] + edges[1:] + 1) / 2
     return middles.tolist(), [None if np.isnan(v) else round(v, 5) for v in means]
 
@@ -220,7 +221,7 @@ def as_map(
     """
     steps = len(np.asarray(belief))
     edges = np.linspace(0, steps, min(columns, steps) + 1).round().astype(int)
-    pairs = list(zip(edges, edges[1:], strict=False))
+    pairs = list(itertools.pairwise(edges))
     ids = np.asarray(task_ids)
 
     def percent(values: npt.ArrayLike) -> list[list[int]]:

@@ -66,7 +66,7 @@ def slug(text: str) -> str:
 def plot_dots(path: Path, section: Section) -> bool:
     """The headline measures of every strategy, best on top."""
     keys = section.headline
-    rows = [row for row in section.rows if keys and not _missing(row, keys[0])]
+    rows = [row for row in _honest(section) if keys and not _missing(row, keys[0])]
     if not rows:
         return False
     rows = sorted(rows, key=lambda row: _value(row, keys[0]) * measure_of(keys[0]).better)
@@ -102,13 +102,13 @@ def _dots(axes: Any, rows: Sequence[Row], key: str, baseline: str) -> None:
 def plot_learning(path: Path, section: Section) -> bool:
     """The environment's curve, a panel a strategy; the others grey, the baseline dashed."""
     key = section.curve
-    curves = {row.strategy: _curves(section, row.strategy, key) for row in section.rows}
+    curves = {row.strategy: _curves(section, row.strategy, key) for row in _honest(section)}
     found = {name: curve for name, curve in curves.items() if curve is not None}
     if not found:
         return False
     names = [name for name in found if name != section.baseline] or list(found)
     figure, panels = _panels(len(names))
-    for axes, name in zip(panels, names, strict=False):
+    for axes, name in zip(panels, names, strict=True):
         for other, (x, y) in found.items():
             if other not in (name, section.baseline):
                 axes.plot(x, _mean(y), color=GREY, linewidth=0.6, alpha=0.5)
@@ -130,7 +130,9 @@ def _curves(section: Section, strategy: str, key: str) -> tuple[Floats, Floats] 
     if not found:
         return None
     shortest = min(len(x) for x, _ in found)
-    return found[0][0][:shortest], np.stack([y[:shortest] for _, y in found])
+    y = np.stack([y[:shortest] for _, y in found])
+    # Single steps of ETR say little: they are averaged over a twentieth of the run.
+    return found[0][0][:shortest], report.smooth(y, shortest // 20) if key == "etr" else y
 
 
 def _mean(y: Floats) -> Floats:
@@ -159,23 +161,36 @@ def plot_plane(path: Path, section: Section) -> bool:
     if line:
         axes.plot(*zip(*line, strict=True), "--", color=VERMILION, linewidth=1.4, zorder=1)
         axes.plot(*zip(*line, strict=True), "D", color=VERMILION, markersize=4, zorder=1)
-    points, texts = [], []
+    points, texts, taken = [], [], _along(line)
     for row in rows:
         if row.strategy in edge:
             continue
         points.append(_point(row))
         texts.append(row.strategy)
         _cross(axes, row, BLACK if row.strategy == section.baseline else BLUE)
+        taken += _bars(row)
     if line:
-        points.append(line[-1])
-        texts.append("chosen by the true rates")
+        points.append(line[len(line) // 2])
+        texts.append(FRONTIER)
     axes.set_xlabel("Breadth: effective number of tasks trained on")
     axes.set_ylabel(measure_of("etr").column.title)
     axes.margins(0.08)
     _tidy(axes)
     _title(figure, section, "means over seeds, 95% intervals")
-    place_labels(figure, axes, points, texts, taken=line)
+    place_labels(figure, axes, points, texts, taken=taken, colours={FRONTIER: VERMILION})
     return _write(figure, path)
+
+
+FRONTIER = "chosen by the true rates"
+
+
+def _along(line: Sequence[tuple[float, float]], count: int = 120) -> list[tuple[float, float]]:
+    """Points close together on a polygon, for labels to keep clear of it."""
+    if len(line) < 2:
+        return list(line)
+    at = np.linspace(0, len(line) - 1, count)
+    x, y = (np.interp(at, np.arange(len(line)), column) for column in zip(*line, strict=True))
+    return list(zip(x.tolist(), y.tolist(), strict=True))
 
 
 def _frontier(section: Section) -> set[str]:
@@ -191,6 +206,15 @@ def _point(row: Row) -> tuple[float, float]:
     return _value(row, "breadth"), _value(row, "etr")
 
 
+def _bars(row: Row) -> list[tuple[float, float]]:
+    """Points along the error bars of a row."""
+    x, y = row.cells["breadth"].value, row.cells["etr"].value
+    if math.isnan(x.low) or math.isnan(y.low):
+        return []
+    across = _along([(x.low, y.value), (x.high, y.value)], 9)
+    return across + _along([(x.value, y.low), (x.value, y.high)], 9)
+
+
 def _cross(axes: Any, row: Row, colour: str) -> None:
     x, y = row.cells["breadth"].value, row.cells["etr"].value
     if not math.isnan(x.low):
@@ -204,20 +228,14 @@ def _cross(axes: Any, row: Row, colour: str) -> None:
 
 def plot_calibration(path: Path, section: Section) -> bool:
     """Mean true rate against mean prediction in each tenth; area shows how many predictions."""
-    found = {}
-    for row in section.rows:
-        told = [r["calibration"] for r in section.records
-                if r["strategy"] == row.strategy and r.get("calibration") and not r.get("truth")]  # fmt: skip
-        if told:
-            found[row] = [np.array([one[key] for one in told], np.float64)
-                          for key in ("weight", "predicted", "happened")]  # fmt: skip
+    found = [(row, bins) for row in _honest(section) if (bins := _bins(section, row)) is not None]
     if not found:
         return False
     figure, panels = _panels(len(found), square=True)
-    for axes, (row, (weight, predicted, happened)) in zip(panels, found.items(), strict=False):
+    for axes, (row, (weight, predicted, happened)) in zip(panels, found, strict=True):
         axes.plot([0, 1], [0, 1], color=GREY, linewidth=1)
         total = weight.sum(axis=0)
-        there = total > 0
+        there = total > 1e-3 * total.sum()
         x = (weight * predicted).sum(axis=0)[there] / total[there]
         y = (weight * happened).sum(axis=0)[there] / total[there]
         axes.plot(x, y, color=BLUE, linewidth=1)
@@ -228,6 +246,16 @@ def plot_calibration(path: Path, section: Section) -> bool:
         _tidy(axes)
     _outer(figure, "Predicted success rate", "True success rate")
     return _save(figure, path, section, "calibration of the belief; area: how many predictions")
+
+
+def _bins(section: Section, row: Row) -> list[Floats] | None:
+    """[S, bins] each: weights, mean predictions, mean true rates; None where none were kept."""
+    own = [r for r in section.records if r["strategy"] == row.strategy]
+    told = [record["calibration"] for record in own if record.get("calibration")]
+    if not told:
+        return None
+    keys = ("weight", "predicted", "happened")
+    return [np.array([one[key] for one in told], np.float64) for key in keys]
 
 
 # --- maps ---------------------------------------------------------------------------------
@@ -277,7 +305,7 @@ def _heat(
 ) -> bool:
     figure, panels = _panels(len(panels_of))
     image: Any = None
-    for axes, (name, values) in zip(panels, panels_of, strict=False):
+    for axes, (name, values) in zip(panels, panels_of, strict=True):
         image = axes.imshow(
             np.asarray(values), aspect="auto", origin="lower", cmap=colours, vmin=0, vmax=most,
             extent=(step[0], step[-1], 0, 1), interpolation="nearest",
@@ -300,6 +328,11 @@ PLOTS: dict[str, Callable[[Path, Section], bool]] = {
 
 
 # --- shared -------------------------------------------------------------------------------
+
+
+def _honest(section: Section) -> list[Row]:
+    """Rows of the strategies that were not told the truth."""
+    return [row for row in section.rows if row.strategy not in section.oracles]
 
 
 def _value(row: Row, key: str) -> float:

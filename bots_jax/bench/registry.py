@@ -257,7 +257,7 @@ def _attribute(kind: str, name: str, module: Any, attribute: str) -> Callable[..
     factory = getattr(module, attribute, None)
     if not callable(factory):
         raise ValueError(f"{kind} {name!r}: there is no function {attribute!r} in it")
-    return factory  # type: ignore[no-any-return]
+    return factory
 
 
 def _check_settings(

@@ -88,7 +88,7 @@ def _record(job: Job, seed: int, measured: Measured, seconds: float) -> Record:
     """All of a cell, as JSON values."""
     told = {key: value for key, value in dataclasses.asdict(measured).items() if value}
     told["series"] = {key: {"x": x, "y": y} for key, (x, y) in measured.series.items()}
-    return plain(  # type: ignore[no-any-return]
+    record: Record = plain(
         {
             "cell": job.cell(seed),
             "environment": job.environment.name,
@@ -102,6 +102,7 @@ def _record(job: Job, seed: int, measured: Measured, seconds: float) -> Record:
             "where": where(),
         }
     )
+    return record
 
 
 def where() -> dict[str, Any]:

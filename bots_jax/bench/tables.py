@@ -14,7 +14,16 @@ from typing import Any, NamedTuple
 from bots_jax import report
 from bots_jax.bench import verdicts
 from bots_jax.bench.environment import Environment
-from bots_jax.bench.measures import GROUPS, Record, Values, keys_of, measure_of, values_of
+from bots_jax.bench.measures import (
+    GROUPS,
+    SELECTED,
+    SHARED_SECONDS,
+    Record,
+    Values,
+    keys_of,
+    measure_of,
+    values_of,
+)
 from bots_jax.bench.verdicts import Verdict
 
 
@@ -32,6 +41,7 @@ class Section(NamedTuple):
     robin: list[Verdict]
     baseline: str
     curve: str  # the series that stands for learning
+    oracles: frozenset[str]  # strategies that were told the truth
 
 
 def make_sections(
@@ -60,7 +70,7 @@ def _section(
     keys = keys_of(values)
     columns = [measure_of(key).column for key in keys]
     shown = [key for key in (environment.headline if environment else ()) if key in keys]
-    told = {record["strategy"] for record in records if record.get("truth")} - {baseline}
+    told = frozenset(r["strategy"] for r in records if r.get("truth")) - {baseline}
     judged = {name: of for name, of in values.items() if name not in told}
     return Section(
         environment=name,
@@ -74,6 +84,7 @@ def _section(
         robin=verdicts.round_robin(judged, shown),
         baseline=baseline,
         curve=environment.curve if environment else "etr",
+        oracles=told,
     )
 
 
@@ -112,9 +123,17 @@ def _estimates(section: Section, keys: Sequence[str]) -> str:
     head = ["", *(f"{c.title} ({c.unit})" if c.unit else c.title for c in columns)]
     lines = [head]
     for row in section.rows:
-        pairs = [report.cell_text(column, row.cells[column.key]) for column in columns]
+        if row.strategy in section.oracles and measure_of(keys[0]).group != SELECTED:
+            continue  # what it believes is the truth
+        pairs = [_cell(column, row.cells[column.key]) for column in columns]
         lines.append([row.strategy, *("<br>".join(filter(None, pair)) for pair in pairs)])
     return _table(lines)
+
+
+def _cell(column: report.Column, cell: report.Cell) -> tuple[str, str]:
+    if column.key == SHARED_SECONDS:
+        return f"{cell.value.value:.{column.digits}f}", ""
+    return report.cell_text(column, cell)
 
 
 def _verdicts(section: Section) -> str:
@@ -147,7 +166,7 @@ def _table(lines: Sequence[Sequence[str]]) -> str:
 
 def summary_csv(sections: Sequence[Section]) -> str:
     """A line for each environment, strategy and measure."""
-    texts = []
+    texts: list[list[str]] = []
     for section in sections:
         columns = [measure_of(key).column for key in section.keys]
         text = report.csv_text(section.rows, columns, section.baseline)

@@ -51,7 +51,7 @@ def round_robin(values: Values, keys: Sequence[str]) -> list[Verdict]:
 
 def _judge(found: list[Verdict]) -> list[Verdict]:
     """Correct, and decide."""
-    adjusted = metrics.holm([verdict.p for verdict in found]) if found else []
+    adjusted = metrics.holm([verdict.p for verdict in found])
     return [
         verdict._replace(adjusted=float(p), outcome=_outcome(verdict, float(p)))
         for verdict, p in zip(found, adjusted, strict=True)

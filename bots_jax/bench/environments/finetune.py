@@ -142,7 +142,7 @@ def _train(
 
 def _measure(record: dict[str, Any], lines: list[dict[str, Any]], config: Any) -> Measured:
     told = report.measure(record)
-    values = {key: float(told[key]) for key in told if not isinstance(told[key], tuple)}
+    values = {key: value for key, value in told.items() if isinstance(value, float)}
     s = np.array([line["successes"] for line in lines], np.float64)
     values["variance"] = metrics.outcome_variance(s, np.full_like(s, config.loop.group_size))
     values["rollouts"] = float(s.size * config.loop.group_size)

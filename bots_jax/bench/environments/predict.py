@@ -38,6 +38,7 @@ import numpy.typing as npt
 
 from bots_jax.bench import meter
 from bots_jax.bench.environment import Environment, Measured, Series, Strategy, reads_truth
+from bots_jax.bench.measures import SHARED_SECONDS
 from bots_jax.checks import check_choice, check_count
 from bots_jax.rl.task_files import read_npz
 from bots_jax.types import (
@@ -54,6 +55,9 @@ Floats = npt.NDArray[np.float32]
 SERIES = ("pearson", "spearman", "auc_unsolved", "log_loss")
 
 
+_GROUPS: tuple[str, ...] = ("dataset", "category")
+
+
 class Matrix(NamedTuple):
     """Scores of M models on N tasks, weakest model first."""
 
@@ -66,11 +70,11 @@ class Matrix(NamedTuple):
 class Question(NamedTuple):
     """What a selector is asked: one triple, or S of them stacked."""
 
-    reference: Array  # f[K, N], NaN = unknown
-    target: Array  # f[N]
-    trials: Array  # f, attempts behind each entry of target
-    held_out: Array  # bool[N]
-    random_ids: Array  # i32[T, B], what is evaluated where batches are random
+    reference: Any  # f[K, N], NaN = unknown
+    target: Any  # f[N]
+    trials: Any  # f, attempts behind each entry of target
+    held_out: Any  # bool[N]
+    random_ids: Any  # i32[T, B], what is evaluated where batches are random
 
 
 def predict_environment(
@@ -201,9 +205,9 @@ def load_matrix(path: str | Path) -> Matrix:
         )
     order = np.argsort(scores.mean(axis=0), kind="stable")
     names = arrays.get("models", np.arange(raw.shape[1]))
-    groups = {
+    groups: dict[str, npt.NDArray[np.int32]] = {
         key: np.unique(arrays[key], return_inverse=True)[1].astype(np.int32)
-        for key in ("dataset", "category")
+        for key in _GROUPS
         if key in arrays and np.shape(arrays[key]) == (len(raw),)
     }
     return Matrix(
@@ -251,7 +255,7 @@ def _question(
     ids = order[held : held + steps * batch_size].reshape(steps, batch_size)
     return Question(
         reference, matrix.scores[:, target], matrix.trials[target], aside, ids.astype(np.int32)
-    )  # type: ignore[arg-type]
+    )
 
 
 # --- asking -----------------------------------------------------------------------------
@@ -337,7 +341,7 @@ def _measure(readings: meter.Meter, seconds: float) -> Measured:
     values["variance"] = float(np.mean(readings.variance))
     steps = np.arange(1, len(readings.pearson) + 1).tolist()
     series = {key: Series(steps, _listed(getattr(readings, key))) for key in SERIES}
-    return Measured({**values, "seconds": seconds}, series, meter.calibration(last))
+    return Measured({**values, SHARED_SECONDS: seconds}, series, meter.calibration(last))
 
 
 def _listed(values: Any) -> list[float | None]:

@@ -17,6 +17,7 @@ import numpy as np
 from bots_jax import metrics
 from bots_jax.bench import meter
 from bots_jax.bench.environment import Environment, Measured, Series, Strategy, reads_truth
+from bots_jax.bench.measures import SHARED_SECONDS
 from bots_jax.replay import Recording, Replay, load_recording, run_replay
 
 EARLY_STEPS = 50
@@ -89,7 +90,7 @@ def of_recording(
         told = [_measure(replay, i, rates, rows, s == 0) for i, s in enumerate(seeds)]
         return [
             dataclasses.replace(
-                one, values={**one.values, "seconds": seconds}, truth=truth is not None
+                one, values={**one.values, SHARED_SECONDS: seconds}, truth=truth is not None
             )
             for one in told
         ]

@@ -16,6 +16,7 @@ import numpy as np
 from bots_jax import metrics
 from bots_jax.bench import meter
 from bots_jax.bench.environment import Environment, Measured, Series, Strategy, reads_truth
+from bots_jax.bench.measures import SHARED_SECONDS
 
 EARLY_STEPS = 50
 
@@ -84,7 +85,7 @@ def _measure(simulation: Any, index: int, num_tasks: int, seconds: float) -> Mea
         "rmse": float(np.mean(simulation.belief_rmse[index], dtype=np.float64)),
         "pearson": float(np.nanmean(simulation.belief_correlation[index])),
         "rollouts": float(n.sum()),
-        "seconds": seconds,
+        SHARED_SECONDS: seconds,
     }
     series = {
         "etr": Series(*meter.blocks(etr)),
