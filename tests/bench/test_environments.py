@@ -189,7 +189,7 @@ def test_references_may_be_all_none_or_partly_missing(matrix_file):
         ({"batches": "mine"}, "batches"),
         ({"missing": 1.0}, "missing"),
         ({"steps": 30}, "leave none"),
-        ({"groups": "dataset"}, "groups"),
+        ({"groups": "dataset", "steps": 2}, "groups"),
     ],
 )
 def test_a_wrong_setting_is_named(matrix_file, given, text):
@@ -204,14 +204,15 @@ def test_a_matrix_with_scores_out_of_range_is_refused(tmp_path):
 
 
 # Known for linear interpolation with the moment capability and 16 batches of 32 random
-# tasks. The tolerance is that of the draw of triples and tasks: over other draws the mean
-# has a standard deviation of .003 (easy, hard) and .008 (mmlu_pro), measured on 20.
+# tasks. The tolerance is that of the draw of triples and tasks: over 20 other draws the
+# interpolation itself, without the engine, had .610, .583 and .446 on average, with standard
+# deviations of .002, .002 and .012.
 @pytest.mark.parametrize(
     ("name", "triples", "known", "tolerance"),
     [
-        ("rg_scores_easy_dev", 120, 0.611, 0.015),
-        ("rg_scores_hard_dev", 120, 0.582, 0.015),
-        ("mmlu_pro_dev", 60, 0.441, 0.035),
+        ("rg_scores_easy_dev", 120, 0.611, 0.01),
+        ("rg_scores_hard_dev", 120, 0.582, 0.01),
+        ("mmlu_pro_dev", 60, 0.441, 0.045),
     ],
 )
 def test_linear_interpolation_has_its_known_correlation(name, triples, known, tolerance):
