@@ -62,7 +62,6 @@ from bots_jax.types import (
     Evidence,
     PredictFn,
     SelectFn,
-    Selection,
     Selector,
     Settings,
     State,
@@ -119,7 +118,7 @@ def run_replay(
       rollouts: m; None for that of the recording.
       reference: f[K, N] for `selector.init`; None for that of the recording.
       watch: pure function of the belief before each step (f[N] means), the true rates
-        of that step f[N] and the Selection, for what else is to be known of a run; it
+        of that step f[N] and what was selected (task_ids, valid), for what else is to be known of a run; it
         is compiled once for each function object, so give one of a module.
 
     Raises:
@@ -142,7 +141,7 @@ def run_replay(
     return jax.tree.map(np.asarray, _episodes(state, keys, rates, rule, rollouts, watch))
 
 
-WatchFn = Callable[[Array, Array, Selection], Any]
+WatchFn = Callable[[Array, Array, Any], Any]
 
 
 class _Rule(NamedTuple):

@@ -38,11 +38,14 @@ class Strategy(NamedTuple):
     """A named factory of selectors, with its settings applied."""
 
     name: str
-    factory: Callable[..., Selector]
+    factory: Callable[..., Any]
     settings: Mapping[str, Any] = {}
 
-    def make(self, **sizes: int) -> Selector:
+    def make(self, **sizes: int) -> Any:
         """The selector for the sizes of an environment (batch_size, rollouts).
+
+        Or, where the strategy rolls out more than it trains on, whatever its factory
+        makes for that; see `only_free`.
 
         Raises:
           ValueError: naming the strategy, where it refuses a setting.
@@ -95,6 +98,17 @@ class Environment(NamedTuple):
     headline: tuple[str, ...] = ()  # measures that every pair of strategies is judged by
 
 
-def reads_truth(selector: Selector) -> bool:
+def only_free(strategy: Strategy, selector: Any) -> Selector:
+    """The selector, refused where it rolls out more than it trains on.
+
+    Raises:
+      ValueError: naming the strategy.
+    """
+    if not isinstance(selector, Selector):
+        raise ValueError(f"strategy {strategy.name} needs extra rollouts, which are not made here")
+    return selector
+
+
+def reads_truth(selector: Any) -> bool:
     """Whether the selector is an oracle, to be given the true rates as its reference."""
     return selector.static.get("reads") == "truth" or selector.static.get("strategy") == "oracle"

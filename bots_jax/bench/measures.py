@@ -49,6 +49,7 @@ MEASURES: dict[str, Measure] = dict(
     [
         _measure("etr", "ETR, all steps", 1, SELECTED),
         _measure("etr_early", "ETR, early", 1, SELECTED),
+        _measure("useful", "Rollouts in mixed groups, of all made", 1, SELECTED),
         _measure("breadth", "Breadth", 0, SELECTED, 0, "effective tasks", "ratio"),
         _measure("variance", "Mean p(1-p)", 1, SELECTED),
         _measure("log_loss", "Log loss", -1, BELIEVED, 3, "nats"),

@@ -28,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bots_jax.numerics import safe_ratio
-from bots_jax.types import Array, Selection
+from bots_jax.types import Array
 
 BINS = 10  # of predictions, for calibration
 # A mean of exactly 0 or 1 is a claim of certainty; it pays as if made after 1e6 trials.
@@ -134,7 +134,7 @@ def watcher(rollouts: int, rows: tuple[int, ...]) -> Any:
     """
     kept = np.asarray(rows, np.int32)
 
-    def watch(mean: Array, rate: Array, selection: Selection) -> tuple[Meter, Array]:
+    def watch(mean: Array, rate: Array, selection: Any) -> tuple[Meter, Array]:
         chosen = rate[jnp.maximum(selection.task_ids, 0)]
         useful = mean_of(chosen * (1 - chosen), selection.valid.astype(rate.dtype))
         meter = read(mean, rate, float(rollouts))._replace(variance=useful.astype(mean.dtype))

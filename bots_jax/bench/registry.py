@@ -103,13 +103,21 @@ def _value(text: str) -> Any:
 
 
 def strategies() -> dict[str, Callable[..., Any]]:
-    """Factories of the package by name, those that are told the truth included."""
+    """Factories of the package by name: selectors, oracles, those with extra rollouts."""
     from bots_jax import strategies as package
     from bots_jax.bench.frontier import frontier
     from bots_jax.replay import oracle
 
     cheating = {"oracle": oracle, "frontier": frontier, **getattr(package, "CHEATING", {})}
-    return {**cheating, **package.STRATEGIES}
+    return {**cheating, **_with_extra_rollouts(), **package.STRATEGIES}
+
+
+def _with_extra_rollouts() -> dict[str, Callable[..., Any]]:
+    try:
+        module: Any = importlib.import_module("bots_jax.extra_rollouts")
+    except ModuleNotFoundError:
+        return {}
+    return dict(module.EXTRA)
 
 
 def make_strategy(spec: Spec) -> tuple[Strategy, str]:

@@ -21,7 +21,14 @@ import numpy as np
 
 from bots_jax import metrics, report
 from bots_jax.bench import meter
-from bots_jax.bench.environment import Environment, Measured, Series, Strategy, reads_truth
+from bots_jax.bench.environment import (
+    Environment,
+    Measured,
+    Series,
+    Strategy,
+    only_free,
+    reads_truth,
+)
 
 _BASE = "uniform"  # stands in where FinetuneConfig wants a strategy's name
 
@@ -88,7 +95,8 @@ def finetune_environment(
     made: list[Any] = []  # prepared once, by whichever strategy comes first
 
     def run(strategy: Strategy, seeds: Sequence[int]) -> list[Measured]:
-        selector = strategy.make(batch_size=batch_size, rollouts=config.loop.group_size)
+        sizes = {"batch_size": batch_size, "rollouts": config.loop.group_size}
+        selector = only_free(strategy, strategy.make(**sizes))
         if reads_truth(selector):
             raise ValueError(f"strategy {strategy.name} wants the true rates, which nobody knows")
         if not made:

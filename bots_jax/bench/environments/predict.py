@@ -37,7 +37,14 @@ import numpy as np
 import numpy.typing as npt
 
 from bots_jax.bench import meter
-from bots_jax.bench.environment import Environment, Measured, Series, Strategy, reads_truth
+from bots_jax.bench.environment import (
+    Environment,
+    Measured,
+    Series,
+    Strategy,
+    only_free,
+    reads_truth,
+)
 from bots_jax.bench.measures import SHARED_SECONDS
 from bots_jax.checks import check_choice, check_count
 from bots_jax.rl.task_files import read_npz
@@ -135,7 +142,7 @@ def predict_environment(
     )  # fmt: skip
 
     def run(strategy: Strategy, seeds: Sequence[int]) -> list[Measured]:
-        selector = strategy.make(batch_size=batch_size, rollouts=rollouts)
+        selector = only_free(strategy, strategy.make(batch_size=batch_size, rollouts=rollouts))
         if reads_truth(selector):
             raise ValueError(f"strategy {strategy.name} is given the truth: nothing to predict")
         begin = time.perf_counter()

@@ -103,6 +103,14 @@ def of_recording(
     return Environment(name, run, about, curve="etr", headline=headline)
 
 
+def _cost(replay: Replay, index: int) -> dict[str, float]:
+    """Rollouts made, with those not trained on, and the share of them in mixed groups."""
+    s, n = (np.asarray(a[index], np.float64) for a in (replay.successes, replay.trials))
+    made = getattr(replay, "generated", None)
+    total = float(n.sum() if made is None else np.sum(made[index], dtype=np.float64))
+    return {"rollouts": total, "useful": float(n[(s > 0) & (s < n)].sum() / total)}
+
+
 def _measure(
     replay: Replay,
     index: int,
@@ -119,7 +127,7 @@ def _measure(
         "etr_early": float(np.nanmean(etr[:EARLY_STEPS])),
         "breadth": float(metrics.breadth(metrics.visit_counts(ids, rates.shape[1]))),
         **meter.averages(readings),
-        "rollouts": float(trials.sum()),
+        **_cost(replay, index),
     }
     series = {"etr": Series(*meter.blocks(etr))}
     series |= {key: Series(*meter.blocks(getattr(readings, key))) for key in SERIES}

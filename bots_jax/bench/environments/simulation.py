@@ -15,7 +15,14 @@ import numpy as np
 
 from bots_jax import metrics
 from bots_jax.bench import meter
-from bots_jax.bench.environment import Environment, Measured, Series, Strategy, reads_truth
+from bots_jax.bench.environment import (
+    Environment,
+    Measured,
+    Series,
+    Strategy,
+    only_free,
+    reads_truth,
+)
 from bots_jax.bench.measures import SHARED_SECONDS
 
 EARLY_STEPS = 50
@@ -46,7 +53,7 @@ def simulation_environment(
         raise ValueError(f"the simulation needs {error.name}, which is missing") from None
 
     def run(strategy: Strategy, seeds: Sequence[int]) -> list[Measured]:
-        selector = strategy.make(batch_size=batch_size, rollouts=rollouts)
+        selector = only_free(strategy, strategy.make(batch_size=batch_size, rollouts=rollouts))
         if reads_truth(selector):
             raise ValueError(
                 f"strategy {strategy.name} wants the true rates, which depend on what it selects"
