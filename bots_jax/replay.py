@@ -118,8 +118,8 @@ def run_replay(
       rollouts: m; None for that of the recording.
       reference: f[K, N] for `selector.init`; None for that of the recording.
       watch: pure function of the belief before each step (f[N] means), the true rates
-        of that step f[N] and what was selected (task_ids, valid), for what else is to be known of a run; it
-        is compiled once for each function object, so give one of a module.
+        of that step f[N] and what was selected (task_ids, valid), for what else is to be
+        known of a run; compiled once for each function object, so give a lasting one.
 
     Raises:
       ValueError: naming the argument and its value.
