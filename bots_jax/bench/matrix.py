@@ -129,11 +129,7 @@ def make_plan(
     """
     if matrix.seeds < 1:
         raise ValueError(f"seeds={matrix.seeds} must be at least 1")
-    rules = [
-        (spec, *registry.make_strategy(spec))
-        for text in matrix.strategies
-        for spec in registry.read_specs(text)
-    ]
+    rules = [(spec, *registry.make_strategy(spec)) for spec in registry.expand(matrix.strategies)]
     if not rules:
         raise ValueError("there is no strategy: give --strategy or a matrix with strategies")
     labels = [spec.label for spec, _, _ in rules]

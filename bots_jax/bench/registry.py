@@ -12,7 +12,7 @@ In: a spec, as the command line and matrix files write it. Out: `Strategy` and `
     run.npz                                 (environments) a recorded run, or a matrix
 
 Values are numbers, true, false or null where they look like it (as in JSON), else text.
-`label=` names a row of the tables; `seeds=` says how many seeds an environment gets. A
+`*` alone stands for every free strategy of the package. `label=` names a row of the tables; `seeds=` says how many seeds an environment gets. A
 package offers its own under the entry-point groups `bots_jax.strategies` and
 `bots_jax.environments`: a factory of selectors, or of `Environment`s.
 """
@@ -26,7 +26,7 @@ import inspect
 import itertools
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -104,20 +104,26 @@ def _value(text: str) -> Any:
 
 def strategies() -> dict[str, Callable[..., Any]]:
     """Factories of the package by name: selectors, oracles, those with extra rollouts."""
-    from bots_jax import strategies as package
     from bots_jax.bench.frontier import frontier
-    from bots_jax.replay import oracle
+    from bots_jax.replay import KNOWN
 
-    cheating = {"oracle": oracle, "frontier": frontier, **getattr(package, "CHEATING", {})}
-    return {**cheating, **_with_extra_rollouts(), **package.STRATEGIES}
+    return {"frontier": frontier, **KNOWN}
 
 
-def _with_extra_rollouts() -> dict[str, Callable[..., Any]]:
-    try:
-        module: Any = importlib.import_module("bots_jax.extra_rollouts")
-    except ModuleNotFoundError:
-        return {}
-    return dict(module.EXTRA)
+def expand(texts: Sequence[str]) -> list[Spec]:
+    """The specs of several texts, "*" standing for every strategy that is free.
+
+    Free is what rolls out no more than it trains on, and is not told the truth. Names
+    that a text has without settings of its own are not repeated.
+    """
+    from bots_jax.strategies import STRATEGIES
+
+    named = {spec.label for text in texts if text != "*" for spec in read_specs(text)}
+    found: list[Spec] = []
+    for text in texts:
+        every = [name for name in STRATEGIES if name not in named]
+        found += [spec for one in (every if text == "*" else [text]) for spec in read_specs(one)]
+    return found
 
 
 def make_strategy(spec: Spec) -> tuple[Strategy, str]:

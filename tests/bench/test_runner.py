@@ -57,6 +57,14 @@ def test_a_spec_is_a_name_with_settings_and_alternatives():
     )
 
 
+def test_a_star_is_every_free_strategy_once():
+    labels = [spec.label for spec in registry.expand(["uniform", "*", "bots,forgetting=0"])]
+    assert labels[0] == "uniform"
+    assert len(set(labels)) == len(labels)
+    assert {"bots", "bots, forgetting 0", "easy-to-hard"} <= set(labels)
+    assert not {"oracle", "frontier"} & set(labels)
+
+
 @pytest.mark.parametrize("text", ["", "bots,forgetting", "bots,a=1,a=2", "coin,seeds=0"])
 def test_a_bad_spec_is_refused_with_its_text(text):
     with pytest.raises(ValueError, match=text.partition(",")[0] or "''"):
@@ -183,10 +191,9 @@ def test_every_named_matrix_can_be_read_and_its_strategies_made():
     for path in named.values():
         matrix = matrices.read_matrix(path)
         labels = []
-        for text in matrix.strategies:
-            for spec in read_specs(text):
-                registry.make_strategy(spec)[0].make(batch_size=4, rollouts=2)
-                labels.append(spec.label)
+        for spec in registry.expand(matrix.strategies):
+            registry.make_strategy(spec)[0].make(batch_size=4, rollouts=2)
+            labels.append(spec.label)
         assert matrix.baseline in labels
 
 
