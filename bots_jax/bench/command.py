@@ -26,9 +26,10 @@ name of one that comes with the package; --strategy and --environment add to it,
 alone.
 
 A spec is NAME,key=value,...; a value may list alternatives (0|0.01|0.1), each of which is a
-row of its own; "*" is every free strategy of the package. NAME is a name of the package or of an entry point (groups
-bots_jax.strategies, bots_jax.environments), file.py:factory or module:factory. An
-environment may also be an .npz file: a recorded run, or a matrix of tasks x models."""
+row of its own. NAME is a name of the package or of an entry point (groups
+bots_jax.strategies, bots_jax.environments), file.py:factory or module:factory. The strategy
+"*" is every free one of the package; an environment may also be an .npz file: a recorded
+run, or a matrix of tasks x models."""
 
 _EPILOG = """\
 Written to the --out folder: results.jsonl (a line a cell, as soon as it is finished),

@@ -12,9 +12,10 @@ In: a spec, as the command line and matrix files write it. Out: `Strategy` and `
     run.npz                                 (environments) a recorded run, or a matrix
 
 Values are numbers, true, false or null where they look like it (as in JSON), else text.
-`*` alone stands for every free strategy of the package. `label=` names a row of the tables; `seeds=` says how many seeds an environment gets. A
-package offers its own under the entry-point groups `bots_jax.strategies` and
-`bots_jax.environments`: a factory of selectors, or of `Environment`s.
+`*` alone stands for every free strategy of the package. `label=` names a row of the tables;
+`seeds=` says how many seeds an environment gets. A package offers its own under the
+entry-point groups `bots_jax.strategies` and `bots_jax.environments`: a factory of
+selectors, or of `Environment`s.
 """
 
 from __future__ import annotations

@@ -99,7 +99,7 @@ def test_the_belief_is_read_before_the_step():
 
 def test_the_frontier_begins_at_the_most_etr_and_grows_broader():
     place = of_recording(made_up(steps=60, tasks=64), batch_size=8)
-    costs = (0.0, 0.1, 1.0, 100.0)
+    costs = (0.0, 0.3, 100.0)
     points = [
         place.run(Strategy("frontier", frontier, {"cost": cost}), range(2))[0].values
         for cost in costs
@@ -177,7 +177,7 @@ def test_own_batches_never_ask_twice_and_held_out_tasks_never(matrix_file, monke
 
 
 def test_references_may_be_all_none_or_partly_missing(matrix_file):
-    for given in ({"references": "all"}, {"references": "none"}, {"missing": 0.3}):
+    for given in ({"references": "all", "missing": 0.3}, {"references": "none"}):
         place = predict_environment(path=matrix_file, steps=2, batch_size=16, **given)
         told = place.run(Strategy("uniform", uniform), [0])[0]
         assert np.isfinite(told.values["log_loss"])
@@ -204,19 +204,12 @@ def test_a_matrix_with_scores_out_of_range_is_refused(tmp_path):
 
 
 # Known for linear interpolation with the moment capability and 16 batches of 32 random
-# tasks. The tolerance is that of the draw of triples and tasks: over 20 other draws the
+# tasks: .611 (easy), .582 (hard), .441 (mmlu_pro). The tolerance is that of the draw of triples and tasks: over 20 other draws the
 # interpolation itself, without the engine, had .610, .583 and .446 on average, with standard
 # deviations of .002, .002 and .012.
-@pytest.mark.parametrize(
-    ("name", "triples", "known", "tolerance"),
-    [
-        ("rg_scores_easy_dev", 120, 0.611, 0.01),
-        ("rg_scores_hard_dev", 120, 0.582, 0.01),
-        ("mmlu_pro_dev", 60, 0.441, 0.045),
-    ],
-)
-def test_linear_interpolation_has_its_known_correlation(name, triples, known, tolerance):
-    path = shared_file("data", f"{name}.npz")
-    place = predict_environment(path=str(path), batches="random", triples=triples)
-    told = place.run(Strategy("bots", bots), range(triples))
-    assert np.mean([one.values["pearson"] for one in told]) == pytest.approx(known, abs=tolerance)
+# `bots-jax bench prediction` shows the two that would take too long here.
+def test_linear_interpolation_has_its_known_correlation():
+    path = shared_file("data", "rg_scores_easy_dev.npz")
+    place = predict_environment(path=str(path), batches="random")
+    told = place.run(Strategy("bots", bots), range(120))
+    assert np.mean([one.values["pearson"] for one in told]) == pytest.approx(0.611, abs=0.01)

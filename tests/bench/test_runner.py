@@ -22,14 +22,14 @@ from bots_jax.bench.store import Store
 from bots_jax.cli import main
 
 STRANGER = str(Path(__file__).with_name("stranger.py"))
-COIN = f"{STRANGER}:coin"
+COIN, PLAIN = f"{STRANGER}:coin", f"{STRANGER}:plain"
 
 
 def quiet(what, done, total):
     pass
 
 
-def small(strategies=("uniform", "bots"), environments=(COIN,), seeds=3):
+def small(strategies=("uniform", "bots"), environments=(PLAIN,), seeds=3):
     return Matrix("small", None, seeds, tuple(environments), tuple(strategies))
 
 
@@ -118,7 +118,7 @@ def test_a_strategy_reports_its_own_refusal():
 
 
 def test_the_identity_of_a_cell_is_all_that_its_numbers_depend_on():
-    def cell(environment=COIN, strategy="bots", seed=0):
+    def cell(environment=PLAIN, strategy="bots", seed=0):
         return make_plan(small((strategy,), (environment,))).jobs[0].cell(seed)
 
     assert cell() == cell()
@@ -127,7 +127,7 @@ def test_the_identity_of_a_cell_is_all_that_its_numbers_depend_on():
         cell(seed=1),
         cell(strategy="bots,forgetting=0.2"),
         cell(strategy="uniform"),
-        cell(environment=f"{COIN},rate=0.25"),
+        cell(environment=f"{PLAIN},tasks=30"),
     ]
     assert len({cell(), *others}) == 5
 
@@ -166,7 +166,7 @@ def test_a_strategy_that_an_environment_refuses_is_left_out_with_the_reason(tmp_
     plan = make_plan(small(("uniform", "easy-to-hard")))
     outcome = run_plan(plan, Store(tmp_path / "results.jsonl"), quiet)
     assert {record["strategy"] for record in outcome.records} == {"uniform"}
-    assert outcome.failed[0].startswith("coin: easy-to-hard: reference is None")
+    assert outcome.failed[0].startswith("plain: easy-to-hard: reference is None")
 
 
 def test_labels_that_cannot_be_told_apart_are_refused():
@@ -177,8 +177,8 @@ def test_labels_that_cannot_be_told_apart_are_refused():
 
 
 def test_data_that_are_absent_leave_their_environment_out(tmp_path):
-    plan = make_plan(small(environments=(COIN, "replay,path=nowhere.npz")), data=tmp_path)
-    assert [job.environment.name for job in plan.jobs] == ["coin", "coin"]
+    plan = make_plan(small(environments=(PLAIN, "replay,path=nowhere.npz")), data=tmp_path)
+    assert [job.environment.name for job in plan.jobs] == ["plain", "plain"]
     assert "nowhere.npz" in plan.absent[0]
 
 
