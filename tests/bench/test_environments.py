@@ -204,9 +204,9 @@ def test_a_matrix_with_scores_out_of_range_is_refused(tmp_path):
 
 
 # Known for linear interpolation with the moment capability and 16 batches of 32 random
-# tasks: .611 (easy), .582 (hard), .441 (mmlu_pro). The tolerance is that of the draw of triples and tasks: over 20 other draws the
-# interpolation itself, without the engine, had .610, .583 and .446 on average, with standard
-# deviations of .002, .002 and .012.
+# tasks: .611 (easy), .582 (hard), .441 (mmlu_pro). The tolerance is that of the draw of
+# triples and tasks: over 20 other draws the interpolation itself, without the engine, had
+# .610, .583 and .446 on average, with standard deviations of .002, .002 and .012.
 # `bots-jax bench prediction` shows the two that would take too long here.
 def test_linear_interpolation_has_its_known_correlation():
     path = shared_file("data", "rg_scores_easy_dev.npz")

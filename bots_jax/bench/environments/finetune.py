@@ -51,10 +51,12 @@ def finetune_environment(
     *,
     steps: int = 60,
     batch_size: int = 32,
+    rollouts: int = 8,
     num_tasks: int = 8192,
     num_held_out: int = 1024,
     eval_every: int = 10,
     eval_rollouts: int = 4,
+    reference_rollouts: int = 8,
     warmup_steps: int | None = None,
     workspace: str | None = None,
     cache: str | None = None,
@@ -63,7 +65,8 @@ def finetune_environment(
     """Finetune the small policy of `bots-jax finetune`.
 
     Args:
-      steps, batch_size, num_tasks, num_held_out, eval_every, eval_rollouts: as there.
+      steps, batch_size, rollouts, num_tasks, num_held_out, eval_every, eval_rollouts,
+        reference_rollouts: as there.
       warmup_steps: of the base policy, the references in proportion; None as there.
       workspace: folder for unfinished runs; None for one that goes with the process.
       cache: folder that keeps the warm-up; None as in `bots-jax finetune`.
@@ -75,6 +78,7 @@ def finetune_environment(
     """
     from bots_jax.rl import finetune
     from bots_jax.rl.finetune import FinetuneConfig
+    from bots_jax.rl.loop import LoopConfig
     from bots_jax.rl.warmup import WarmupConfig
 
     warmup = WarmupConfig()
@@ -87,7 +91,8 @@ def finetune_environment(
     config = FinetuneConfig(
         strategies=(_BASE,), steps=steps, batch_size=batch_size, num_tasks=num_tasks,
         num_held_out=num_held_out, eval_every=eval_every, eval_rollouts=eval_rollouts,
-        checkpoint_every=10, warmup=warmup,
+        reference_rollouts=reference_rollouts, checkpoint_every=10, warmup=warmup,
+        loop=LoopConfig(group_size=rollouts),
     )  # fmt: skip
     about = {k: v for k, v in config.saved().items() if k not in finetune.MAY_DIFFER}
     about = {k: v for k, v in about.items() if k != "first_seed"}
