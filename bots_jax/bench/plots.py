@@ -127,7 +127,7 @@ def _curves(section: Section, strategy: str, key: str) -> tuple[Floats, Floats] 
     """x f[T] and y f[S, T]; None where no seed has it."""
     own = [record for record in section.records if record["strategy"] == strategy]
     found = [series for record in own if (series := series_of(record, key)) is not None]
-    if not found:
+    if not found or all(np.isnan(y).all() for _, y in found):
         return None
     shortest = min(len(x) for x, _ in found)
     y = np.stack([y[:shortest] for _, y in found])
@@ -371,7 +371,7 @@ def _panels(count: int, square: bool = False) -> tuple[Any, Any]:
     columns = min(count, 3 if count <= 6 else 4 if count <= 12 else 6)
     rows = -(-count // columns)
     width, height = (2.1, 2.3) if square else (2.6, 2.1)
-    size = (max(width * columns, 5.5) + 0.6, height * rows + 0.9)
+    size = (max(width * columns, 5.5) + 0.6, height * rows + 1.1)
     figure, panels = _grid(rows, columns, size, sharex=True, sharey=True)
     for i, axes in enumerate(panels):
         if i >= count:
@@ -392,7 +392,7 @@ def _outer(figure: Any, x_label: str, y_label: str) -> None:
 
 
 def _title(figure: Any, section: Section, told: str) -> None:
-    figure.suptitle(f"{section.environment}: {told}", fontsize=10)
+    figure.suptitle(f"{section.environment}\n{told}", fontsize=10)
 
 
 def _save(figure: Any, path: Path, section: Section, told: str) -> bool:

@@ -158,7 +158,7 @@ def predict_environment(
         "batch_size": batch_size, "held_out": held_out, "rollouts": rollouts,
     }  # fmt: skip
     return Environment(
-        name=name or _name(path, batches, references, missing, shuffled, groups),
+        name=name or _name(path, batches, references, missing, shuffled, groups, held_out),
         run=run,
         about=about,
         seeds=len(drawn),
@@ -169,13 +169,20 @@ def predict_environment(
 
 
 def _name(
-    path: str, batches: str, references: str, missing: float, shuffled: bool, groups: str
+    path: str,
+    batches: str,
+    references: str,
+    missing: float,
+    shuffled: bool,
+    groups: str,
+    held_out: float,
 ) -> str:
     parts = [f"{batches} batches"]
     parts += [f"{references} references"] if references != "two" else []
     parts += [f"{missing:.0%} missing"] if missing else []
     parts += ["shuffled"] if shuffled else []
     parts += [f"groups: {groups}"] if groups != "none" else []
+    parts += [f"scored on {held_out:.0%} held out"] if held_out else []
     return f"{Path(path).stem}, {', '.join(parts)}"
 
 
