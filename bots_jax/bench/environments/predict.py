@@ -153,9 +153,9 @@ def predict_environment(
 
     about = {
         "matrix": Path(path).name, "digest": _digest(path), "batches": batches,
-        "references": references, "missing": missing, "shuffled": shuffled, "groups": groups,
+        "references": references, "missing": float(missing), "shuffled": shuffled, "groups": groups,
         "triple_seed": triple_seed, "triples": len(drawn), "steps": steps,
-        "batch_size": batch_size, "held_out": held_out, "rollouts": rollouts,
+        "batch_size": batch_size, "held_out": float(held_out), "rollouts": rollouts,
     }  # fmt: skip
     return Environment(
         name=name or _name(path, batches, references, missing, shuffled, groups, held_out),
