@@ -10,8 +10,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-_ANGLES = tuple(math.radians(a) for a in (0, 180, 45, 315, 135, 225, 90, 270, 20, 340, 160, 200))
-_DISTANCES = (9.0, 15.0, 24.0, 36.0, 50.0, 68.0, 90.0)  # points
+# Beside the point first, then above and below, then in between.
+_ANGLES = tuple(
+    math.radians(a)
+    for a in (0, 180, 45, 315, 135, 225, 90, 270, *(b for b in range(15, 360, 15) if b % 45))
+)
+_DISTANCES = (9.0, 12.0, 15.0, 19.0, 24.0, 30.0, 36.0, 50.0, 68.0, 90.0)  # points
 _HALF = 5.0  # half the side of a marker
 
 
