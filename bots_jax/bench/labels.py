@@ -53,12 +53,17 @@ def place_labels(
     kept_clear = [tuple(axes.transData.transform(point)) for point in taken]
     obstacles = [_around(x, y, _HALF * scale) for x, y in at]
     obstacles += [_around(x, y, 2 * scale) for x, y in kept_clear]
+    labels: list[Box] = []
     for i in _crowded_first(at):
         probe = axes.annotate(texts[i], points[i], fontsize=8)
         extent = probe.get_window_extent(renderer)
         probe.remove()
-        dx, dy, box = _free_place(at[i], extent.width, extent.height, obstacles, inside, scale)
-        obstacles.append(box)
+        dx, dy, box = _free_place(
+            at[i], extent.width, extent.height, obstacles, labels, inside, scale
+        )
+        labels.append(box)
+        # The line to the label is in the way of those that follow.
+        obstacles += [box, *_leader(at[i], box, scale)]
         far = math.hypot(dx, dy) > 16 * scale
         axes.annotate(
             texts[i],
@@ -95,6 +100,7 @@ def _free_place(
     width: float,
     height: float,
     obstacles: Sequence[Box],
+    labels: Sequence[Box],
     inside: Box,
     scale: float,
 ) -> tuple[float, float, Box]:
@@ -107,12 +113,24 @@ def _free_place(
             y = at[1] + dy + math.copysign(height / 2, dy) * (abs(math.sin(angle)) > 0.3)
             box = Box(x - width / 2, y - height / 2, x + width / 2, y + height / 2)
             cost = sum(_overlap(box, other) for other in obstacles) + _outside(box, inside)
+            cost += sum(
+                _overlap(part, label) for part in _leader(at, box, scale) for label in labels
+            )
             if best is None or cost < best[0]:
                 best = (cost, dx, dy, box)
             if cost == 0:
                 return dx, dy, box
     assert best is not None
     return best[1:]
+
+
+def _leader(at: tuple[float, float], box: Box, scale: float) -> list[Box]:
+    """Small boxes along the straight line from a point to the middle of its label."""
+    x, y = (box.left + box.right) / 2, (box.bottom + box.top) / 2
+    shares = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+    return [
+        _around(at[0] + share * (x - at[0]), at[1] + share * (y - at[1]), scale) for share in shares
+    ]
 
 
 def _overlap(a: Box, b: Box) -> float:
