@@ -64,7 +64,7 @@ def place_labels(
         labels.append(box)
         # The line to the label is in the way of those that follow.
         obstacles += [box, *_leader(at[i], box, scale)]
-        far = math.hypot(dx, dy) > 16 * scale
+        far = math.hypot(dx, dy) > 10 * scale
         axes.annotate(
             texts[i],
             points[i],
