@@ -1,4 +1,4 @@
-"""The command `bots-jax`: finetune | replay."""
+"""The command `bots-jax`: finetune | replay | bench."""
 
 from __future__ import annotations
 
@@ -28,9 +28,11 @@ def _add_commands(
     parser: argparse.ArgumentParser,
     commands: argparse._SubParsersAction[argparse.ArgumentParser],
 ) -> None:
+    from bots_jax.bench.command import add_bench_parser
     from bots_jax.replay import add_replay_parser
 
     add_replay_parser(commands)
+    add_bench_parser(commands)
     try:
         from bots_jax.rl.command import add_finetune_parser
     except ModuleNotFoundError as error:

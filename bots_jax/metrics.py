@@ -127,6 +127,22 @@ def breadth(counts: npt.ArrayLike) -> Floats:
     return np.where(total[..., 0] > 0, np.exp(entropy), 0.0)
 
 
+def outcome_variance(successes: npt.ArrayLike, trials: npt.ArrayLike) -> float:
+    """Mean p (1 - p) of the evaluated tasks, by its unbiased estimate from each group.
+
+        s (n - s) / (n (n - 1)),  for groups of n >= 2
+
+    Args:
+      successes, trials: f[...], of equal shape; fractional successes count as they are.
+
+    Returns:
+      In [0, 1/2]; NaN where no group has two rollouts.
+    """
+    s, n = np.broadcast_arrays(_floats("successes", successes), _floats("trials", trials))
+    used = n >= 2
+    return float(_ratio(np.sum((s * (n - s))[used] / (n * (n - 1))[used]), used.sum()))
+
+
 # ------------------------------------------------------------- time to the baseline
 
 
@@ -463,6 +479,63 @@ def time_interval(times: list[Time], level: float = LEVEL) -> Interval:
     if late.any() or np.any(values == 0):
         return censored_interval(values, late, level)
     return ratio_interval(values, level=level)
+
+
+# ------------------------------------------------------------- tests and corrections
+
+
+def paired_p(values: npt.ArrayLike, baseline: npt.ArrayLike = 0.0) -> float:
+    """Two-sided p value of Student's paired t test of a mean difference of 0.
+
+    Args:
+      values, baseline: f[S]; entry i of both is the same seed.
+
+    Returns:
+      1 where all differences are 0; 0 where they are all one other number; NaN with fewer
+      than two seeds or a NaN.
+    """
+    a, b = _pairs(values, baseline)
+    difference, n = a - b, len(a)
+    if n < 2 or not np.all(np.isfinite(difference)):
+        return math.nan
+    mean, spread = float(difference.mean()), float(difference.std(ddof=1))
+    if spread == 0:
+        return 1.0 if mean == 0 else 0.0
+    t = abs(mean) * math.sqrt(n) / spread
+    return max(0.0, 1.0 - _t_coverage(n - 1)(math.atan(t / math.sqrt(n - 1))))
+
+
+def sign_p(later: int, earlier: int) -> float:
+    """Two-sided p value of the sign test: as many below as above, ties left out."""
+    n, few = later + earlier, min(later, earlier)
+    if n == 0:
+        return 1.0
+    return min(1.0, 2 * sum(math.comb(n, i) for i in range(few + 1)) / 2**n)
+
+
+def holm(p_values: npt.ArrayLike) -> Floats:
+    """Holm's adjusted p values (Holm 1979, A simple sequentially rejective procedure).
+
+        adjusted of the i-th smallest = max_{j <= i} min(1, (n - j + 1) p_(j))
+
+    Comparing them with 0.05 keeps the chance of any false alarm among all n comparisons
+    below 0.05, whatever the dependence between them.
+
+    Args:
+      p_values: f[n] in [0, 1]. A NaN (no test was possible) stays NaN and does not count.
+
+    Returns:
+      f[n].
+    """
+    p = _floats("p_values", p_values)
+    known = np.flatnonzero(~np.isnan(p))
+    if np.any((p[known] < 0) | (p[known] > 1)):
+        raise ValueError(f"p_values must lie in [0, 1], but are {p.tolist()}")
+    order = known[np.argsort(p[known], kind="stable")]
+    scaled = np.minimum(1.0, p[order] * np.arange(len(order), 0, -1))
+    adjusted = np.full(p.shape, math.nan)
+    adjusted[order] = np.maximum.accumulate(scaled)
+    return adjusted
 
 
 @lru_cache(maxsize=1024)

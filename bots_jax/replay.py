@@ -78,6 +78,7 @@ class Replay(NamedTuple):
     belief_rmse: npt.NDArray[np.float32]  # [S, T], belief mean after the step - p(t), all N
     belief_correlation: npt.NDArray[np.float32]  # [S, T], Pearson, NaN if the belief is flat
     generated: npt.NDArray[np.int32]  # [S, T], rollouts made, those not trained on too
+    watched: Any = None  # what `watch` returned, stacked to [S, T, ...]
 
 
 # --- running --------------------------------------------------------------------------
@@ -91,6 +92,7 @@ def run_replay(
     steps: int | None = None,
     rollouts: int | None = None,
     reference: ArrayLike | None = None,
+    watch: WatchFn | None = None,
 ) -> Replay:
     """Run a selector against a recording, all seeds at once and all steps in one scan.
 
@@ -102,6 +104,9 @@ def run_replay(
       steps: T' <= T, the first steps of the recording; None for all.
       rollouts: m; None for that of the recording.
       reference: f[K, N] for `selector.init`; None for that of the recording.
+      watch: pure function of the belief before each step (f[N] means), the true rates
+        of that step f[N] and what was selected (task_ids, valid), for what else is to be
+        known of a run; compiled once for each function object, so give a lasting one.
 
     Raises:
       ValueError: naming the argument and its value.
@@ -121,7 +126,10 @@ def run_replay(
     keys = jnp.stack([jax.random.key(seed) for seed in seeds])
     rates = jnp.asarray(recording.success_rate[:steps])
     rule = _Rule(extra.collect, extra.selector.advance, extra.selector.predict)
-    return jax.tree.map(np.asarray, _episodes(state, keys, rates, rule))
+    return jax.tree.map(np.asarray, _episodes(state, keys, rates, rule, watch))
+
+
+WatchFn = Callable[[Array, Array, Any], Any]
 
 
 class _Rule(NamedTuple):
@@ -132,12 +140,16 @@ class _Rule(NamedTuple):
     predict: PredictFn
 
 
-@partial(jax.jit, static_argnames=("rule",))
-def _episodes(state: State, keys: Array, rates: Array, rule: _Rule) -> Replay:
-    return jax.vmap(lambda key: _episode(state, key, rates, rule))(keys)
+@partial(jax.jit, static_argnames=("rule", "watch"))
+def _episodes(
+    state: State, keys: Array, rates: Array, rule: _Rule, watch: WatchFn | None = None
+) -> Replay:
+    return jax.vmap(lambda key: _episode(state, key, rates, rule, watch))(keys)
 
 
-def _episode(state: State, key: Array, rates: Array, rule: _Rule) -> Replay:
+def _episode(
+    state: State, key: Array, rates: Array, rule: _Rule, watch: WatchFn | None = None
+) -> Replay:
     """One seed: collect a batch (select, roll out, observe) and advance, at each rates f[T, N]."""
     select_key, feedback_key = jax.random.split(key)
     # Later calls of a step draw from a key that no step has.
@@ -152,6 +164,7 @@ def _episode(state: State, key: Array, rates: Array, rule: _Rule) -> Replay:
             roll_key = step_key if first else jax.random.fold_in(step_key, phase)
             return _feedback(roll_key, task_ids, rate, count)
 
+        before = rule.predict(state).mean[: rate.shape[0]]
         state, made = rule.collect(jax.random.fold_in(select_key, index), state, roll)
         state, _ = rule.advance(state)
         rewards = made.rolled.rewards
@@ -159,7 +172,8 @@ def _episode(state: State, key: Array, rates: Array, rule: _Rule) -> Replay:
         trials = jnp.where(made.valid, float(rewards.shape[1]), 0.0)
         mean = rule.predict(state).mean[: rate.shape[0]]
         told = (made.task_ids, made.draws, successes, trials)
-        return state, (*told, *_belief_error(mean, rate), made.generated)
+        seen = None if watch is None else watch(before, rate, made)
+        return state, (*told, *_belief_error(mean, rate), made.generated, seen)
 
     _, told = jax.lax.scan(step, state, (jnp.arange(rates.shape[0]), rates))
     return Replay(*told)

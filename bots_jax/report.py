@@ -410,7 +410,7 @@ def plot_curves(
         they hide more than they show.
     """
     single_seeds = len(curves) <= 3 if single_seeds is None else single_seeds
-    plt = _pyplot()
+    plt = pyplot()
     figure, axes = plt.subplots(figsize=(8.5, 4.8), layout="constrained")
     for index, (name, (x, y)) in enumerate(curves.items()):
         x, y = np.asarray(x, np.float64), np.atleast_2d(np.asarray(y, np.float64))
@@ -427,7 +427,7 @@ def plot_plane(
     path: str | Path, rows: Sequence[Row], x: Column = BREADTH, y: Column = ETR, title: str = ""
 ) -> None:
     """Strategies as points with 95% error bars: by default breadth across, ETR up."""
-    plt = _pyplot()
+    plt = pyplot()
     figure, axes = plt.subplots(figsize=(8.5, 4.8), layout="constrained")
     for index, row in enumerate(rows):
         colour, _, marker = _style(index)
@@ -494,7 +494,12 @@ def _short(value: float) -> str:
     return f"{value:g}"
 
 
-def _pyplot() -> Any:
+def pyplot() -> Any:
+    """Matplotlib's pyplot, without a display; imported only here, as it is slow.
+
+    Raises:
+      ModuleNotFoundError: saying what to install.
+    """
     try:
         importlib.import_module("matplotlib").use("Agg")
         return importlib.import_module("matplotlib.pyplot")

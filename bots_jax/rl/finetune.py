@@ -285,7 +285,7 @@ def compile_pieces(config: FinetuneConfig, problem: Problem) -> Compiled:
         rollouts=config.eval_rollouts,
         max_new_tokens=config.loop.max_new_tokens,
     )
-    selectors = {name: _compiled(config.selector(name)) for name in config.strategies}
+    selectors = {name: compiled(config.selector(name)) for name in config.strategies}
     return Compiled(selectors, jax.jit(act), jax.jit(learn), jax.jit(evaluate))
 
 
@@ -362,7 +362,7 @@ def train(
 _step_keys = jax.jit(step_keys)
 
 
-def _compiled(selector: Selector) -> Selector:
+def compiled(selector: Selector) -> Selector:
     """The selector without the checks of the host boundary: verifiers keep to [0, 1]."""
     return selector._replace(select=jax.jit(selector.select), update=jax.jit(selector.update))
 

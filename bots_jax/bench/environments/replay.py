@@ -1,0 +1,135 @@
+"""Replay of a recorded run as an environment; see `bots_jax.replay` for how it works.
+
+In: an .npz recording. Out: for each seed the ETR, breadth and mean p(1-p) of what was
+selected, and how good the belief over all tasks was before each step (`bench.meter`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from bots_jax import metrics
+from bots_jax.bench import meter
+from bots_jax.bench.environment import Environment, Measured, Series, Strategy, reads_truth
+from bots_jax.bench.measures import SHARED_SECONDS
+from bots_jax.replay import Recording, Replay, load_recording, run_replay
+
+EARLY_STEPS = 50
+SERIES = ("log_loss", "rmse", "pearson", "auc_unsolved")
+
+
+def replay_environment(
+    *,
+    path: str,
+    batch_size: int = 32,
+    rollouts: int | None = None,
+    steps: int | None = None,
+    name: str | None = None,
+) -> Environment:
+    """Run strategies against a recording.
+
+    Args:
+      path: of the .npz file.
+      batch_size: B.
+      rollouts: m; None for that of the recording.
+      steps: the first steps of the recording; None for all.
+      name: for the tables; None for the file's.
+
+    Raises:
+      ValueError: where the file is not a recording, or a size is out of range.
+    """
+    recording = load_recording(path)
+    digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
+    return of_recording(
+        recording,
+        batch_size=batch_size,
+        rollouts=rollouts,
+        steps=steps,
+        name=name or f"replay of {Path(path).stem}",
+        digest=digest,
+    )
+
+
+def of_recording(
+    recording: Recording,
+    *,
+    batch_size: int = 32,
+    rollouts: int | None = None,
+    steps: int | None = None,
+    name: str = "replay",
+    digest: str = "",
+) -> Environment:
+    """The environment of a recording in memory; arguments as in `replay_environment`."""
+    recorded, tasks = recording.success_rate.shape
+    steps = min(steps or recorded, recorded)
+    rollouts = recording.rollouts if rollouts is None else rollouts
+    rates = recording.success_rate[:steps]
+    rows = meter.rows_of_map(rates)
+    watch = meter.watcher(rollouts, rows)
+
+    def run(strategy: Strategy, seeds: Sequence[int]) -> list[Measured]:
+        selector = strategy.make(batch_size=batch_size, rollouts=rollouts)
+        truth = recording.success_rate if reads_truth(selector) else None
+        begin = time.perf_counter()
+        replay = run_replay(
+            selector,
+            recording,
+            seeds,
+            steps=steps,
+            rollouts=rollouts,
+            reference=truth,
+            watch=watch,
+        )
+        seconds = (time.perf_counter() - begin) / len(seeds)
+        told = [_measure(replay, i, rates, rows, s == 0) for i, s in enumerate(seeds)]
+        return [
+            dataclasses.replace(
+                one, values={**one.values, SHARED_SECONDS: seconds}, truth=truth is not None
+            )
+            for one in told
+        ]
+
+    about = {
+        "recording": recording.name, "digest": digest, "tasks": tasks, "steps": steps,
+        "batch_size": batch_size, "rollouts": rollouts,
+    }  # fmt: skip
+    headline = ("etr", "etr_early", "log_loss", "rmse")
+    return Environment(name, run, about, curve="etr", headline=headline)
+
+
+def _cost(replay: Replay, index: int) -> dict[str, float]:
+    """Rollouts made, with those not trained on, and the share of them in mixed groups."""
+    s, n = (np.asarray(a[index], np.float64) for a in (replay.successes, replay.trials))
+    made = getattr(replay, "generated", None)
+    total = float(n.sum() if made is None else np.sum(made[index], dtype=np.float64))
+    return {"rollouts": total, "useful": float(n[(s > 0) & (s < n)].sum() / total)}
+
+
+def _measure(
+    replay: Replay,
+    index: int,
+    rates: np.ndarray,
+    rows: tuple[int, ...],
+    mapped: bool,
+) -> Measured:
+    """One seed; with a map of the posteriors where `mapped`."""
+    readings, means = meter.of_seed(replay.watched, index)
+    ids, trials = replay.task_ids[index], replay.trials[index]
+    etr = metrics.effective_task_ratio(replay.successes[index], trials)
+    values = {
+        "etr": float(np.nanmean(etr)),
+        "etr_early": float(np.nanmean(etr[:EARLY_STEPS])),
+        "breadth": float(metrics.breadth(metrics.visit_counts(ids, rates.shape[1]))),
+        **meter.averages(readings),
+        **_cost(replay, index),
+    }
+    series = {"etr": Series(*meter.blocks(etr))}
+    series |= {key: Series(*meter.blocks(getattr(readings, key))) for key in SERIES}
+    posteriors = meter.as_map(means, rates[:, list(rows)], ids, rows) if mapped else None
+    return Measured(values, series, meter.calibration(readings), posteriors)

@@ -1,0 +1,144 @@
+"""Which numbers the suite knows, how they are shown, and which way is better.
+
+In: records of cells. Out: a number for each environment, strategy, seed and measure, those
+included that compare a run with the baseline's of the same seed (TTB, BSF, the score at
+equal generated tokens).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from bots_jax import metrics
+from bots_jax.metrics import Curve
+from bots_jax.report import Column, Value
+
+Record = Mapping[str, Any]
+Values = dict[str, dict[int, dict[str, Value]]]  # [strategy][seed][measure]
+
+
+class Measure(NamedTuple):
+    """A number of a run."""
+
+    column: Column
+    better: int  # 1: more is better, -1: less, 0: neither, to be read beside others
+    group: str  # the table that it stands in
+
+
+def _measure(
+    key: str, title: str, better: int, group: str, digits: int = 3, unit: str = "",
+    kind: str = "difference",
+) -> tuple[str, Measure]:  # fmt: skip
+    return key, Measure(Column(key, title, unit, digits, kind), better, group)
+
+
+SELECTED, BELIEVED, LEARNED, COST = "selected", "believed", "learned", "cost"
+SHARED_SECONDS = "shared_seconds"  # one number for all seeds of a chunk: no interval
+GROUPS = {
+    SELECTED: "What was selected",
+    BELIEVED: "What was believed, of all tasks",
+    LEARNED: "What was learned",
+    COST: "What it cost",
+}
+
+MEASURES: dict[str, Measure] = dict(
+    [
+        _measure("etr", "ETR, all steps", 1, SELECTED),
+        _measure("etr_early", "ETR, early", 1, SELECTED),
+        _measure("useful", "Rollouts in mixed groups, of all made", 1, SELECTED),
+        _measure("breadth", "Breadth", 0, SELECTED, 0, "effective tasks", "ratio"),
+        _measure("variance", "Mean p(1-p)", 1, SELECTED),
+        _measure("log_loss", "Log loss", -1, BELIEVED, 3, "nats"),
+        _measure("ece", "Calibration error", -1, BELIEVED),
+        _measure("rmse", "RMSE", -1, BELIEVED),
+        _measure("pearson", "Pearson", 1, BELIEVED),
+        _measure("spearman", "Spearman", 1, BELIEVED),
+        _measure("auc_unsolved", "AUC of unsolved", 1, BELIEVED),
+        _measure("auc_mastered", "AUC of mastered", 1, BELIEVED),
+        _measure("heldout", "Held-out at the end", 1, LEARNED),
+        _measure("heldout_at_tokens", "Held-out at equal tokens", 1, LEARNED),
+        _measure("ttb_50", "TTB(50%)", -1, LEARNED, 2, "", "time"),
+        _measure("ttb_100", "TTB(100%)", -1, LEARNED, 2, "", "time"),
+        _measure("bsf_25", "BSF(25%)", 1, LEARNED, 3, "", "relative"),
+        _measure("bsf_100", "BSF(100%)", 1, LEARNED, 3, "", "relative"),
+        _measure("rollouts", "Rollouts", 0, COST, 0, "", "ratio"),
+        _measure("tokens", "Generated", 0, COST, 0, "tokens", "ratio"),
+        _measure("seconds", "Time of a run", 0, COST, 1, "s", "ratio"),
+        _measure(SHARED_SECONDS, "Time a seed, all at once, with compiling", 0, COST, 2, "s"),
+        _measure("select_ms", "Selecting a step", 0, COST, 2, "ms"),
+        _measure("select_share", "Selecting, of a step", 0, COST, 2, "%"),
+    ]
+)
+
+
+def measure_of(key: str) -> Measure:
+    """The measure of that key; one that no environment of the package has is shown as it is."""
+    return MEASURES.get(key) or _measure(key, key.replace("_", " "), 0, SELECTED)[1]
+
+
+def values_of(records: Sequence[Record], baseline: str) -> Values:
+    """Numbers of one environment's records, by strategy and seed; the baseline first."""
+    by_strategy: dict[str, dict[int, Record]] = {}
+    for record in records:
+        by_strategy.setdefault(record["strategy"], {})[record["seed"]] = record
+    order = sorted(by_strategy, key=lambda name: name != baseline)
+    bases = by_strategy.get(baseline, {})
+    tokens = _token_budgets(records)
+    return {
+        name: {
+            seed: {**_own(record), **_relative(record, bases.get(seed), tokens.get(seed))}
+            for seed, record in by_strategy[name].items()
+        }
+        for name in order
+    }
+
+
+def keys_of(values: Values) -> list[str]:
+    """Measures that some run has, in the order of `MEASURES`, new ones last."""
+    there = {key for seeds in values.values() for run in seeds.values() for key in run}
+    return [*(key for key in MEASURES if key in there), *sorted(there - set(MEASURES))]
+
+
+def _own(record: Record) -> dict[str, Value]:
+    given: Mapping[str, Any] = record["values"]
+    return {key: math.nan if value is None else float(value) for key, value in given.items()}
+
+
+def series_of(record: Record, key: str) -> tuple[np.ndarray, np.ndarray] | None:
+    """x and y of a record's series as f[T], NaN where y was not defined; None without one."""
+    found = record.get("series", {}).get(key)
+    if not found:
+        return None
+    x, y = np.asarray(found["x"], np.float64), np.asarray(found["y"], dtype=np.float64)
+    return x, y
+
+
+def _relative(record: Record, base: Record | None, budget: float | None) -> dict[str, Value]:
+    own = series_of(record, "heldout")
+    if own is None:
+        return {}
+    values: dict[str, Value] = {}
+    spent = series_of(record, "tokens")
+    if budget is not None and spent is not None:
+        values["heldout_at_tokens"] = float(np.interp(budget, spent[1], own[1]))
+    other = None if base is None else series_of(base, "heldout")
+    if other is not None:
+        curve, against = Curve(*own), Curve(*other)
+        values |= {f"ttb_{x}": metrics.ttb(curve, against, x / 100) for x in (50, 100)}
+        values |= {f"bsf_{x}": metrics.bsf(curve, against, x / 100) for x in (25, 100)}
+    return values
+
+
+def _token_budgets(records: Iterable[Record]) -> dict[int, float]:
+    """The tokens that every strategy of a seed has spent by its end: the least of them."""
+    budgets: dict[int, float] = {}
+    for record in records:
+        spent = series_of(record, "tokens")
+        if spent is not None:
+            last = float(spent[1][-1])
+            budgets[record["seed"]] = min(last, budgets.get(record["seed"], math.inf))
+    return budgets

@@ -1,0 +1,32 @@
+"""The finetune loop as an environment of the suite."""
+
+from pathlib import Path
+
+import pytest
+
+from bots_jax.bench.environment import Strategy
+from bots_jax.bench.environments.finetune import finetune_environment
+from bots_jax.replay import oracle
+from bots_jax.selector import bots
+from bots_jax.strategies import uniform
+
+TINY = {
+    "steps": 4, "batch_size": 4, "rollouts": 4, "num_tasks": 64, "num_held_out": 32,
+    "eval_every": 2, "eval_rollouts": 1, "reference_rollouts": 2, "warmup_steps": 2,
+}  # fmt: skip
+
+
+def test_a_run_is_measured_and_cleared_away_and_its_cell_is_its_own(tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    place = finetune_environment(**TINY, workspace=str(work), cache=str(tmp_path / "cache"))
+    told = place.run(Strategy("uniform", uniform), [0])[0]
+    assert {"etr", "heldout", "breadth", "tokens", "variance"} <= set(told.values)
+    assert told.values["rollouts"] == 4 * 4 * 4
+    assert list(told.series["heldout"].x) == [0, 2, 4]
+    assert told.series["tokens"].y[0] == 0
+    assert told.series["tokens"].y[-1] == told.values["tokens"]
+    assert list(work.iterdir()) == []
+    other = place.run(Strategy("bots", bots, {"forgetting": 0.5}), [0])[0]
+    assert other.series["heldout"].y[0] == told.series["heldout"].y[0]  # the same base policy
+    with pytest.raises(ValueError, match="nobody knows"):
+        place.run(Strategy("oracle", oracle), [0])
