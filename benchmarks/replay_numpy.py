@@ -51,15 +51,16 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=8)
     args = parser.parse_args()
     recording = load_recording(args.file)
-    selector = bots(batch_size=32, rollouts=recording.rollouts)
-    ours: list[dict[str, Any]] = measure(
-        run_replay(selector, recording, range(args.seeds)), recording.success_rate.shape[1]
-    )
-    plain = [numpy_replay(recording, seed) for seed in range(args.seeds)]
+    sides: dict[str, list[dict[str, Any]]] = {}
+    for form in ("dense", "grouped"):
+        selector = bots(batch_size=32, rollouts=recording.rollouts, representation=form)
+        replayed = run_replay(selector, recording, range(args.seeds))
+        sides[form] = measure(replayed, recording.success_rate.shape[1])
+    sides["numpy"] = [numpy_replay(recording, seed) for seed in range(args.seeds)]
     rows = []
     for key in KEYS:
         row = {"metric": key}
-        for name, side in (("bots_jax", ours), ("numpy", plain)):
+        for name, side in sides.items():
             row[name] = mean_interval([run[key] for run in side]).text(digits=3)
         rows.append(row)
         print(row)

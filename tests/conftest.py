@@ -50,3 +50,20 @@ def shared_file(*parts: str) -> Path:
     if not path.exists():
         pytest.skip(f"{path} is absent: set BOTS_JAX_SHARED to the folder that holds it")
     return path
+
+
+COMPILED = "/jax/core/compile/backend_compile_duration"
+
+
+@pytest.fixture
+def compilations() -> Iterator[list[str]]:
+    """Grows by one with each compilation."""
+    seen: list[str] = []
+
+    def listener(name: str, duration: float, **details: object) -> None:
+        if name == COMPILED:
+            seen.append(name)
+
+    jax.monitoring.register_event_duration_secs_listener(listener)
+    yield seen
+    jax.monitoring.clear_event_listeners()

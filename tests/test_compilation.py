@@ -2,31 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from bots_jax import Evidence, Selector, Settings, State, add_tasks, bots, retire
-
-COMPILED = "/jax/core/compile/backend_compile_duration"
-
-
-@pytest.fixture
-def compilations() -> Iterator[list[str]]:
-    """Grows by one with each compilation."""
-    seen: list[str] = []
-
-    def listener(name: str, duration: float, **details: object) -> None:
-        if name == COMPILED:
-            seen.append(name)
-
-    jax.monitoring.register_event_duration_secs_listener(listener)
-    yield seen
-    jax.monitoring.clear_event_listeners()
 
 
 def one_step(selector: Selector, state: State, seed: int) -> State:

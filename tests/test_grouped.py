@@ -349,6 +349,39 @@ def test_pools_grow_and_shrink_on_the_host() -> None:
     assert seen == set(range(605)) - set(gone.tolist())
 
 
+def test_nothing_is_compiled_twice_and_a_sweep_is_one_call(compilations: list[str]) -> None:
+    rng = np.random.default_rng(14)
+    reference = grid_reference(rng, 3000)
+    selector = bots(batch_size=8, rollouts=ROLLOUTS, representation="grouped")
+    state = selector.init(reference)
+
+    def step(state: State, rng_key: jax.Array) -> tuple[State, jax.Array]:
+        state, selection = selector.select(rng_key, state)
+        successes = (selection.task_ids % 17).astype(jnp.float32)
+        evidence = Evidence(selection.task_ids, successes, 16, selection.visit)
+        return selector.update(state, evidence)[0], selection.task_ids
+
+    keys = jax.random.split(jax.random.key(0), 6)
+    by_hand = state
+    for index, key in enumerate(keys):
+        by_hand, ids = step(by_hand, key)
+        selector.predict(by_hand, ids)
+        if index == 0:
+            compilations.clear()
+    assert not compilations
+
+    def run(forgetting: jax.Array) -> tuple[State, jax.Array]:
+        changed = state._replace(settings=state.settings._replace(forgetting=forgetting))
+        return jax.lax.scan(step, changed, keys)
+
+    swept, ids = jax.jit(jax.vmap(run))(jnp.float32([0.0, 0.1, 0.5]))
+    np.testing.assert_array_equal(ids[1], jax.jit(run)(jnp.float32(0.1))[1])
+    middle = jax.tree.map(lambda leaf: leaf[1], swept)
+    np.testing.assert_allclose(
+        selector.predict(middle).mean, selector.predict(by_hand).mean, rtol=1e-5
+    )
+
+
 def test_bad_input_is_refused() -> None:
     selector = bots(batch_size=4, representation="grouped")
     with pytest.raises(ValueError, match="more than 4096 distinct"):
