@@ -4,9 +4,9 @@ In: selections, evidence, tasks added and retired. Out: a mask of tasks that may
 selected, and at each `advance` the evidence to fuse. Written once for every selector.
 
 A visit is one rollout of a selected task. It is open from `select` until its trials are
-complete, a row with 0 trials, a poison row or `abandon` closes it, an `advance` fuses its evidence, or
-it grows older than `expiry` steps. Its number is unique, so evidence that arrives after
-that is recognised as stale.
+complete, a row with 0 trials, a poison row or `abandon` closes it, an `advance` fuses its
+evidence, or it grows older than `expiry` steps. Its number is unique, so evidence that
+arrives after that is recognised as stale.
 
 A step brings evidence of few of the C rows. They are listed in `touched`, so that means
 over the batch cost what the batch does, and are summed in one order on any number of
