@@ -412,6 +412,10 @@ def _mean_known(values: npt.NDArray[Any]) -> float:
 KNOWN: dict[str, Callable[..., Any]] = {**STRATEGIES, **EXTRA, **CHEATING}
 
 
+# What the estimator's own advice comes to where there is no factory to give it to.
+_ONE_REFERENCE = "here: give `reference` in the recording a second row, or leave it out"
+
+
 def replay_strategy(name: str, recording: Recording, args: argparse.Namespace) -> list[dict]:
     """Run one strategy of the command line; one record a seed."""
     rollouts = recording.rollouts if args.rollouts is None else args.rollouts
@@ -425,7 +429,9 @@ def replay_strategy(name: str, recording: Recording, args: argparse.Namespace) -
             strategy, recording, seeds, steps=args.steps, rollouts=rollouts, reference=truth
         )
     except ValueError as error:
-        raise ValueError(f"strategy {name}: {error}") from None
+        given = recording.reference
+        hint = "" if given is None or len(given) > 1 else f" ({_ONE_REFERENCE})"
+        raise ValueError(f"strategy {name}: {error}{hint}") from None
     about = {"strategy": name, "recording": recording.name, **sizes, "settings": settings}
     measured = measure(replay, recording.success_rate.shape[1])
     return [{**about, "seed": s, **values} for s, values in zip(seeds, measured, strict=True)]

@@ -126,6 +126,8 @@ def _try_grouped(
     if not is_concrete(reference, trials, domains):
         _refuse(forced, "the reference is traced, and groups are made on the host")
         return None
+    if not isinstance(reference, ReferenceCounts | ReferenceGroups) and np.ndim(reference) != 2:
+        return None  # refused, with its shape, on the way to a dense state
     tasks = _count_tasks(reference)
     if tasks < _LEAST_TASKS and not forced:
         return None

@@ -52,6 +52,7 @@ def selector(skeleton: ModuleType) -> Selector:
         contract.test_belief_follows_evidence,
         contract.test_runs_in_scan_and_vmap,
         contract.test_traced_code_ignores_and_counts_poison,
+        contract.test_numbered_poison_closes_its_visit,
         contract.test_host_refuses_poison,
     ],
 )
