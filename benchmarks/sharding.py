@@ -104,7 +104,7 @@ def _step(selector: Any, state: Any) -> tuple[Any, dict[str, int]]:
     compiled = jax.jit(step).lower(key, state).compile()
     for index in range(5):
         state, _ = compiled(jax.random.fold_in(key, index), state)
-    found = crossings(compiled.as_text())
+    found = crossings(compiled.as_text() or "")
     usual = [crossing for crossing in found if not crossing.rare]
     return partial(compiled, key, state), {
         "bytes crossing in a usual step": sum(crossing.bytes for crossing in usual),

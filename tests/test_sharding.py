@@ -31,9 +31,7 @@ def over(state: State, devices: int) -> State:
 
 def assert_same(result: Any, expected: Any) -> None:
     """Every bit of every array."""
-    pairs = zip(
-        jax.tree_util.tree_leaves_with_path(result), jax.tree.leaves(expected), strict=True
-    )
+    pairs = zip(jax.tree_util.tree_leaves_with_path(result), jax.tree.leaves(expected), strict=True)
     for (path, ours), theirs in pairs:
         ours, theirs = np.asarray(ours), np.asarray(theirs)
         assert ours.dtype == theirs.dtype
