@@ -168,12 +168,9 @@ def stay_spread(result: PyTree) -> PyTree:
     def settle(part: Any) -> Any:
         if not isinstance(part, State):
             return replicated(part)
-        meshes = [
-            mesh for leaf in jax.tree.leaves(part.pool) if (mesh := mesh_of(leaf)) is not None
-        ]
-        if not meshes:
+        mesh, rows = mesh_of(jax.tree.leaves(part.pool)[0]), _spread_rows(part)
+        if mesh is None:
             return part
-        mesh, rows = meshes[0], _spread_rows(part)
         return jax.tree.map(lambda leaf: _put(leaf, NamedSharding(mesh, _spec(leaf, rows))), part)
 
     return jax.tree.map(settle, result, is_leaf=lambda part: isinstance(part, State))

@@ -53,9 +53,9 @@ def test_posteriors_are_those_of_the_dense_engine(implicit_weight: float, domain
     dense, few = both(batch_size=8, implicit_weight=implicit_weight, adaptive_implicit_weight=True)
     states = [selector.init(reference, domains=domain) for selector in (dense, few)]
     assert [state.representation for state in states] == ["dense", "grouped"]
-    for step in range(120):
+    for step in range(64):
         evidence = some_evidence(rng, size, 24)
-        forgetting = jnp.float32([0.1, 0.01, 0.4, 0.0][step // 8 % 4])
+        forgetting = jnp.float32([0.1, 0.01, 0.4, 0.0][step // 4 % 4])
         states = [
             selector.update(
                 state._replace(settings=state.settings._replace(forgetting=forgetting)), evidence
@@ -121,7 +121,7 @@ def after_steps(selector: Selector, reference: np.ndarray, steps: int, rows: int
 @pytest.mark.parametrize("form", ["dense", "grouped"])
 def test_small_pool_inclusions_pairs_and_distance(form: str) -> None:
     rng = np.random.default_rng(3)
-    size, batch, runs = 200, 4, 6000
+    size, batch, runs = 200, 4, 2500
     selector = bots(batch_size=batch, rollouts=ROLLOUTS, representation=form)
     state = after_steps(selector, grid_reference(rng, size), 40, 6)
     alpha, beta = counts(selector, state)
@@ -146,7 +146,7 @@ def test_small_pool_inclusions_pairs_and_distance(form: str) -> None:
 @pytest.mark.parametrize("form", ["dense", "grouped"])
 def test_large_pool_inclusions_by_group_and_distance(form: str) -> None:
     rng = np.random.default_rng(4)
-    size, batch, runs = 120_000, 64, 250
+    size, batch, runs = 120_000, 64, 150
     reference = grid_reference(rng, size)
     selector = bots(batch_size=batch, rollouts=ROLLOUTS, representation=form)
     state = after_steps(selector, reference, 60, 256)

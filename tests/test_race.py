@@ -109,7 +109,7 @@ def counts_of(
 def test_small_pool_inclusions_pairs_and_distance(kind: str, target: float) -> None:
     """Against brute force with NumPy, race forced: also where it falls back on drawing all."""
     rng = np.random.default_rng(4)
-    size, batch, runs = 200, 4, 6000
+    size, batch, runs = 200, 4, 3000
     alpha, beta = counts_of(kind, rng, size, target)
     given = [jnp.asarray(x, jnp.float32) for x in (alpha, beta)]
     allowed, p = jnp.ones(size, bool), jnp.float32(target)
@@ -139,7 +139,7 @@ def test_small_pool_inclusions_pairs_and_distance(kind: str, target: float) -> N
 @pytest.mark.parametrize("concentrated", [False, True])
 def test_large_pool_inclusions_by_class_and_distance(concentrated: bool) -> None:
     rng = np.random.default_rng(6)
-    size, batch, runs, classes = 120_000, 64, 300, 12
+    size, batch, runs, classes = 120_000, 64, 200, 12
     kind = np.arange(size) % classes
     alpha, beta = rng.uniform(0.4, 20, (2, classes))
     if concentrated:

@@ -302,7 +302,9 @@ def compare(
       CheckpointError: if a checkpoint cannot be written or belongs to other settings.
     """
     pieces = compile_pieces(config, problem)
-    starts = {name: _start(config, problem, pieces, name) for name in config.strategies}
+    starts = {
+        name: start(config, problem, pieces.selectors[name], name) for name in config.strategies
+    }
     runs = []
     for seed in range(config.first_seed, config.first_seed + config.seeds):
         for name in config.strategies:
@@ -312,11 +314,11 @@ def compare(
     return runs
 
 
-def _start(config: FinetuneConfig, problem: Problem, pieces: Compiled, name: str) -> State:
+def start(config: FinetuneConfig, problem: Problem, selector: Selector, name: str) -> State:
     """A strategy's state before the first step: made for all before any is trained."""
     domains = problem.pool.family if config.by_domain else None
     try:
-        return pieces.selectors[name].init(problem.reference, domains=domains)
+        return selector.init(problem.reference, domains=domains)
     except ValueError as error:
         raise ValueError(f"strategy {name}: {error}; or leave the strategy out") from None
 

@@ -12,9 +12,9 @@ from bots_jax.bench.environments import predict
 from bots_jax.bench.environments.predict import draw_triples, load_matrix, predict_environment
 from bots_jax.bench.environments.replay import of_recording
 from bots_jax.bench.frontier import frontier
-from bots_jax.replay import Recording, oracle
+from bots_jax.replay import Recording
 from bots_jax.selector import bots
-from bots_jax.strategies import uniform
+from bots_jax.strategies import oracle, uniform
 from tests.conftest import shared_file
 
 

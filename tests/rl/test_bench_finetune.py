@@ -6,9 +6,8 @@ import pytest
 
 from bots_jax.bench.environment import Strategy
 from bots_jax.bench.environments.finetune import finetune_environment
-from bots_jax.replay import oracle
 from bots_jax.selector import bots
-from bots_jax.strategies import uniform
+from bots_jax.strategies import oracle, uniform
 
 TINY = {
     "steps": 4, "batch_size": 4, "rollouts": 4, "num_tasks": 64, "num_held_out": 32,

@@ -145,10 +145,13 @@ def _train(
         default=str,
     )
     run = hashlib.sha256(known.encode()).hexdigest()[:16]
-    own = pieces._replace(selectors={run: finetune.compiled(selector)})
+    rule = finetune.compiled(selector)
+    own = pieces._replace(selectors={run: rule})
+    first = finetune.start(config, problem, rule, strategy.name)
+    state = finetune.init_loop(problem.base, first, config.loop, seed)
     place = RunFolder(folder / f"{run}-{seed}")
     place.open({"run": run, "seed": seed}, resume=True, overwrite=False)
-    lines = finetune.train(config, problem, own, place, run, seed, _Quiet())
+    lines = finetune.train(config, own, place, run, state, _Quiet())
     shutil.rmtree(place.path)
     return _measure(finetune.as_record(strategy.name, seed, lines), lines[1:], config)
 
