@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import cache
 
 import jax
@@ -26,7 +25,6 @@ from bots_jax.simulator.learning import used_up
 from bots_jax.simulator.world import Tasks, binomial, describe_tasks
 from bots_jax.strategies import make_strategy
 from tests.conftest import shared_file
-from tests.test_compilation import COMPILED
 
 stats = pytest.importorskip("scipy.stats")
 
@@ -115,19 +113,6 @@ def test_too_few_tasks_are_padding():
     valid = run.task_ids >= 0
     assert np.all(run.trials[~valid] == 0)
     assert np.all(run.trials[valid] == 4)
-
-
-@pytest.fixture
-def compilations() -> Iterator[list[str]]:
-    seen: list[str] = []
-
-    def listener(name: str, duration: float, **details: object) -> None:
-        if name == COMPILED:
-            seen.append(name)
-
-    jax.monitoring.register_event_duration_secs_listener(listener)
-    yield seen
-    jax.monitoring.clear_event_listeners()
 
 
 def test_one_compilation_whatever_the_numbers(compilations):
