@@ -129,7 +129,7 @@ def test_ctrl_c_finishes_the_step_and_says_how_to_go_on(tmp_path: Path, cache: P
     process = start(out, cache)
     wait_for_lines(out, 3, process)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=180)
     assert process.returncode == 130
     assert b"--resume goes on" in errors
     recorded = numbers(out)["uniform-0"]
