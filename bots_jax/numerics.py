@@ -139,7 +139,8 @@ def rarely(needed: Array, repair: Callable[[PyTree], PyTree], value: PyTree) -> 
     """
 
     def turn(carry: tuple[Array, PyTree]) -> tuple[Array, PyTree]:
-        return jnp.zeros_like(carry[0]), repair(carry[1])
+        with jax.named_scope("rarely"):  # to be told apart in a compiled program
+            return jnp.zeros_like(carry[0]), repair(carry[1])
 
     return lax.while_loop(lambda carry: carry[0], turn, (needed, value))[1]
 

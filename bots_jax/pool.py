@@ -73,9 +73,9 @@ class Evaluated(NamedTuple):
 
 def over_evaluated(fused: Fused, measure: Callable[[Evaluated], PyTree]) -> PyTree:
     """`measure` of the tasks with evidence: small numbers, such as means over the batch."""
-    every, capacity = Evaluated(None, fused.successes, fused.trials), fused.trials.shape[0]
+    capacity = fused.trials.shape[0]
     if fused.rows is None or fused.overflow is None:
-        return measure(every)
+        return measure(Evaluated(None, fused.successes, fused.trials))
     at = jnp.minimum(fused.rows, capacity - 1)
     present = fused.rows < capacity
     few = Evaluated(
@@ -83,7 +83,13 @@ def over_evaluated(fused: Fused, measure: Callable[[Evaluated], PyTree]) -> PyTr
         jnp.where(present, fused.successes[at], 0),
         jnp.where(present, fused.trials[at], 0),
     )
-    return rarely(fused.overflow, lambda _: measure(every), measure(few))
+
+    def all_rows(measured: PyTree) -> PyTree:
+        # Tied to what is replaced, or XLA moves it in front of the loop that seldom turns.
+        successes, trials, _ = lax.optimization_barrier((fused.successes, fused.trials, measured))
+        return measure(Evaluated(None, successes, trials))
+
+    return rarely(fused.overflow, all_rows, measure(few))
 
 
 class Counts(NamedTuple):

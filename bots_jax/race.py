@@ -148,7 +148,13 @@ def nearest(
     course = lay_out(measure, guess, target, count)
     result = run(race_key, course, identify, target, count)
     direct = _Direct(direct_key, alpha, beta, allowed, target)
-    result = rarely(result.found < count, lambda result: _finish(direct, result), result)
+    # Tied to the result, or XLA moves the draws of all tasks, which do not depend on it, in
+    # front of the loop that seldom turns: under vmap they would be made at every call.
+    result = rarely(
+        result.found < count,
+        lambda result: _finish(*lax.optimization_barrier((direct, result))),
+        result,
+    )
     return result.task_ids, result.draws, jnp.arange(count) < result.found
 
 

@@ -214,3 +214,15 @@ def test_a_large_pool_is_not_drawn_whole() -> None:
         blocks, _ = measure(zero)
         course = race.lay_out(measure, jnp.sum(blocks), target, 512)
         assert float(course.length * jnp.sum(course.block_rates)) > 3 * 512
+
+
+def test_a_sweep_does_not_draw_all_unless_it_must() -> None:
+    """Under vmap the draws of all tasks stay inside the loop that seldom turns."""
+    runs, size = 4, 5000
+    keys, counts = jax.random.split(jax.random.key(0), runs), jnp.full((runs, size), 3.0)
+    find = partial(race.nearest, allowed=jnp.ones(size, bool), target=jnp.float32(0.5), count=4)
+    compiled = jax.jit(jax.vmap(find)).lower(keys, counts, counts).compile().as_text()
+    assert compiled is not None
+    bits = f"= u32[{runs},{size}]"
+    assert bits in compiled  # drawn somewhere
+    assert bits not in compiled[compiled.index("\nENTRY") :]

@@ -83,7 +83,7 @@ def test_a_grouped_pool_is_the_same_on_all_devices() -> None:
     assert_same(run(selector, spread), expected)
 
 
-def test_a_sum_that_depends_on_devices_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sum_that_depends_on_devices_is_caught() -> None:
     """The tests above can fail: block sums left to the compiler give other bits."""
     values = np.random.default_rng(0).gamma(0.1, size=64 * 8 * 64).astype(np.float32)
     mesh = task_mesh()
