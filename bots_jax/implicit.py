@@ -24,6 +24,8 @@ class Inferred(NamedTuple):
 
     mean: Array  # f[C], p~ in [0, 1]; finite everywhere
     known: Array  # bool[C], where p~ may be used
+    # f[C], pseudo-counts that p~ may claim as a prior; None: the estimator cannot tell
+    concentration: Array | None = None
 
 
 class Estimator(NamedTuple):
