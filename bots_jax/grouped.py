@@ -38,10 +38,10 @@ from bots_jax.checks import is_concrete
 from bots_jax.compose import check_key, make_info
 from bots_jax.evidence import PADDING, UNNUMBERED, Rows, as_rows, refuse_poison, sound_numbers
 from bots_jax.groups import Codes, Groups, draw_member, group_of, with_tasks, without_tasks
-from bots_jax.numerics import rarely, zero_after
+from bots_jax.numerics import rarely, repeats, zero_after
 from bots_jax.pool import NO_VISIT, Fused, PoolState, first_of_each
 from bots_jax.posterior import BetaPosterior
-from bots_jax.race import FANOUT, Result, Runner
+from bots_jax.race import FANOUT, Course, Result, Runner
 from bots_jax.reference import Reference
 from bots_jax.selection import Plan, lowest
 from bots_jax.types import Array, ArrayLike, Belief, Evidence, Info, Selection, Settings, State
@@ -141,7 +141,7 @@ def give_slots(state: State, task_ids: Array, wanted: Array) -> tuple[State, Arr
     group = group_of(own_pool.groups, task_ids)
     present = table.find(own_pool.slot_ids, task_ids)
     new = wanted & (present == size) & (group < none)
-    new &= first_of_each(jnp.where(new, task_ids, PADDING))
+    new &= first_of_each(jnp.where(new, task_ids, PADDING), repeats(task_ids, new))
     slots = own_pool.slots
 
     def cost(at: Array) -> Array:
@@ -297,30 +297,29 @@ def nearest(
     blocks_of_slots = slot_ids.shape[0] // FANOUT
     allowed = _free_slots(state.pool, eligible)
 
-    def measure(width: Array) -> tuple[Array, Array]:
+    def measure(width: Array) -> tuple[Array, Array, Array]:
         a, b, free, _ = lax.optimization_barrier((alpha, beta, allowed, width))  # see race.py
         rates = jnp.where(free, race.hit_rate(a, b, target, width), 0)
         each = race.hit_rate(shared.alpha, shared.beta, target, width)
         each = jnp.where(groups.sizes > 0, each, 0)
         blocks = jnp.concatenate([race.block_sums(rates), each * sizes])
-        return blocks, jnp.maximum(jnp.max(rates), jnp.max(each))
+        return blocks, rates, jnp.maximum(jnp.max(rates), jnp.max(each))
 
-    def identify(bits: Array, width: Array, blocks: Array) -> Runner:
+    def identify(bits: Array, course: Course, blocks: Array) -> Runner:
         in_slots = blocks < blocks_of_slots
-        first = jnp.minimum(blocks, blocks_of_slots - 1)[:, None] * FANOUT
-        at = first + jnp.arange(FANOUT, dtype=jnp.int32)[None]
-        a, b = alpha[at], beta[at]
-        rates = jnp.where(allowed[at], race.hit_rate(a, b, target, width), 0)
-        lane, rate = race.pick_lane(rates, bits[0])
+        block = jnp.minimum(blocks, blocks_of_slots - 1)
+        lane, rate = race.pick_lane(course.detail.reshape(-1, FANOUT)[block], bits[0])
+        slot = block * FANOUT + lane
         group = jnp.maximum(blocks - blocks_of_slots, 0)
-        member = draw_member(bits, groups, group)
+        # Where a slot was hit the same member each time: it is in the caches.
+        member = draw_member(jnp.where(in_slots, 0, bits), groups, group)
         apart = table.find(slot_ids, member) < slot_ids.shape[0]
         runs = ~apart if eligible is None else ~apart & eligible[member]
-        each = race.hit_rate(shared.alpha[group], shared.beta[group], target, width)
+        each = race.hit_rate(shared.alpha[group], shared.beta[group], target, course.width)
         return Runner(
-            jnp.where(in_slots, slot_ids[race.of_lane(at, lane)], member),
-            jnp.where(in_slots, race.of_lane(a, lane), shared.alpha[group]),
-            jnp.where(in_slots, race.of_lane(b, lane), shared.beta[group]),
+            jnp.where(in_slots, slot_ids[slot], member),
+            jnp.where(in_slots, alpha[slot], shared.alpha[group]),
+            jnp.where(in_slots, beta[slot], shared.beta[group]),
             jnp.where(in_slots, rate, each),
             jnp.where(in_slots, rate > 0, runs),
         )
@@ -340,7 +339,9 @@ def _free_slots(own_pool: GroupedPool, eligible: Array | None) -> Array:
     return free if eligible is None else free & eligible[jnp.maximum(own_pool.slot_ids, 0)]
 
 
-_CHUNK = 1 << 16  # tasks drawn at a time
+# Tasks compared at a time, and those drawn at a time: few enough that they are drawn in one
+# loop (see draws.py), which makes a step quicker to compile.
+_CHUNK, _DRAWN = 1 << 16, 1 << 12
 
 
 class _Tasks(NamedTuple):
@@ -380,9 +381,10 @@ def _finish(rng_key: Array, state: State, eligible: Array | None, result: Result
     """
     groups, target = state.pool.groups, state.settings.target
     count, slots = result.task_ids.shape[0], state.pool.slot_ids.shape[0]
-    size = _CHUNK
+    parts = _CHUNK // _DRAWN
     if groups.of_task is not None:
-        size = min(_CHUNK, slots + groups.of_task.shape[0])
+        parts = min(parts, -(-(slots + groups.of_task.shape[0]) // _DRAWN))
+    size = parts * _DRAWN
     accepted = jnp.where(jnp.arange(count) < result.found, result.task_ids, PADDING)
     slot = table.find(state.pool.slot_ids, accepted)
     turn = jnp.where(slot < slots, slot, slots + accepted)
@@ -393,7 +395,14 @@ def _finish(rng_key: Array, state: State, eligible: Array | None, result: Result
         start = index * size
         more = _tasks_from(start, size, state, eligible)
         draw_key, tie_key = jax.random.split(jax.random.fold_in(rng_key, index))
-        draws = race.draw_outside(draw_key, more.alpha, more.beta, target, result.explored)
+        draws = lax.map(
+            lambda part: race.draw_outside(part[0], part[1], part[2], target, result.explored),
+            (
+                jax.random.split(draw_key, parts),
+                more.alpha.reshape(parts, _DRAWN),
+                more.beta.reshape(parts, _DRAWN),
+            ),
+        ).ravel()
         here = (accepted >= 0) & (turn >= start) & (turn - start < size)
         draws = draws.at[jnp.where(here, turn - start, size)].set(result.draws, mode="drop")
         all_ids = jnp.concatenate([best.task_ids, more.ids])
@@ -495,10 +504,13 @@ def _observe(state: State, rows: Rows) -> State:
     sound = sound_numbers(rows)
     asked = exists & sound & (rows.visit == UNNUMBERED) & (rows.trials > 0)
     ids = jnp.where(exists, rows.task_ids, PADDING)
-    state = rarely(
-        jnp.any(asked & (found == size)), lambda state: give_slots(state, ids, asked)[0], state
-    )
-    slot = jnp.where(exists, table.find(state.pool.slot_ids, rows.task_ids), size)
+
+    def give(carry: tuple[State, Array]) -> tuple[State, Array]:
+        state = give_slots(carry[0], ids, asked)[0]
+        return state, table.find(state.pool.slot_ids, rows.task_ids)
+
+    state, found = rarely(jnp.any(asked & (found == size)), give, (state, found))
+    slot = jnp.where(exists, found, size)
     # A sound row of a task that still has no slot is empty, or late: its visit was closed. Any
     # other row without a slot is poison, and refused under the number of no slot.
     idle = exists & sound & (slot == size)

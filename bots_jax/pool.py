@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from bots_jax.evidence import PADDING, UNNUMBERED, Rows, sound_numbers
-from bots_jax.numerics import rarely
+from bots_jax.numerics import rarely, repeats, seen_before
 from bots_jax.sharding import mesh_of, total
 from bots_jax.types import Array, PyTree
 
@@ -193,11 +193,12 @@ def observe(pool: PoolState, evidence: Rows, rollouts: Array) -> PoolState:
     attached = is_open & jnp.where(numbered, pool.visit[at] == evidence.visit, sound)
     trials = jnp.where(sound, evidence.trials, 0)
     closing = attached & (trials == 0)
-    brought, closed = _earlier_rows(ids, jnp.where(attached, trials, 0), closing)
+    again = repeats(ids, exists)
+    brought, closed = _earlier_rows(ids, jnp.where(attached, trials, 0), closing, again)
     attached &= (pool.visit_trials[at] + brought < rollouts) & ~closed
     counts = sound & (trials > 0) & (attached | ~numbered)
-    pool = _add_counts(pool, evidence, counts)
-    pool = _add_to_visits(pool, ids, jnp.where(attached, trials, 0), attached, rollouts)
+    pool = _add_counts(pool, evidence, counts, again)
+    pool = _add_to_visits(pool, ids, jnp.where(attached, trials, 0), attached, rollouts, again)
     stale = sound & numbered & ~attached
     return pool._replace(
         stale=pool.stale + _count(stale),
@@ -220,8 +221,17 @@ def _earlier(values: Array) -> Array:
     return same & jnp.tri(values.shape[0], k=-1, dtype=bool)
 
 
-def _earlier_rows(ids: Array, trials: Array, closing: Array) -> tuple[Array, Array]:
+def _earlier_rows(ids: Array, trials: Array, closing: Array, again: Array) -> tuple[Array, Array]:
     """What the rows of the same task before each row brought, and whether one closed it."""
+    none = jnp.zeros_like(trials), jnp.zeros_like(closing)
+
+    def look(found: tuple[Array, Array]) -> tuple[Array, Array]:
+        return _sum_earlier(*lax.optimization_barrier((ids, trials, closing, found))[:3])
+
+    return rarely(again, look, none)
+
+
+def _sum_earlier(ids: Array, trials: Array, closing: Array) -> tuple[Array, Array]:
     if ids.shape[0] <= _FEW_ROWS:
         earlier = _earlier(ids)
         brought = jnp.sum(jnp.where(earlier, trials[None], 0), axis=1)
@@ -245,21 +255,30 @@ def _earlier_rows(ids: Array, trials: Array, closing: Array) -> tuple[Array, Arr
     )
 
 
-def first_of_each(values: Array) -> Array:
-    """bool[M]: whether no earlier entry of i32[M] is the same."""
-    if values.shape[0] <= _FEW_ROWS:
-        return ~jnp.any(_earlier(values), axis=1)
-    order = jnp.argsort(values, stable=True)
-    inner = values[order]
-    first = jnp.concatenate([jnp.ones(1, bool), inner[1:] != inner[:-1]])
-    return jnp.zeros_like(first).at[order].set(first)
+@jax.jit  # a loop outside of traced code would be compiled at every call
+def first_of_each(values: Array, again: Array | None) -> Array:
+    """bool[M]: whether no earlier entry of i32[M] is the same.
+
+    Args:
+      again: bool, whether any two entries that matter are the same; None: they are not.
+    """
+    all_are = jnp.ones(values.shape, bool)
+    if again is None:
+        return all_are
+
+    def look(first: Array) -> Array:
+        tied = lax.optimization_barrier((values, first))[0]
+        few = tied.shape[0] <= _FEW_ROWS
+        return ~(jnp.any(_earlier(tied), axis=1) if few else seen_before(tied))
+
+    return rarely(again, look, all_are)
 
 
-def _add_counts(pool: PoolState, evidence: Rows, counts: Array) -> PoolState:
+def _add_counts(pool: PoolState, evidence: Rows, counts: Array, again: Array) -> PoolState:
     capacity = pool.active.shape[0]
     rows = jnp.where(counts, evidence.task_ids, capacity)
     before = pool.trials[jnp.minimum(rows, capacity - 1)]
-    new = counts & (before == 0) & first_of_each(rows)
+    new = counts & (before == 0) & first_of_each(rows, again)
     rows = jnp.where(before >= 0, rows, capacity)  # always; read first, then written in place
     place = pool.num_touched + jnp.cumsum(new, dtype=jnp.int32) - 1
     place = jnp.where(new, place, pool.touched.shape[0])
@@ -273,31 +292,37 @@ def _add_counts(pool: PoolState, evidence: Rows, counts: Array) -> PoolState:
 
 
 def _add_to_visits(
-    pool: PoolState, ids: Array, trials: Array, attached: Array, rollouts: Array
+    pool: PoolState, ids: Array, trials: Array, attached: Array, rollouts: Array, again: Array
 ) -> PoolState:
     capacity = pool.active.shape[0]
     rows = jnp.where(attached, ids, capacity)
     visit_trials = pool.visit_trials.at[rows].add(trials, mode="drop")
     complete = visit_trials[jnp.clip(ids, 0, capacity - 1)] >= rollouts
     done = attached & (complete | (trials == 0))
-    return _close(pool._replace(visit_trials=visit_trials), jnp.where(done, ids, capacity))
+    pool = pool._replace(visit_trials=visit_trials)
+    return _close(pool, jnp.where(done, ids, capacity), again)
 
 
-def _close(pool: PoolState, rows: Array) -> PoolState:
-    """End the open visits of these rows; C and above, and rows without a visit, are skipped."""
+def _close(pool: PoolState, rows: Array, again: Array | None) -> PoolState:
+    """End the open visits of these rows; C and above, and rows without a visit, are skipped.
+
+    Args:
+      again: bool, whether a row may be named twice; None: it is not.
+    """
     capacity = pool.active.shape[0]
     is_open = (rows < capacity) & (pool.visit[jnp.minimum(rows, capacity - 1)] != NO_VISIT)
     rows = jnp.where(is_open, rows, capacity)
     return pool._replace(
         visit=pool.visit.at[rows].set(NO_VISIT, mode="drop"),
         visit_trials=pool.visit_trials.at[rows].set(0, mode="drop"),
-        in_flight=pool.in_flight - _count(is_open & first_of_each(rows)),
+        in_flight=pool.in_flight - _count(is_open & first_of_each(rows, again)),
     )
 
 
 def abandon(pool: PoolState, task_ids: Array) -> PoolState:
     """Close the visits of these tasks; what they have brought stays pending."""
-    return _close(pool, _rows(task_ids, pool.active.shape[0]))
+    rows = _rows(task_ids, pool.active.shape[0])
+    return _close(pool, rows, repeats(rows, rows < pool.active.shape[0]))
 
 
 def _rows(task_ids: Array, capacity: int) -> Array:
@@ -345,7 +370,7 @@ def _close_evaluated(pool: PoolState, fused: Fused) -> PoolState:
     else:
         capacity = pool.active.shape[0]
         tried = pool.visit_trials[jnp.minimum(fused.rows, capacity - 1)] > 0
-        few = _close(pool, jnp.where(tried, fused.rows, capacity))
+        few = _close(pool, jnp.where(tried, fused.rows, capacity), None)
         visits = rarely(fused.overflow, close_all, (few.visit, few.visit_trials, few.in_flight))
     visit, visit_trials, in_flight = visits
     return pool._replace(visit=visit, visit_trials=visit_trials, in_flight=in_flight)
@@ -387,7 +412,8 @@ def retire(pool: PoolState, task_ids: Array) -> PoolState:
     """Take tasks out of the pool: their visits end and pending evidence is dropped."""
     rows = _rows(task_ids, pool.active.shape[0])
     active = pool.active.at[rows].set(False, mode="drop")
-    return _close(pool, rows)._replace(
+    again = repeats(rows, rows < pool.active.shape[0])
+    return _close(pool, rows, again)._replace(
         active=active,
         domain_sizes=_domain_sizes(active, pool.domain, pool.domain_sizes.shape[0]),
         successes=pool.successes.at[rows].set(0, mode="drop"),

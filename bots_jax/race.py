@@ -32,16 +32,27 @@ import jax.numpy as jnp
 from jax import lax
 
 from bots_jax.draws import beta as draw_beta
-from bots_jax.numerics import log_beta_density, open_uniform, random_bits, rarely
+from bots_jax.numerics import (
+    columns,
+    log_beta_density,
+    of_part,
+    open_uniform,
+    part_sums,
+    pass_by,
+    random_bits,
+    rarely,
+    seen_before,
+    total_of,
+)
 from bots_jax.selection import lowest
 from bots_jax.sharding import BLOCK, block_sums
-from bots_jax.types import Array
+from bots_jax.types import Array, PyTree
 
 # c over twice the bound on the density. More widens the w for which the race holds
 # (c w <= log of this), and lowers the share of hits that are accepted.
 _SLACK = 1.15
 _LARGEST_HAZARD = 0.139  # below log(_SLACK)
-# Summands of each node of the tree; a walk down it costs that many additions a level.
+# Tasks of a leaf of the tree, and summands of its other nodes.
 FANOUT, _STEP = BLOCK, 8
 # Chunks of hits after which the race gives up.
 _MOST_CHUNKS = 8
@@ -126,20 +137,22 @@ def nearest(
     """
     race_key, direct_key = jax.random.split(rng_key)
 
-    def measure(width: Array) -> tuple[Array, Array]:
+    def measure(width: Array) -> tuple[Array, PyTree, Array]:
         # Tied to the width, or XLA moves what does not depend on it out of the loop over
         # widths, into half a dozen arrays of the pool's size.
         a, b, free, _ = lax.optimization_barrier((alpha, beta, allowed, width))
         rates = jnp.where(free, hit_rate(a, b, target, width), 0)
-        return block_sums(rates), jnp.max(rates)
+        return block_sums(rates), (), jnp.max(rates)
 
-    def identify(bits: Array, width: Array, blocks: Array) -> Runner:
+    def identify(bits: Array, course: Course, blocks: Array) -> Runner:
         ids = blocks[:, None] * FANOUT + jnp.arange(FANOUT, dtype=jnp.int32)[None]
         at = jnp.minimum(ids, alpha.shape[0] - 1)
         a, b = alpha[at], beta[at]
         free = allowed[at] & (ids < alpha.shape[0])
-        lane, rate = pick_lane(jnp.where(free, hit_rate(a, b, target, width), 0), bits[0])
-        return Runner(of_lane(at, lane), of_lane(a, lane), of_lane(b, lane), rate, rate > 0)
+        rates = jnp.where(free, hit_rate(a, b, target, course.width), 0)
+        lane, rate = pick_lane(rates, bits[0])
+        task = jnp.minimum(blocks * FANOUT + lane, alpha.shape[0] - 1)
+        return Runner(task, alpha[task], beta[task], rate, rate > 0)
 
     # A gather, not a slice with a stride, for which devices would exchange all they hold.
     probe = jnp.arange(0, alpha.shape[0], max(1, alpha.shape[0] // _PROBE), dtype=jnp.int32)
@@ -172,17 +185,22 @@ class Course(NamedTuple):
     """Where a race is run."""
 
     block_rates: Array  # f[n], sums of c over blocks of FANOUT tasks
+    detail: PyTree  # what else `measure` keeps for `identify`
     width: Array  # f, the width that c was computed for
     length: Array  # f, the distance at which the race ends
 
 
 def lay_out(
-    measure: Callable[[Array], tuple[Array, Array]], guess: Array, target: Array, count: int
+    measure: Callable[[Array], tuple[Array, PyTree, Array]],
+    guess: Array,
+    target: Array,
+    count: int,
 ) -> Course:
     """Choose the width so that the race is long enough, before anything random is drawn.
 
     Args:
-      measure: width -> f[n] sums of the rates c by block, and the largest c of any task.
+      measure: width -> f[n] sums of the rates c by block, anything that `identify` is to
+        have, and the largest c of any task.
       guess: f, about what the rates sum to.
       target: f. count: tasks to find.
     """
@@ -193,38 +211,30 @@ def lay_out(
 
     def survey(carry: tuple[Course, Array]) -> tuple[Course, Array]:
         width = carry[0].width
-        blocks, largest = measure(width)
+        blocks, detail, largest = measure(width)
         length = longest_race(width, jnp.maximum(largest, jnp.finfo(width.dtype).tiny))
         short = (width * jnp.sum(blocks) < hits) & (length >= width) & (width < widest)
         wider = jnp.where(short, jnp.minimum(4 * width, widest), width)
-        return Course(blocks, wider, length), short
+        return Course(blocks, detail, wider, length), short
 
-    blocks = jax.eval_shape(measure, width)[0]
-    start = Course(jnp.zeros(blocks.shape, blocks.dtype), width, jnp.zeros_like(width))
-    return lax.while_loop(lambda carry: carry[1], survey, (start, jnp.asarray(True)))[0]
+    first = survey((Course(jnp.zeros(()), None, width, width), jnp.asarray(True)))
+    return lax.while_loop(lambda carry: carry[1], survey, first)[0]
 
 
 def pick(weights: Array, uniform: Array) -> Array:
-    """i32[P]: an index of each row of f[P, FANOUT], drawn in proportion to its weights.
-
-    In two steps of 8: short running sums cost a CPU much less than long ones.
-    """
-    parts = weights.reshape(-1, _STEP, FANOUT // _STEP)
-    running = jnp.cumsum(jnp.sum(parts, axis=2), axis=1)
-    threshold = uniform * running[:, -1]
-    part = _count_below(running, threshold)
-    before = jnp.where(part > 0, of_lane(running, jnp.maximum(part - 1, 0)), 0)
-    within = jnp.cumsum(jnp.take_along_axis(parts, part[:, None, None], axis=1)[:, 0], axis=1)
-    return part * (FANOUT // _STEP) + _count_below(within, threshold - before)
+    """i32[P]: an index of each row of f[P, FANOUT], drawn in proportion to its weights."""
+    part, over = _walk(columns(part_sums(weights, _STEP)), uniform)
+    return part * _STEP + pass_by(columns(of_part(weights, part, _STEP)), over)[0]
 
 
-def _count_below(running: Array, threshold: Array) -> Array:
-    """i32[P]: the first entry of each row above the threshold; by rounding at most the last."""
-    return jnp.sum(running[:, :-1] <= threshold[:, None], axis=1, dtype=jnp.int32)
+def _walk(weights: list[Array], uniform: Array) -> tuple[Array, Array]:
+    """As `pass_by`, up to that share of all."""
+    return pass_by(weights, uniform * total_of(weights))
 
 
 def pick_lane(rates: Array, bits: Array) -> tuple[Array, Array]:
     """i32[P]: a task of each block f[P, FANOUT], drawn by its rate; and that rate, f[P]."""
+    rates = lax.optimization_barrier(rates)  # or each sum in `pick` would compute them anew
     lane = pick(rates, open_uniform(bits, rates.dtype))
     return lane, of_lane(rates, lane)
 
@@ -235,19 +245,37 @@ def of_lane(values: Array, lane: Array) -> Array:
 
 
 def _descend(levels: list[Array], uniforms: Array) -> Array:
-    """i32[P]: blocks drawn in proportion to their rates, from the root down; f[levels, P]."""
+    """i32[P]: blocks drawn in proportion to their rates, from the root down.
+
+    A uniform serves two levels, what is over in the first being the threshold in the second;
+    for more it would be too coarse.
+
+    Args:
+      levels: from `_grow_tree`. uniforms: f[`_words`, P].
+    """
     at = jnp.zeros(uniforms.shape[1], jnp.int32)
-    for level, uniform in zip(levels, uniforms, strict=True):
-        at = at * FANOUT + pick(level.reshape(-1, FANOUT)[at], uniform)
+    over = uniforms[0]  # of the first turn, where it is not used
+    for depth, level in enumerate(levels):
+        children = columns(level.reshape(-1, _STEP)[at])
+        if depth % 2:
+            step, over = pass_by(children, over)
+        else:
+            step, over = _walk(children, uniforms[depth // 2])
+        at = at * _STEP + step
     return at
 
 
+def _words(levels: list[Array]) -> int:
+    """Uniforms that a walk down the tree takes."""
+    return -(-len(levels) // 2)
+
+
 def _grow_tree(block_rates: Array) -> list[Array]:
-    """Levels from the root down, each a multiple of FANOUT long."""
-    levels = [jnp.pad(block_rates, (0, -block_rates.shape[0] % FANOUT))]
-    while levels[0].shape[0] > FANOUT:
-        sums = jnp.sum(levels[0].reshape(-1, FANOUT), axis=1)
-        levels.insert(0, jnp.pad(sums, (0, -sums.shape[0] % FANOUT)))
+    """Levels from the root down, sums of _STEP of the next, each a multiple of _STEP long."""
+    levels = [jnp.pad(block_rates, (0, -block_rates.shape[0] % _STEP))]
+    while levels[0].shape[0] > _STEP:
+        sums = jnp.sum(levels[0].reshape(-1, _STEP), axis=1)
+        levels.insert(0, jnp.pad(sums, (0, -sums.shape[0] % _STEP)))
     return levels
 
 
@@ -261,7 +289,7 @@ class _Progress(NamedTuple):
 def run(
     rng_key: Array,
     course: Course,
-    identify: Callable[[Array, Array, Array], Runner],
+    identify: Callable[[Array, Course, Array], Runner],
     target: Array,
     count: int,
 ) -> Result:
@@ -270,7 +298,7 @@ def run(
     Args:
       rng_key: consumed.
       course: from `lay_out`.
-      identify: (u[2, P] random bits, width, i32[P] blocks) -> Runner, a task of each block
+      identify: (u[2, P] random bits, course, i32[P] blocks) -> Runner, a task of each block
         drawn in proportion to its rate.
       target: f. count: static.
     """
@@ -281,11 +309,11 @@ def run(
 
     def advance(progress: _Progress) -> _Progress:
         key = jax.random.fold_in(rng_key, progress.chunk)
-        bits = random_bits(key, (len(levels) + 5, hits), dtype)
+        bits = random_bits(key, (_words(levels) + 5, hits), dtype)
         steps = -jnp.log(open_uniform(bits[0], dtype)) / total
         distance = progress.distance + jnp.cumsum(steps)
         blocks = _descend(levels, open_uniform(bits[5:], dtype))
-        runner = identify(bits[3:5], course.width, blocks)
+        runner = identify(bits[3:5], course, blocks)
         side = jnp.where(bits[1] & 1 == 0, 1, -1).astype(dtype)
         accepted = _accept(runner, target, distance, side, bits[2])
         ids = jnp.where(runner.runs, runner.task_ids, -1)
@@ -319,17 +347,12 @@ def _accept(runner: Runner, target: Array, distance: Array, side: Array, height:
 
 
 def _hit_before(ids: Array, progress: _Progress) -> Array:
-    """bool[P]: whether an earlier hit, of this chunk or of those before, was on the same task.
-
-    All pairs are compared: for a few hundred hits that is several times cheaper than sorting.
-    """
-    same = ids[:, None] == ids[None, :]
-    within = jnp.any(same & jnp.tri(ids.shape[0], k=-1, dtype=bool), axis=1)
+    """bool[P]: whether an earlier hit, of this chunk or of those before, was on the same task."""
 
     def compare(chunk: Array, found: Array) -> Array:
         return found | jnp.any(ids[:, None] == progress.hit_ids[chunk][None, :], axis=1)
 
-    return lax.fori_loop(0, progress.chunk, compare, within)
+    return lax.fori_loop(0, progress.chunk, compare, seen_before(ids))
 
 
 def _append(result: Result, ids: Array, draws: Array, accepted: Array) -> Result:

@@ -12,8 +12,18 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax.numpy as jnp
+from jax import lax
 
-from bots_jax.numerics import rarely
+from bots_jax.numerics import (
+    columns,
+    hash_bits,
+    of_part,
+    part_sums,
+    pass_by,
+    rarely,
+    total_of,
+    which_lane,
+)
 from bots_jax.types import Array
 
 WAYS = 64  # slots of a bucket
@@ -28,11 +38,8 @@ class Placed(NamedTuple):
 
 
 def bucket_of(ids: Array, buckets: int) -> Array:
-    """i32[M]: a bucket for each id. Multiply and xor-shift (the finaliser of MurmurHash3)."""
-    x = ids.astype(jnp.uint32)
-    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
-    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
-    return ((x ^ (x >> 16)) % jnp.uint32(buckets)).astype(jnp.int32)
+    """i32[M]: a bucket for each id."""
+    return (hash_bits(ids) % jnp.uint32(buckets)).astype(jnp.int32)
 
 
 def find(slot_ids: Array, ids: Array) -> Array:
@@ -43,10 +50,8 @@ def find(slot_ids: Array, ids: Array) -> Array:
     """
     size = slot_ids.shape[0]
     bucket = bucket_of(ids, size // WAYS)
-    same = slot_ids.reshape(-1, WAYS)[bucket] == ids[:, None]
-    way = jnp.argmax(same, axis=1).astype(jnp.int32)
-    present = jnp.any(same, axis=1) & (ids >= 0)
-    return jnp.where(present, bucket * WAYS + way, size)
+    way = which_lane(slot_ids.reshape(-1, WAYS)[bucket] == ids[:, None], jnp.dtype(jnp.float32))
+    return jnp.where((way < WAYS) & (ids >= 0), bucket * WAYS + way, size)
 
 
 def place(slot_ids: Array, ids: Array, new: Array, cost: Callable[[Array], Array]) -> Placed:
@@ -59,7 +64,7 @@ def place(slot_ids: Array, ids: Array, new: Array, cost: Callable[[Array], Array
     """
     size = slot_ids.shape[0]
     bucket = jnp.where(new, bucket_of(ids, size // WAYS), -1)
-    turn = _turn(bucket)
+    turn = _turn(bucket, size // WAYS)
     row = jnp.maximum(bucket, 0)
     free = slot_ids.reshape(-1, WAYS)[row] == FREE
     way = _nth(free, turn)
@@ -70,24 +75,62 @@ def place(slot_ids: Array, ids: Array, new: Array, cost: Callable[[Array], Array
         """The free ones first, then the least costly; one that must be kept never."""
         at = row[:, None] * WAYS + jnp.arange(WAYS, dtype=jnp.int32)[None]
         price = jnp.where(free, -1, cost(at))
-        ranked = jnp.argsort(price, axis=1).astype(jnp.int32)
-        chosen = jnp.take_along_axis(ranked, jnp.minimum(turn, WAYS - 1)[:, None], axis=1)
-        paid = jnp.take_along_axis(price, chosen, axis=1)[:, 0]
+        mine, other = price[:, :, None], price[:, None, :]
+        earlier = jnp.tri(WAYS, k=-1, dtype=bool)[None]
+        cheaper = (other < mine) | ((other == mine) & earlier)
+        taken = jnp.sum(cheaper, axis=2, dtype=jnp.int32) == turn[:, None]
+        chosen = jnp.argmax(taken, axis=1).astype(jnp.int32)
+        paid = jnp.max(jnp.where(taken, price, -jnp.inf), axis=1)
         room = new & (turn < WAYS) & jnp.isfinite(paid)
         crowded = jnp.sum(room & (paid >= 0), dtype=jnp.int32)
-        return Placed(jnp.where(room, row * WAYS + chosen[:, 0], size), crowded)
+        return Placed(jnp.where(room, row * WAYS + chosen, size), crowded)
 
     return rarely(jnp.any(new & ~fits), displace, Placed(slots, jnp.int32(0)))
 
 
-def _turn(bucket: Array) -> Array:
-    """i32[M]: how many earlier entries name the same bucket."""
+# Entries of one bucket that are counted side by side.
+_CROWD = 8
+
+
+def _turn(bucket: Array, buckets: int) -> Array:
+    """i32[M]: how many earlier entries name the same bucket; negative ones name none.
+
+    Sorted by bucket and place, in one word each, the entries of a bucket stand side by side.
+    """
+    size = bucket.shape[0]
+    places = max(1, (size - 1).bit_length())
+    if buckets >> (32 - places):
+        return _turn_by_pairs(bucket)
+    key = jnp.where(bucket < 0, buckets, bucket).astype(jnp.uint32) << places
+    ranked = jnp.sort(key | jnp.arange(size, dtype=jnp.uint32))
+    here, place = (ranked >> places).astype(jnp.int32), ranked & jnp.uint32((1 << places) - 1)
+    padded = jnp.concatenate([jnp.full(_CROWD, -1, jnp.int32), here])
+
+    def shared(by: int) -> Array:
+        return padded[_CROWD - by : _CROWD - by + size] == here
+
+    turn = sum((shared(by).astype(jnp.int32) for by in range(1, _CROWD)), jnp.zeros_like(here))
+    crowded = jnp.any(shared(_CROWD) & (here < buckets))
+    turn = jnp.zeros_like(turn).at[place].set(turn, unique_indices=True)
+    return rarely(
+        crowded, lambda turn: _turn_by_pairs(lax.optimization_barrier((bucket, turn))[0]), turn
+    )
+
+
+def _turn_by_pairs(bucket: Array) -> Array:
     same = bucket[:, None] == bucket[None, :]
     earlier = jnp.tri(bucket.shape[0], k=-1, dtype=bool)
     return jnp.sum(same & earlier, axis=1, dtype=jnp.int32)
 
 
+_STEP = 8
+
+
 def _nth(mask: Array, n: Array) -> Array:
-    """i32[M]: the index of the n-th True (from 0) of each row; its length if there is none."""
-    seen = jnp.cumsum(mask, axis=1, dtype=jnp.int32)
-    return jnp.sum(seen <= n[:, None], axis=1, dtype=jnp.int32)
+    """i32[M]: the index of the n-th True (from 0) of each row [M, WAYS]; WAYS if there is none."""
+    true = mask.astype(jnp.float32)
+    parts = columns(part_sums(true, _STEP))
+    wanted = n.astype(jnp.float32)
+    part, left = pass_by(parts, wanted)
+    way = part * _STEP + pass_by(columns(of_part(true, part, _STEP)), left)[0]
+    return jnp.where(wanted < total_of(parts), way, WAYS)
