@@ -4,7 +4,8 @@ All sides of a row run in turns of ten steps, in one process, on the same kind o
 reference counts out of 16, 16 rollouts, eviction tolerance 1e-5 pseudo-counts. `cold` is the
 median of the first steps, when all posteriors are alike; `warm` that after `--warm` steps;
 `after_others` that of the first step of each turn, when the others have filled the caches
-with their arrays, as training does between two selections. The authors' side needs
+with their arrays, as training does between two selections. `first_s` is the first step with
+all that is traced and compiled for it, `compile_s` XLA's part of that. The authors' side needs
 `pip install --no-deps trinity-rft==0.6.0` and torch, and is left out without.
 
 Run: python -m benchmarks.step
@@ -134,9 +135,26 @@ def timed(run: Step) -> float:
     return 1e3 * (time.perf_counter() - begin)
 
 
+_COMPILED = "/jax/core/compile/backend_compile_duration"
+
+
+def first_step(run: Step) -> dict[str, float]:
+    """Seconds of it, and of what XLA compiled for it."""
+    compiled: list[float] = []
+
+    def hear(event: str, seconds: float, **_: Any) -> None:
+        if event == _COMPILED:
+            compiled.append(seconds)
+
+    jax.monitoring.register_event_duration_secs_listener(hear)
+    first = timed(run) / 1e3
+    jax.monitoring.unregister_event_duration_listener(hear)
+    return {"first_s": first, "compile_s": sum(compiled)}
+
+
 def measure(sides: dict[str, Step], warm: int, rounds: int) -> dict[str, dict[str, float]]:
     """First step, cold and warm median of each side, in turns."""
-    row = {name: {"first_s": timed(run) / 1e3} for name, run in sides.items()}
+    row = {name: first_step(run) for name, run in sides.items()}
     cold = in_turns(sides, 1)
     for name, run in sides.items():
         for _ in range(warm if name in ("dense", "grouped") else 1):

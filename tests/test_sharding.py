@@ -43,15 +43,21 @@ MANY = Evidence(np.arange(0, SIZE, 4), np.arange(SIZE // 4) % 7 / 3, 2)
 CASES: dict[str, dict[str, Any]] = {
     "race": {},
     "draws of all": {"batch_size": 100},
-    "masks": {"eligible": lambda step: jnp.arange(SIZE) % 3 == step % 3},
-    "too few": {"eligible": lambda step: jnp.arange(SIZE) < 3},
+    "masks and domains": {
+        "eligible": lambda step: jnp.arange(SIZE) % 3 == step % 3,
+        "domains": 5,
+        "adaptive_implicit_weight": True,
+    },
+    "too few, noise": {
+        "eligible": lambda step: jnp.arange(SIZE) < 3,
+        "temperature": 0.1,
+        "exploration": 0.25,
+        "expiry": 3,
+    },
     "fallback": {"prior": (60.0, 1.0), "forgetting": 1.0, "implicit_weight": 0.0},
-    "domains": {"domains": 5, "adaptive_implicit_weight": True},
     "quotas": {"domains": 2, "quotas": (5, 11)},
-    "much evidence": {"more": MANY},
+    "much evidence, mean": {"more": MANY, "choice": "mean"},
     "much evidence in domains": {"more": MANY, "domains": 5},
-    "mean": {"choice": "mean"},
-    "noise": {"temperature": 0.1, "exploration": 0.25, "expiry": 3},
 }
 
 
