@@ -142,9 +142,9 @@ def first_step(run: Step) -> dict[str, float]:
     """Seconds of it, and of what XLA compiled for it."""
     compiled: list[float] = []
 
-    def hear(event: str, seconds: float, **_: Any) -> None:
+    def hear(event: str, duration_secs: float, **_: Any) -> None:
         if event == _COMPILED:
-            compiled.append(seconds)
+            compiled.append(duration_secs)
 
     jax.monitoring.register_event_duration_secs_listener(hear)
     first = timed(run) / 1e3

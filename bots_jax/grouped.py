@@ -38,12 +38,13 @@ from bots_jax.checks import is_concrete
 from bots_jax.compose import check_key, make_info
 from bots_jax.evidence import PADDING, UNNUMBERED, Rows, as_rows, refuse_poison, sound_numbers
 from bots_jax.groups import Codes, Groups, draw_member, group_of, with_tasks, without_tasks
-from bots_jax.numerics import rarely, repeats, zero_after
+from bots_jax.numerics import rarely, zero_after
 from bots_jax.pool import NO_VISIT, Fused, PoolState, first_of_each
 from bots_jax.posterior import BetaPosterior
 from bots_jax.race import FANOUT, Course, Result, Runner
 from bots_jax.reference import Reference
 from bots_jax.selection import Plan, lowest
+from bots_jax.short_lists import repeats
 from bots_jax.types import Array, ArrayLike, Belief, Evidence, Info, Selection, Settings, State
 
 DEFAULT_TOLERANCE = 1e-5  # pseudo-counts

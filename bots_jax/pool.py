@@ -23,8 +23,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from bots_jax.evidence import PADDING, UNNUMBERED, Rows, sound_numbers
-from bots_jax.numerics import rarely, repeats, seen_before
+from bots_jax.numerics import rarely
 from bots_jax.sharding import mesh_of, total
+from bots_jax.short_lists import repeats, seen_before
 from bots_jax.types import Array, PyTree
 
 NO_VISIT = -1

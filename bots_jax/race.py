@@ -32,20 +32,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from bots_jax.draws import beta as draw_beta
-from bots_jax.numerics import (
-    columns,
-    log_beta_density,
-    of_part,
-    open_uniform,
-    part_sums,
-    pass_by,
-    random_bits,
-    rarely,
-    seen_before,
-    total_of,
-)
+from bots_jax.numerics import log_beta_density, open_uniform, random_bits, rarely
 from bots_jax.selection import lowest
 from bots_jax.sharding import BLOCK, block_sums
+from bots_jax.short_lists import columns, of_part, part_sums, pass_by, seen_before, total_of
 from bots_jax.types import Array, PyTree
 
 # c over twice the bound on the density. More widens the w for which the race holds

@@ -14,13 +14,13 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import lax
 
-from bots_jax.numerics import (
+from bots_jax.numerics import rarely
+from bots_jax.short_lists import (
     columns,
     hash_bits,
     of_part,
     part_sums,
     pass_by,
-    rarely,
     total_of,
     which_lane,
 )

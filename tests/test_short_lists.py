@@ -1,4 +1,4 @@
-"""The tricks of `numerics.py` and `table.py` against plain NumPy."""
+"""`short_lists.py` and `table.py` against plain NumPy."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bots_jax import numerics, table
+from bots_jax import short_lists, table
 
 # Few compilations: every example has the same shape.
 SIZE = 48
@@ -24,24 +24,24 @@ def seen_before_by_loop(values: np.ndarray) -> list[bool]:
 @given(values=ids, where=st.lists(st.booleans(), min_size=SIZE, max_size=SIZE))
 def test_repeats_and_seen_before(values: list[int], where: list[bool]) -> None:
     array, mask = np.array(values, np.int32), np.array(where)
-    seen = jax.jit(numerics.seen_before)(jnp.asarray(array))
+    seen = jax.jit(short_lists.seen_before)(jnp.asarray(array))
     assert np.asarray(seen).tolist() == seen_before_by_loop(array)
-    again = jax.jit(numerics.repeats)(jnp.asarray(array), jnp.asarray(mask))
+    again = jax.jit(short_lists.repeats)(jnp.asarray(array), jnp.asarray(mask))
     assert bool(again) == (len(set(array[mask].tolist())) < mask.sum())
 
 
 def test_seen_before_where_values_share_a_hash(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(numerics, "hash_bits", lambda values: values.astype(jnp.uint32) & 1)
+    monkeypatch.setattr(short_lists, "hash_bits", lambda values: values.astype(jnp.uint32) & 1)
     rng = np.random.default_rng(0)
     for size in (1, 2, 5, 300):
         values = rng.integers(0, size, size).astype(np.int32)
-        seen = numerics.seen_before(jnp.asarray(values))
+        seen = short_lists.seen_before(jnp.asarray(values))
         assert np.asarray(seen).tolist() == seen_before_by_loop(values)
 
 
 def test_seen_before_of_many() -> None:
     values = np.random.default_rng(1).integers(0, 9000, 6000).astype(np.int32)
-    seen = numerics.seen_before(jnp.asarray(values))
+    seen = short_lists.seen_before(jnp.asarray(values))
     assert np.asarray(seen).tolist() == seen_before_by_loop(values)
 
 

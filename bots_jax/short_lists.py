@@ -1,0 +1,123 @@
+"""Sums and picks in many short rows, and repeats in a short list, as a CPU does them fast.
+
+In and out: arrays of a few hundred or thousand entries, whose steps cost more by their number
+than by their size. Rows are taken apart into columns, or summed as a product of matrices: a
+loop without an inner loop. Repeats are found by sorting single words.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jax import lax
+
+from bots_jax.numerics import rarely
+from bots_jax.types import Array
+
+
+def columns(rows: Array) -> list[Array]:
+    """Of [P, W]: W arrays [P]."""
+    return [rows[:, lane] for lane in range(rows.shape[1])]
+
+
+def total_of(weights: list[Array]) -> Array:
+    """[P]: their sum, from the first on."""
+    running = weights[0]
+    for weight in weights[1:]:
+        running = running + weight
+    return running
+
+
+def part_sums(rows: Array, size: int) -> Array:
+    """f[P, W / size]: of f[P, W], sums over so many entries each."""
+    width = rows.shape[1]
+    ones = jnp.arange(width)[:, None] // size == jnp.arange(width // size)[None]
+    return jnp.matmul(rows, ones.astype(rows.dtype), precision=lax.Precision.HIGHEST)
+
+
+def of_part(rows: Array, part: Array, size: int) -> Array:
+    """[P, size]: of [P, W], in each row the entries of one part, from part x size on."""
+    count, width = rows.shape
+    number = jnp.arange(count, dtype=jnp.int32) * (width // size) + part
+    return rows.reshape(-1, size)[number]
+
+
+def which_lane(same: Array, dtype: jnp.dtype) -> Array:
+    """i32[P]: the lane that is True in each row of bool[P, W], of which at most one is; or W."""
+    width = same.shape[1]
+    back = jnp.arange(-width, 0).astype(dtype)
+    found = jnp.matmul(same.astype(dtype), back, precision=lax.Precision.HIGHEST)
+    return width + found.astype(jnp.int32)
+
+
+def pass_by(weights: list[Array], threshold: Array) -> tuple[Array, Array]:
+    """i32[P]: how many of a few columns add up to the threshold; and what of it is over, [P].
+
+    At most all but the last, also where rounding has made the threshold as large as all.
+    """
+    index, running = jnp.zeros(threshold.shape, jnp.int32), weights[0]
+    before = jnp.zeros_like(running)
+    for weight in weights[1:]:
+        passed = running <= threshold
+        index, before = index + passed.astype(jnp.int32), jnp.where(passed, running, before)
+        running = running + weight
+    return index, threshold - before
+
+
+# --- repeats ----------------------------------------------------------------------------------
+
+# Up to this many values all pairs are compared where sorting has not settled it.
+_FEW = 1024
+
+
+def repeats(values: Array, where: Array) -> Array:
+    """bool: whether any two of i32[M] `values` are the same, among those `where`."""
+    ranked = jnp.sort(jnp.where(where, values, jnp.iinfo(values.dtype).max))
+    counted = jnp.sum(where, dtype=jnp.int32)
+    place = jnp.arange(1, ranked.shape[0], dtype=jnp.int32)
+    same = (ranked[1:] == ranked[:-1]) & (place < counted)
+    return jnp.any(same)
+
+
+def seen_before(values: Array) -> Array:
+    """bool[M]: whether an earlier entry of i32[M] is the same.
+
+    Few values are sorted by 32 bits, of which the lowest tell the place and the others are a
+    hash of the value: a CPU sorts single words several times faster than words with places.
+    What is the same then stands side by side, but for values that share a hash.
+    """
+    size = values.shape[0]
+    places = max(1, (size - 1).bit_length())
+    if size > 4 * _FEW:
+        return _seen_before_by_place(values)
+    low = jnp.uint32((1 << places) - 1)
+    ranked = jnp.sort((hash_bits(values) & ~low) | jnp.arange(size, dtype=jnp.uint32))
+    place = (ranked & low).astype(jnp.int32)
+    mixed, value = ranked >> places, values[place]
+
+    def shifted(entries: Array, by: int) -> Array:
+        """Whether each is the same as the one that stands so far in front of it."""
+        return jnp.concatenate([jnp.zeros(min(by, size), bool), entries[by:] == entries[:-by]])
+
+    near = shifted(value, 1) | shifted(value, 2) | shifted(value, 3)
+    unsettled = jnp.any(shifted(mixed, 4) & ~near)
+    before = jnp.zeros(size, bool).at[place].set(near, unique_indices=True)
+    return rarely(
+        unsettled,
+        lambda before: _seen_before_by_place(lax.optimization_barrier((values, before))[0]),
+        before,
+    )
+
+
+def _seen_before_by_place(values: Array) -> Array:
+    order = jnp.argsort(values, stable=True)
+    inner = values[order]
+    same = jnp.concatenate([jnp.zeros(1, bool), inner[1:] == inner[:-1]])
+    return jnp.zeros(values.shape, bool).at[order].set(same, unique_indices=True)
+
+
+def hash_bits(values: Array) -> Array:
+    """u32[M] that look random. Multiply and xor-shift (the finaliser of MurmurHash3)."""
+    x = values.astype(jnp.uint32)
+    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+    return x ^ (x >> 16)
