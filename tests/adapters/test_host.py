@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from bots_jax import Evidence, bots
-from bots_jax.adapters import NotEnoughTasksError, TaskSampler
+from bots_jax.adapters import ClosedError, NotEnoughTasksError, TaskSampler
 from bots_jax.checkpoint import CheckpointError
 from bots_jax.grouped import enlarge
 from bots_jax.reference import ReferenceCounts
@@ -149,6 +149,11 @@ def test_a_fixed_delay_says_what_it_waits_for(reference: np.ndarray) -> None:
         sampler.next_batch()
     sampler.abandon(batch.task_ids)
     assert len(sampler.next_batch().rows) == B
+    sampler.patience = 60
+    waiting = threading.Timer(0.05, sampler.close)
+    waiting.start()
+    with pytest.raises(ClosedError, match="while it waited"):
+        sampler.next_batch()
     with pytest.raises(ValueError, match="expiry=2 must be above delay=3"):
         make(reference, delay=3, expiry=2)
 
