@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import sys
 import threading
 import time
@@ -455,3 +456,13 @@ def test_eight_threads_keep_a_ledger(reference: np.ndarray) -> None:
     tally = hammer(make(reference), 200, seconds)
     sys.stdout.write(f"{dict(tally)}\n")  # shown by pytest -s
     assert tally["steps"] >= 200 // (2 * B)
+
+
+def test_the_example_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (Path(__file__).parents[2] / "docs/adapters/host.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(compile(code, "host.md", "exec"), names)
+    assert names["sampler"].step == 9
+    assert names["metrics"]["completed"] == 160
