@@ -1,0 +1,595 @@
+"""READ FIRST of the adapters: any selector behind locks, for trainers that are not pure.
+
+In: a `Selector` and its pool, then reports of rollouts from any thread, in any order. Out:
+batches of task ids.
+
+    sampler = TaskSampler(bots(batch_size=32, rollouts=8), reference)
+    while training:
+        batch = sampler.next_batch()
+        ...                                            # roll out batch.task_ids, train
+        sampler.observe(batch.task_ids, successes, trials=8, visits=batch.visits)
+
+Each call of `next_batch` opens a *visit* of each task: the task is in flight, and is not
+handed out again, until its visit ends (`ledger.py` says how). Evidence of visits that have
+ended goes to the selector when the step ends.
+
+A *step* ends at the first `next_batch` after `tasks_per_step` tasks (the selector's batch
+size) have been handed out since the last one did, or when `advance` is called: then the
+selector fuses, forgets and infers, once. So a trainer that asks for a batch, reports it and
+asks again makes exactly the `select, update, select, update` of `selector.py`, and one that
+asks for tasks one by one still forgets once a batch.
+
+Whoever reads ahead, on another thread, would have evidence fused sooner or later by chance.
+With `delay=k` a step fuses the evidence of the tasks selected k steps before it and earlier,
+all of it and nothing else, and waits for what is missing: the run is the same, bit for bit,
+whatever the threads do, and nothing can run further ahead than k steps.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bots_jax import checkpoint
+from bots_jax.adapters.engine import Engine
+from bots_jax.adapters.ledger import ANY_VISIT, Ended, Ledger
+from bots_jax.adapters.names import RETIRED, Name, TaskNames
+from bots_jax.adapters.watch import ChoiceWatch, PoolGroups, StepNotes
+from bots_jax.checks import check_choice, check_count
+from bots_jax.evidence import refuse_poison
+from bots_jax.growth import add_tasks, retire
+from bots_jax.types import ArrayLike, Belief, Evidence, Info, Selector, Settings, State
+
+IN_FLIGHT = ("redeliver", "keep", "abandon")
+
+
+class NotEnoughTasksError(RuntimeError):
+    """Fewer tasks than asked for can be handed out now; nothing was handed out."""
+
+
+class ClosedError(RuntimeError):
+    """The sampler was closed: it hands out nothing any more."""
+
+
+class Batch(NamedTuple):
+    """Tasks handed out: distinct, and not in flight before."""
+
+    task_ids: np.ndarray  # [n], the user's names, or i32 rows where there are none
+    visits: np.ndarray  # i32[n], to be sent back with the evidence
+    draws: np.ndarray  # f64[n], the p^ that each was chosen by
+    rows: np.ndarray  # i32[n], rows of the selector's state
+
+
+class TaskSampler:
+    """A thread-safe, stateful wrapper of any selector.
+
+    Args:
+      selector: for example `bots(batch_size=32, rollouts=8)`.
+      reference, num_tasks, settings, reference_trials, domains, capacity: as in
+        `selector.init`.
+      task_ids: names of the tasks, strings or whole numbers; None: a task's id is its row.
+      seed: of all that is drawn.
+      rollouts: m, where it is not the selector's: trials at which a visit is complete. It
+        must be what a task really gets, or visits wait for the rest.
+      tasks_per_step: tasks handed out before a step may end [the selector's batch size].
+      auto_advance: whether `next_batch` ends steps. False leaves it to `advance`.
+      delay: steps after which evidence is fused, and waited for; None: what has come is
+        fused, and nothing waited for.
+      patience: seconds that `next_batch` waits for evidence before it raises.
+      expiry: end visits older than this many steps [the selector's own; None: never].
+      window: steps over which `metrics` looks back at what was chosen.
+      device: "cpu" or a `jax.Device` to keep the selector on; None: JAX's default.
+
+    Raises:
+      ValueError: naming the argument, its value and the way out.
+    """
+
+    def __init__(
+        self,
+        selector: Selector,
+        reference: Any = None,
+        num_tasks: int | None = None,
+        *,
+        settings: Settings | Mapping[str, ArrayLike] | None = None,
+        reference_trials: ArrayLike | None = None,
+        domains: ArrayLike | None = None,
+        capacity: int | None = None,
+        task_ids: Sequence[Name] | None = None,
+        seed: int = 0,
+        rollouts: float | None = None,
+        tasks_per_step: int | None = None,
+        auto_advance: bool = True,
+        delay: int | None = None,
+        patience: float = 3600.0,
+        expiry: int | None = None,
+        window: int = 64,
+        device: Any = None,
+    ):
+        self._engine = engine = Engine(selector, device, seed)
+        self.batch_size = engine.batch_size
+        self.tasks_per_step = self.batch_size
+        if tasks_per_step is not None:
+            self.tasks_per_step = check_count("tasks_per_step", tasks_per_step)
+        self.auto_advance = auto_advance
+        self.delay = None if delay is None else check_count("delay", delay, least=0)
+        self.patience = patience
+        self.expiry = _shortest(selector.static.get("expiry"), expiry)
+        if self.expiry is not None and self.expiry <= (self.delay or 0):
+            raise ValueError(f"expiry={self.expiry} must be above delay={self.delay}, in steps")
+        self._lock = threading.Condition(threading.RLock())
+        if num_tasks is None and reference is None and task_ids is not None:
+            num_tasks = len(task_ids)
+        with engine.on_device():
+            engine.set_state(
+                selector.init(reference, settings, num_tasks, reference_trials, domains, capacity)
+            )
+            if rollouts is not None:
+                engine.set_numbers({"rollouts": rollouts})
+        self._names = TaskNames(_count_active(engine.state), task_ids)
+        self._groups: PoolGroups | None = None  # until the pool changes
+        self._ledger = Ledger()
+        self._watch = ChoiceWatch(check_count("window", window))
+        self._notes = StepNotes()
+        self._handed = 0  # tasks handed out since the step began
+        self._warned = False
+        self._closed = False
+
+    # --- the loop ----------------------------------------------------------------------------
+
+    def next_batch(self, n: int | None = None, eligible: ArrayLike | None = None) -> Batch:
+        """Hand out `n` tasks [the selector's batch size]; may end a step first.
+
+        Args:
+          n: any number; more than a batch is selected in several draws, of fewer the rest
+            is handed out by later calls of the same step, or returned to the pool.
+          eligible: bool[C] by row; False keeps a task out.
+
+        Raises:
+          NotEnoughTasksError: if fewer can be handed out; then none is.
+          TimeoutError: with `delay`, if evidence is missing for longer than `patience`.
+          ClosedError: after `close`, also if it was waiting.
+        """
+        count = self.batch_size if n is None else check_count("n", n)
+        with self._lock, self._engine.on_device():
+            if self._closed:
+                raise ClosedError("this sampler was closed")
+            rows = self._ledger.take_again(count)
+            try:
+                fresh = self._fresh(count - len(rows), eligible) if len(rows) < count else []
+            except (NotEnoughTasksError, TimeoutError, ClosedError):
+                self._put_back(rows)
+                raise
+            return self._batch(rows + fresh)
+
+    def observe(
+        self,
+        task_ids: Any,
+        successes: ArrayLike,
+        trials: ArrayLike = 1,
+        visits: ArrayLike | None = None,
+        *,
+        pieces: ArrayLike | None = None,
+        complete: bool = False,
+        unsolicited: bool = False,
+    ) -> np.ndarray:
+        """Report what rollouts came to; from any thread, in any order, in pieces.
+
+        Args:
+          task_ids: [M], as handed out; repeats are added up, so one row a rollout will do.
+          successes: f[M] in [0, trials]; fractions for graded rewards.
+          trials: f[M] or one number; 0 ends the visit with nothing more.
+          visits: i32[M] from `Batch.visits`. Without them a row belongs to the task's open
+            visit, whichever that is: with them a report of an earlier one is recognised.
+          pieces: i32[M], number of each row within its visit, such as that of the rollout.
+            With them a row that is sent twice while its visit is open is recognised.
+          complete: no more will come for these visits, whatever their trials.
+          unsolicited: count rows of tasks that are not in flight, too.
+
+        Returns:
+          bool[M]: whether each row counted. The others were late, repeated, or of tasks that
+          have left the pool; `metrics` has their number.
+
+        Raises:
+          ValueError: on rows that make no sense; then no row has counted.
+        """
+        with self._lock:
+            rows = self._names.rows_of(task_ids)
+            shape = rows.shape
+            s = _column("successes", successes, shape, np.float64)
+            n = _column("trials", trials, shape, np.float64)
+            numbers = _column("visits", ANY_VISIT if visits is None else visits, shape, np.int32)
+            order = None if pieces is None else _column("pieces", pieces, shape, np.int32)
+            rows_checked = np.maximum(rows, 0)
+            refuse_poison(Evidence(rows_checked, s, n), np.ones(shape, bool), self._names.num_rows)
+            counted = self._ledger.report(
+                rows, s, n, numbers, order, complete=complete, unsolicited=unsolicited,
+                rollouts=self._engine.rollouts, step=self.step,
+            )  # fmt: skip
+            self._lock.notify_all()
+            return counted
+
+    def abandon(self, task_ids: Any, visits: ArrayLike | None = None) -> int:
+        """No more evidence will come of these visits; what came counts.
+
+        Returns:
+          How many of them were open.
+        """
+        with self._lock:
+            rows = self._names.rows_of(task_ids)
+            numbers = _column("visits", ANY_VISIT if visits is None else visits, rows.shape, int)
+            found = self._ledger.abandon(rows.tolist(), numbers.tolist())
+            self._ledger.counts["abandoned"] += found
+            self._lock.notify_all()
+            return found
+
+    def advance(self) -> Info:
+        """End the step: fuse what has come, forget, infer. `next_batch` does it by itself."""
+        with self._lock, self._engine.on_device():
+            step = self.step
+            self._ledger.expire(step, self.expiry)
+            self._return_spare()
+            self._warn_if_nothing_completes()
+            due = self._take_due()
+            self._engine.deliver(due)
+            info = self._engine.advance()
+            self._handed = 0
+            self._watch.end_step()
+            self._notes.note(info, [step - entry.opened for entry in due if entry.trials > 0])
+            return info
+
+    def redeliver(self) -> None:
+        """Hand out again, first and in the same order, all that is in flight: it was lost.
+
+        The tasks keep their visit numbers; pieces that they had brought are dropped.
+        """
+        with self._lock:
+            self._ledger.redeliver()
+
+    def close(self) -> None:
+        """Hand out nothing any more; threads that wait for evidence are let go.
+
+        Call it before closing a loader that reads ahead on a thread. Evidence is still taken,
+        and the state may still be saved.
+        """
+        with self._lock:
+            self._closed = True
+            self._lock.notify_all()
+
+    # --- pool ----------------------------------------------------------------------------------
+
+    def add_tasks(
+        self,
+        task_ids: Sequence[Name] | None = None,
+        reference: ArrayLike | None = None,
+        num_tasks: int | None = None,
+        *,
+        reference_trials: ArrayLike | None = None,
+        domains: ArrayLike | None = None,
+    ) -> np.ndarray:
+        """Add tasks while running; needs `capacity`, but in grouped pools.
+
+        Args:
+          task_ids: names, where the pool has names.
+          reference, num_tasks, reference_trials, domains: as in `bots_jax.add_tasks`.
+
+        Returns:
+          The ids of the new tasks.
+        """
+        with self._lock, self._engine.on_device():
+            if num_tasks is None and reference is None and task_ids is not None:
+                num_tasks = len(task_ids)
+            count = num_tasks if reference is None else np.shape(reference)[-1]
+            self._names.check_new(task_ids, count or 0)
+            state, rows = add_tasks(self.state, reference, num_tasks, reference_trials, domains)
+            self._engine.set_state(state)
+            self._groups = None
+            self._names.add(np.asarray(rows), task_ids)
+            return self._names.names_of(np.asarray(rows))
+
+    def retire(self, task_ids: Any) -> None:
+        """Take tasks out of the pool. Their evidence, waiting or late, is dropped."""
+        with self._lock, self._engine.on_device():
+            rows = self._names.rows_of(task_ids)
+            rows = np.unique(rows[rows != RETIRED])
+            self._ledger.drop(rows.tolist())
+            self._engine.set_state(retire(self.state, jnp.asarray(rows, jnp.int32)))
+            self._groups = None
+            self._names.retire(rows)
+            self._lock.notify_all()
+
+    def set_settings(self, **numbers: ArrayLike) -> None:
+        """Other numbers from now on, for schedules: `set_settings(target=0.6)`."""
+        with self._lock, self._engine.on_device():
+            self._engine.set_numbers(numbers)
+
+    # --- looking -------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> State:
+        """The selector's state: an immutable pytree."""
+        return self._engine.state
+
+    @property
+    def selector(self) -> Selector:
+        """The selector that is wrapped."""
+        return self._engine.selector
+
+    @property
+    def step(self) -> int:
+        """Steps that have ended."""
+        return self._engine.step
+
+    @property
+    def handed_out(self) -> int:
+        """Visits opened since the start."""
+        return self._ledger.counts["handed_out"]
+
+    def in_flight(self) -> Batch:
+        """What is out with the trainer, in the order of handing out."""
+        with self._lock:
+            return self._batch(list(self._ledger.open))
+
+    def predict(self, task_ids: Any = None) -> Belief:
+        """What is believed of these tasks, or of all rows; NumPy."""
+        with self._lock, self._engine.on_device():
+            rows = None if task_ids is None else self._names.rows_of(task_ids)
+            if rows is not None and (rows == RETIRED).any():
+                raise ValueError(f"task_ids={task_ids} names tasks that have left the pool")
+            belief = self.selector.predict(self.state, rows)
+            return Belief(*jax.device_get(belief))
+
+    def metrics(self) -> dict[str, float]:
+        """Numbers for a logger, of the last step that ended and of the last `window` steps.
+
+        effective_task_ratio, success_rate, evaluated: of the evidence fused in that step.
+        capability (capability/0 and so on with domains), implicit_weight, implicit_error.
+        choice_entropy (nats), breadth (its exponential, in tasks), starved_groups,
+        starved_share (of all tasks): see `watch.py`; over the window.
+        staleness_mean, staleness_max: steps between handing out a task and the end of its
+        visit, of the evidence fused; oldest_visit: steps that the oldest open one has waited.
+        in_flight, waiting (visits that ended since), step; and since the start handed_out,
+        completed, abandoned, expired, stale, unsolicited (`ledger.COUNTS`), total_evaluated,
+        total_trials, total_successes.
+        """
+        with self._lock:
+            self._groups = groups = self._groups or PoolGroups(self.state)
+            ledger = self._ledger
+            opened = [visit.opened for visit in ledger.open.values()]
+            return {
+                **self._notes.last,
+                **self._watch.measure(groups.labels(self._watch.rows()), groups.sizes),
+                "step": float(self.step),
+                "in_flight": float(len(ledger.open)),
+                "waiting": float(len(ledger.ended)),
+                "oldest_visit": float(self.step - min(opened, default=self.step)),
+                **{name: float(value) for name, value in ledger.counts.items()},
+                **self._notes.totals,
+            }
+
+    # --- saving ------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a resumed run needs.
+
+        Returns:
+          `{"version", "static", "host", "arrays"}`: the first three are JSON values, `arrays`
+          holds NumPy arrays by the path of each leaf of the state.
+        """
+        state, host = self._snapshot()
+        return {
+            "version": checkpoint.VERSION,
+            "static": json.loads(json.dumps(dict(self.selector.static), default=str)),
+            "host": host,
+            "arrays": checkpoint.named_arrays(state),
+        }
+
+    def load_state_dict(
+        self, saved: Mapping[str, Any], *, in_flight: str = "redeliver", settings: str = "saved"
+    ) -> None:
+        """Go on where `state_dict` was called.
+
+        Args:
+          saved: of a sampler made with the same selector, pool and names.
+          in_flight: what becomes of tasks that were out. "redeliver" hands them out again,
+            first and in the same order, under the same visit numbers: for a trainer that lost
+            them. "keep" leaves them out: for one that goes on with them. "abandon" ends them.
+          settings: whose numbers win where they differ, "saved" or "given".
+
+        Raises:
+          CheckpointError: if it belongs to another selector or pool.
+          ValueError: if it belongs to other names.
+        """
+        check_choice("in_flight", in_flight, IN_FLIGHT)
+        with self._lock, self._engine.on_device():
+            state = checkpoint.from_named_arrays(
+                saved["static"], saved["arrays"], self.selector, self.state, settings
+            )
+            self._resume(state, saved["host"], in_flight)
+
+    def save(
+        self, directory: str | Path, step: int | None = None, *, trainer: Any = None, keep: int = 2
+    ) -> Path:
+        """Write an Orbax checkpoint, with the trainer's pytree of arrays if given.
+
+        Args:
+          directory, trainer, keep: as in `checkpoint.save`.
+          step: number of the checkpoint [steps that have ended].
+        """
+        state, host = self._snapshot()
+        number = host["engine"]["step"] if step is None else step
+        notes = {"sampler": host}
+        return checkpoint.save(
+            directory, number, self.selector, state, trainer=trainer, notes=notes, keep=keep
+        )
+
+    def restore(
+        self,
+        directory: str | Path,
+        step: int | None = None,
+        *,
+        trainer: Any = None,
+        in_flight: str = "redeliver",
+        settings: str = "saved",
+    ) -> checkpoint.Restored:
+        """Read what `save` wrote; see `load_state_dict` and `checkpoint.restore`."""
+        check_choice("in_flight", in_flight, IN_FLIGHT)
+        with self._lock, self._engine.on_device():
+            found = checkpoint.restore(
+                directory, self.selector, self.state, trainer=trainer, step=step,
+                settings=settings, resized=True,
+            )  # fmt: skip
+            self._resume(found.state, found.notes["sampler"], in_flight)
+            return found
+
+    def _snapshot(self) -> tuple[State, dict[str, Any]]:
+        with self._lock:
+            return self.state, {
+                "engine": self._engine.as_json(),
+                "handed": self._handed,
+                "names": self._names.changes(),
+                "ledger": self._ledger.as_json(),
+                "watch": [list(rows) for rows in self._watch.steps],
+                "notes": self._notes.as_json(),
+            }
+
+    def _resume(self, state: State, host: Mapping[str, Any], in_flight: str) -> None:
+        names = self._names.at_start()
+        names.replay(host["names"])
+        self._names, self._groups = names, None
+        self._engine.resume(state, host["engine"])
+        self._ledger = Ledger.from_json(host["ledger"])
+        self._watch.steps.clear()
+        self._watch.steps.extend(list(rows) for rows in host["watch"])
+        self._notes.resume(host["notes"])
+        self._handed = host["handed"]
+        if in_flight == "redeliver":
+            self._ledger.redeliver()
+        if in_flight == "abandon":
+            numbers = [visit.number for visit in self._ledger.open.values()]
+            self._ledger.abandon(list(self._ledger.open), numbers)
+        self._lock.notify_all()
+
+    # --- inner steps; the lock is held -----------------------------------------------------
+
+    def _fresh(self, count: int, eligible: ArrayLike | None) -> list[int]:
+        """Rows handed out for the first time."""
+        while self.auto_advance and self._handed >= self.tasks_per_step:
+            if self._has_what_is_due():  # waiting lets others in, who may end the step
+                self.advance()
+        if eligible is not None:
+            self._return_spare()
+        try:
+            self._select_until(count, eligible)
+            rows = self._ledger.hand_out(count)
+        finally:
+            if eligible is not None:
+                self._return_spare()
+        self._handed += count
+        self._watch.hand_out(rows)
+        return rows
+
+    def _select_until(self, count: int, eligible: ArrayLike | None) -> None:
+        spare = self._ledger.spare
+        while len(spare) < count:
+            found = self._engine.select(eligible)
+            if not found and self._ledger.ended:
+                self._engine.deliver(self._take_due())  # their tasks may be chosen again
+                found = self._engine.select(eligible)
+            if not found:
+                raise NotEnoughTasksError(self._shortage(count))
+            spare.extend(found)
+
+    def _take_due(self) -> list[Ended]:
+        """Evidence that this step fuses."""
+        return self._ledger.take_ended(self.step - (self.delay or 0))
+
+    def _has_what_is_due(self) -> bool:
+        """Whether nothing that this step fuses is out; if not, after waiting for some."""
+        if self.delay is None or not self._ledger.any_open(self.step - self.delay):
+            return True
+        heard = self._lock.wait(self.patience)
+        if self._closed:
+            raise ClosedError("this sampler was closed while it waited for evidence")
+        if not heard:
+            raise TimeoutError(
+                f"no evidence came for {self.patience:g} s, and with delay={self.delay} step "
+                f"{self.step} needs that of every task selected up to step "
+                f"{self.step - self.delay}: report or abandon them, or read fewer batches ahead"
+            )
+        return False
+
+    def _batch(self, rows: list[int]) -> Batch:
+        visits = [self._ledger.open[row] for row in rows]
+        at = np.array(rows, np.int32)
+        return Batch(
+            self._names.names_of(at),
+            np.array([visit.number for visit in visits], np.int32),
+            np.array([visit.draw for visit in visits], np.float64),
+            at,
+        )
+
+    def _put_back(self, rows: list[int]) -> None:
+        for row in reversed(rows):
+            self._ledger.again.appendleft((row, self._ledger.open[row].number))
+
+    def _shortage(self, count: int) -> str:
+        out, spare = len(self._ledger.open), len(self._ledger.spare)
+        return (
+            f"{count} tasks were asked for and {spare} can be handed out: {out} are in flight. "
+            "Report or abandon those, give expiry=..., add tasks, or ask for fewer"
+        )
+
+    def _return_spare(self) -> None:
+        """What was selected and not handed out goes back to the pool."""
+        rows = [row for row, _ in self._ledger.spare]
+        self._ledger.spare.clear()
+        self._engine.close(rows)
+
+    def _warn_if_nothing_completes(self) -> None:
+        """A sampler that waits for more rollouts than a task gets would never learn."""
+        ledger = self._ledger
+        if self._warned or ledger.counts["completed"]:
+            return
+        partial = [visit.trials for visit in ledger.open.values() if visit.trials > 0]
+        if len(partial) >= self.tasks_per_step:
+            self._warned = True
+            warnings.warn(
+                f"{len(partial)} tasks have brought {max(partial):g} trials or fewer and wait for "
+                f"rollouts={self._engine.rollouts:g}: give TaskSampler(rollouts=...) what a task "
+                "gets, or observe(complete=True) with its last piece",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+
+
+def _shortest(first: int | None, second: int | None) -> int | None:
+    """The lower of two limits, None being none."""
+    if second is not None:
+        check_count("expiry", second)
+    given = [limit for limit in (first, second) if limit is not None]
+    return min(given, default=None)
+
+
+def _count_active(state: State) -> int:
+    if state.representation == "grouped":
+        return int(state.pool.groups.num_tasks)
+    return int(np.sum(np.asarray(state.pool.active)))
+
+
+def _column(name: str, value: Any, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """One value a row, or one for all."""
+    try:
+        column = np.asarray(value, dtype)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name}={value!r} must be numbers: {error}") from None
+    if column.shape not in ((), shape):
+        raise ValueError(f"{name} has shape {column.shape}, expected {shape}, as task_ids")
+    return np.broadcast_to(column, shape)
