@@ -6,9 +6,9 @@ tasks. Out:
     logit p~_k = w . x_k + u_{domain of k},     (w, u) ~ N(m, L^-1)
 
 x_k = (1, the logit of each reference). A missing logit stands where its model is on average,
-moved by how far the task's known ones are from theirs (`features.fill`). A step is Bayes' rule about the mode (West and Harrison 1997,
-section 14.4), after forgetting that mixes the posterior with the prior (Kulhavy and Zarrop
-1993), so that what is not observed any more drifts back to it:
+moved by how far the task's known ones are from theirs (`features.fill`). A step is Bayes' rule
+about the mode (West and Harrison 1997, section 14.4), after forgetting that mixes the posterior
+with the prior (Kulhavy and Zarrop 1993), so that what is not observed any more drifts back:
 
     L0' = (1 - f) L + f L0,    m0' = L0'^-1 ((1 - f) L m + f L0 m0)
     m <- argmax log N(m; m0', L0'^-1) + sum_k w_k log-likelihood of task k
@@ -275,7 +275,7 @@ def _learn(
     mean = lax.fori_loop(0, _ITERATIONS, closer, start)
     _, likely, told = at(mean)
     _, bend = misfit.derivatives(likely, told, rate)
-    precision = jax.tree.map(jnp.add, prior, _observed(x, bend, domain, effects))
+    precision: Precision = jax.tree.map(jnp.add, prior, _observed(x, bend, domain, effects))
     _, _, expected = at(start)
     learned = misfit.learn(spread, expected, fused.successes, trials, misfit.KEEP)
     return Regression(mean, precision, _covariance(precision), levels, learned)

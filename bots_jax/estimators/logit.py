@@ -87,7 +87,7 @@ def _fit(
 
     def closer(_: int, theta: Array) -> Array:
         mean, told, eta = at(theta)
-        slope, bend = misfit.derivatives(mean, told, rate)
+        slope, _ = misfit.derivatives(mean, told, rate)
         bound = told.information * told.share * curvature(eta)
         gradient = total(gap * slope) - precision * (theta - prior)
         return theta + gradient / (precision + total(gap * gap * bound))
