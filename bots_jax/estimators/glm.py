@@ -35,7 +35,6 @@ from bots_jax.estimators import misfit
 from bots_jax.estimators.contract import Estimator, Inferred, Own
 from bots_jax.estimators.features import (
     Levels,
-    curvature,
     fill,
     learn_levels,
     logistic,
@@ -85,7 +84,7 @@ class Regression(NamedTuple):
     misfit: Misfit
 
 
-_ITERATIONS = 4
+_ITERATIONS = 8
 
 
 def glm(forgetting: float = 0.02, prior: Prior | None = None) -> Estimator:
@@ -262,13 +261,13 @@ def _learn(
 
     def closer(_: int, mean: Coefficients) -> Coefficients:
         eta, likely, told = at(mean)
-        slope, _ = misfit.derivatives(likely, told, rate)
-        bound = told.information * told.share * curvature(eta)
+        slope, bend = misfit.derivatives(likely, told, rate)
         pull = _apply(prior, _plus(mean, start, -1))
         gradient = Coefficients(
             _sums(x, slope[None])[:, 0], _to_domains(slope[None], domain, effects)[0]
         )
-        seen = _observed(x, bound, domain, effects)
+        towards = misfit.curvature_towards_mode(eta, told, bend)
+        seen = _observed(x, towards, domain, effects)
         curved = jax.tree.map(jnp.add, prior, seen)
         return _plus(mean, _solve(curved, _plus(gradient, pull, -1)))
 

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from bots_jax.estimators.contract import Own
+from bots_jax.estimators.features import curvature
 from bots_jax.numerics import safe_ratio
 from bots_jax.sharding import total
 from bots_jax.types import Array
@@ -82,6 +83,17 @@ def derivatives(mean: Array, predicted: Predicted, rate: Array) -> tuple[Array, 
     sensitivity = predicted.share * mean * (1 - mean)  # of q in logit p~
     scaled = predicted.information * sensitivity / variance
     return scaled * (rate - q), scaled * sensitivity
+
+
+def curvature_towards_mode(eta: Array, predicted: Predicted, bend: Array) -> Array:
+    """Curvature to divide by on the way to the mode, f[R]: no step overshoots.
+
+    Half way between the second derivative and the parabola below the likelihood
+    (`features.curvature`). Going by the parabola alone never falls short of the likelihood it
+    had, and neither does going up to twice as far (Wu and Lange 2010); Newton's step may.
+    """
+    bound = predicted.information * predicted.share * curvature(eta)
+    return 0.5 * (bend + jnp.maximum(bound, bend))
 
 
 def learn(
