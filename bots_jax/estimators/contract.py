@@ -37,11 +37,15 @@ class Own(NamedTuple):
 
 
 class InitEstimator(Protocol):
+    """Makes the parameters."""
+
     def __call__(self, reference: Reference, num_domains: int) -> Any:
         """Parameters before any evidence: a function of shapes and dtype alone."""
 
 
 class FitEstimator(Protocol):
+    """Learns from a step."""
+
     def __call__(
         self,
         params: Any,
@@ -59,6 +63,8 @@ class FitEstimator(Protocol):
 
 
 class InferFn(Protocol):
+    """Says what the parameters tell of any tasks."""
+
     def __call__(self, params: Any, reference: Reference, domain: Array | None) -> Inferred:
         """p~ of each column of the reference."""
 

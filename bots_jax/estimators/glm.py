@@ -6,9 +6,9 @@ tasks. Out:
     logit p~_k = w . x_k + u_{domain of k},     (w, u) ~ N(m, L^-1)
 
 x_k = (1, the logit of each reference). A missing logit stands where its model is on average,
-moved by how far the task's known ones are from theirs (`features.fill`). A step is Bayes' rule about the mode (West and Harrison 1997,
-section 14.4), after forgetting that mixes the posterior with the prior (Kulhavy and Zarrop
-1993), so that what is not observed any more drifts back to it:
+moved by how far the task's known ones are from theirs (`features.fill`). A step is Bayes' rule
+about the mode (West and Harrison 1997, section 14.4), after forgetting that mixes the posterior
+with the prior (Kulhavy and Zarrop 1993), so that what is not observed any more drifts back:
 
     L0' = (1 - f) L + f L0,    m0' = L0'^-1 ((1 - f) L m + f L0 m0)
     m <- argmax log N(m; m0', L0'^-1) + sum_k w_k log-likelihood of task k
@@ -35,7 +35,6 @@ from bots_jax.estimators import misfit
 from bots_jax.estimators.contract import Estimator, Inferred, Own
 from bots_jax.estimators.features import (
     Levels,
-    curvature,
     fill,
     learn_levels,
     logistic,
@@ -85,7 +84,7 @@ class Regression(NamedTuple):
     misfit: Misfit
 
 
-_ITERATIONS = 4
+_ITERATIONS = 8
 
 
 def glm(forgetting: float = 0.02, prior: Prior | None = None) -> Estimator:
@@ -262,20 +261,20 @@ def _learn(
 
     def closer(_: int, mean: Coefficients) -> Coefficients:
         eta, likely, told = at(mean)
-        slope, _ = misfit.derivatives(likely, told, rate)
-        bound = told.information * told.share * curvature(eta)
+        slope, bend = misfit.derivatives(likely, told, rate)
         pull = _apply(prior, _plus(mean, start, -1))
         gradient = Coefficients(
             _sums(x, slope[None])[:, 0], _to_domains(slope[None], domain, effects)[0]
         )
-        seen = _observed(x, bound, domain, effects)
+        towards = misfit.curvature_towards_mode(eta, told, bend)
+        seen = _observed(x, towards, domain, effects)
         curved = jax.tree.map(jnp.add, prior, seen)
         return _plus(mean, _solve(curved, _plus(gradient, pull, -1)))
 
     mean = lax.fori_loop(0, _ITERATIONS, closer, start)
     _, likely, told = at(mean)
     _, bend = misfit.derivatives(likely, told, rate)
-    precision = jax.tree.map(jnp.add, prior, _observed(x, bend, domain, effects))
+    precision: Precision = jax.tree.map(jnp.add, prior, _observed(x, bend, domain, effects))
     _, _, expected = at(start)
     learned = misfit.learn(spread, expected, fused.successes, trials, misfit.KEEP)
     return Regression(mean, precision, _covariance(precision), levels, learned)

@@ -24,7 +24,7 @@ from jax import lax
 
 from bots_jax.estimators import misfit
 from bots_jax.estimators.contract import Estimator, Inferred, Own
-from bots_jax.estimators.features import curvature, logistic, logits, shrink
+from bots_jax.estimators.features import logistic, logits, shrink
 from bots_jax.estimators.misfit import Misfit
 from bots_jax.numerics import safe_ratio
 from bots_jax.pool import Fused, by_task, domain_sums
@@ -43,7 +43,7 @@ class Ability(NamedTuple):
 # theta ~ N(1/2, 1) at first; Q a step.
 _PRIOR_MEAN, _PRIOR_VARIANCE, _DRIFT = 0.5, 1.0, 1e-3
 # Steps towards the mode; each cannot overshoot.
-_ITERATIONS = 4
+_ITERATIONS = 8
 
 
 def logit() -> Estimator:
@@ -88,9 +88,9 @@ def _fit(
     def closer(_: int, theta: Array) -> Array:
         mean, told, eta = at(theta)
         slope, bend = misfit.derivatives(mean, told, rate)
-        bound = told.information * told.share * curvature(eta)
+        curved = misfit.curvature_towards_mode(eta, told, bend)
         gradient = total(gap * slope) - precision * (theta - prior)
-        return theta + gradient / (precision + total(gap * gap * bound))
+        return theta + gradient / (precision + total(gap * gap * curved))
 
     theta = lax.fori_loop(0, _ITERATIONS, closer, prior)
     mean, told, _ = at(theta)

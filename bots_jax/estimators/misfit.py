@@ -17,6 +17,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from bots_jax.estimators.contract import Own
+from bots_jax.estimators.features import curvature
 from bots_jax.numerics import safe_ratio
 from bots_jax.sharding import total
 from bots_jax.types import Array
@@ -26,6 +27,7 @@ _PRIOR_PHI, _PRIOR_WEIGHT = 0.25, 2.0
 # phi is kept in here: c from 1/19 to 199.
 _LEAST_PHI, _MOST_PHI = 0.005, 0.95
 _FLOOR = 1e-3  # of p (1 - p), so that one surprise at p~ = 0 is not all there is
+_LEAST_COUNTS = 2.0
 KEEP = 0.98  # share of earlier steps' evidence of phi that still counts
 
 
@@ -83,6 +85,17 @@ def derivatives(mean: Array, predicted: Predicted, rate: Array) -> tuple[Array, 
     return scaled * (rate - q), scaled * sensitivity
 
 
+def curvature_towards_mode(eta: Array, predicted: Predicted, bend: Array) -> Array:
+    """Curvature to divide by on the way to the mode, f[R]: no step overshoots.
+
+    Half way between the second derivative and the parabola below the likelihood
+    (`features.curvature`). Going by the parabola alone never falls short of the likelihood it
+    had, and neither does going up to twice as far (Wu and Lange 2010); Newton's step may.
+    """
+    bound = predicted.information * predicted.share * curvature(eta)
+    return 0.5 * (bend + jnp.maximum(bound, bend))
+
+
 def learn(
     misfit: Misfit, predicted: Predicted, successes: Array, trials: Array, keep: Array | float
 ) -> Misfit:
@@ -114,8 +127,9 @@ def concentration(misfit: Misfit, mean: Array, variance: Array) -> Array:
 
     A Beta of c counts has variance about 1 / (c p (1 - p)) in logits, so parameters alone
     would give 1 / (p (1 - p) v) + 1 (a uniform at v = pi^2 / 3); variances of independent
-    causes add up, and so do the inverses of counts.
+    causes add up, and so do the inverses of counts. Never less than 2, what the uniform prior
+    has: a U-shaped one says of every task that it is solved or hopeless, and none is tried.
     """
     phi = phi_of(misfit)
     scaled = mean * (1 - mean) * variance
-    return 1 / (phi / (1 - phi) + scaled / (1 + scaled))
+    return jnp.maximum(1 / (phi / (1 - phi) + scaled / (1 + scaled)), _LEAST_COUNTS)
