@@ -121,6 +121,7 @@ def restore(
     trainer: PyTree = None,
     step: int | None = None,
     settings: str = "saved",
+    resized: bool = False,
 ) -> Restored:
     """Read a checkpoint; without `step` the newest that is whole.
 
@@ -131,6 +132,8 @@ def restore(
       trainer: a pytree of the expected structure, shapes and dtypes.
       step: of the checkpoint; None skips damaged ones with a warning.
       settings: whose numbers win where they differ, "saved" or "given" (those of `like`).
+      resized: whether a grouped pool may have grown since it was as large as `like`: its
+        table does between steps, its groups by `add_tasks`.
 
     Raises:
       CheckpointError: if there is none, or it belongs to another selector or pool.
@@ -153,8 +156,69 @@ def restore(
             continue
         for message in damaged:
             warnings.warn(f"skipped: {message}", RuntimeWarning, stacklevel=2)
+        if resized:
+            like = _as_large(like, header["leaves"], "['state']")
         return _rebuild(packed, header, selector, like, trainer, settings)
     raise DamagedCheckpointError("; ".join(damaged) + ". No whole checkpoint is left")
+
+
+def named_arrays(state: State) -> dict[str, np.ndarray]:
+    """The leaves of a state as NumPy arrays, by path: for savers other than this one."""
+    return {path: _as_numpy(leaf) for path, leaf in _named_leaves(state)}
+
+
+def from_named_arrays(
+    static: Mapping[str, Any],
+    arrays: Mapping[str, Any],
+    selector: Selector,
+    like: State,
+    settings: str = "saved",
+) -> State:
+    """The state that `named_arrays` was given; a grouped pool may have grown since `like`.
+
+    Args:
+      static: settings of the selector that it was saved with.
+      arrays: by path.
+      selector: must agree with the saved one in every static setting.
+      like: a state of the expected structure.
+      settings: whose numbers win where they differ, "saved" or "given" (those of `like`).
+
+    Raises:
+      CheckpointError: if they belong to another selector or pool.
+    """
+    check_choice("settings", settings, ("saved", "given"))
+    _check_static(_plain(static), _plain(selector.static))
+    found = {path: np.asarray(array) for path, array in arrays.items()}
+    leaves = [[path, a.dtype.name, list(a.shape)] for path, a in found.items()]
+    template = _as_large(like, leaves, "")
+    _check_leaves(leaves, template)
+    pairs, structure = jax.tree_util.tree_flatten_with_path(template)
+    rebuilt = [_like(found[jax.tree_util.keystr(path)], leaf) for path, leaf in pairs]
+    state: State = jax.tree_util.tree_unflatten(structure, rebuilt)
+    return state._replace(settings=Settings(*like.settings)) if settings == "given" else state
+
+
+def _as_large(like: State, leaves: list[list[Any]], prefix: str) -> State:
+    """A grouped `like` with the sizes of the saved leaves; any other as it is."""
+    if like.representation != "grouped":
+        return like
+    saved = {path: (dtype, shape) for path, dtype, shape in leaves}
+    groups = like.pool.groups
+    for name in ("order", "of_task"):  # a pool given by sizes has none until tasks are added
+        path = f"{prefix}.pool.groups.{name}"
+        if getattr(groups, name) is None and path in saved:
+            groups = groups._replace(**{name: np.zeros(0, saved[path][0])})
+    like = like._replace(pool=like.pool._replace(groups=groups))
+
+    def resize(path: Any, leaf: Any) -> Any:
+        _, shape = saved.get(prefix + jax.tree_util.keystr(path), (None, None))
+        ours = np.shape(leaf)
+        if shape is None or len(shape) != len(ours) or list(shape[:-1]) != list(ours[:-1]):
+            return leaf
+        return np.broadcast_to(np.zeros((), _as_numpy(leaf).dtype), shape)  # holds one number
+
+    grown: State = jax.tree_util.tree_map_with_path(resize, like)
+    return grown
 
 
 def _writer() -> Any:

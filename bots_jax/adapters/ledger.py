@@ -1,0 +1,233 @@
+"""Which tasks are out with the trainer, and what has come back: host-side bookkeeping.
+
+In: tasks handed out, reports in any order, in pieces, twice, late or never. Out: one row of
+evidence for each visit that has ended, to be handed to the selector at the end of the step.
+
+A visit is one time that a task was handed out. It ends when its trials are complete, when a
+report says that no more will come, when it is abandoned, or when it is older than `expiry`
+steps; until then its evidence is held here and the task is not selected again. A report
+counts while its visit is open, so one that comes twice or too late is dropped and counted.
+No JAX, no locks: `host.py` has them.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+ANY_VISIT = -1
+
+
+class Visit:
+    """A task that is out with the trainer."""
+
+    __slots__ = ("draw", "number", "opened", "pieces", "successes", "trials")
+
+    def __init__(self, number: int, opened: int, draw: float):
+        self.number = number  # as the selector gave it
+        self.opened = opened  # the step in which it was selected
+        self.draw = draw
+        self.restart()
+
+    def restart(self) -> None:
+        """Nothing has come back."""
+        self.successes = 0.0
+        self.trials = 0.0
+        self.pieces: set[int] = set()
+
+
+class Ended(NamedTuple):
+    """Evidence of a visit that has ended, or of a task that had none (`number` -1)."""
+
+    row: int
+    successes: float
+    trials: float
+    number: int
+    age: int  # steps between handing out and ending
+
+
+class Ledger:
+    """Visits that are open, waiting to be handed out, or ended."""
+
+    def __init__(self) -> None:
+        self.open: dict[int, Visit] = {}  # by row, in the order of handing out
+        # Rows and numbers of open visits to be handed out once more.
+        self.again: deque[tuple[int, int]] = deque()
+        self.spare: deque[tuple[int, Visit]] = deque()  # selected, not handed out yet
+        self.ended: list[Ended] = []  # since the selector was last told
+        self.counts = dict.fromkeys(COUNTS, 0)
+
+    # --- handing out ---------------------------------------------------------------------
+
+    def take_again(self, count: int) -> list[int]:
+        """Up to `count` rows that are handed out once more, in their first order."""
+        rows: list[int] = []
+        while self.again and len(rows) < count:
+            row, number = self.again.popleft()
+            visit = self.open.get(row)
+            if visit is not None and visit.number == number:
+                rows.append(row)
+        return rows
+
+    def hand_out(self, count: int) -> list[int]:
+        """Open visits of the next `count` spare tasks."""
+        rows = []
+        for _ in range(count):
+            row, visit = self.spare.popleft()
+            self.open[row] = visit
+            rows.append(row)
+        self.counts["handed_out"] += count
+        return rows
+
+    def redeliver(self) -> None:
+        """Hand out again what is open, from the start: whoever had it has lost it."""
+        for visit in self.open.values():
+            visit.restart()
+        self.again = deque((row, visit.number) for row, visit in self.open.items())
+
+    # --- coming back ---------------------------------------------------------------------
+
+    def report(
+        self,
+        rows: np.ndarray,
+        successes: np.ndarray,
+        trials: np.ndarray,
+        visits: np.ndarray,
+        pieces: np.ndarray | None,
+        *,
+        complete: bool,
+        unsolicited: bool,
+        rollouts: float,
+        step: int,
+    ) -> np.ndarray:
+        """Add checked evidence; bool[M], whether each row counted.
+
+        Args:
+          rows: i32[M], negative for tasks that have left the pool.
+          successes, trials: f64[M].
+          visits: i32[M], `ANY_VISIT` where unnumbered.
+          pieces: i32[M], number of each row within its visit; None where not numbered.
+          complete: whether the visits named here end with this report.
+          unsolicited: whether rows of tasks that are not out count as well.
+          rollouts: m, trials at which a visit is complete.
+          step: now.
+        """
+        counted = np.zeros(len(rows), bool)
+        was_open = {row for row in rows.tolist() if row in self.open}
+        for at, row in enumerate(rows.tolist()):
+            visit = self.open.get(row)
+            matches = visit is not None and visits[at] in (ANY_VISIT, visit.number)
+            if visit is not None and matches:
+                piece = None if pieces is None else int(pieces[at])
+                counted[at] = self._add(visit, successes[at], trials[at], piece)
+                if trials[at] == 0 or visit.trials >= rollouts:
+                    self.end(row, step)
+            elif unsolicited and row >= 0 and visits[at] == ANY_VISIT and row not in was_open:
+                counted[at] = trials[at] > 0
+                if counted[at]:
+                    self.ended.append(Ended(row, successes[at], trials[at], ANY_VISIT, 0))
+                    self.counts["unsolicited"] += 1
+            else:
+                self.counts["stale"] += 1
+        if complete:
+            self._end_named(rows, visits, step)
+        return counted
+
+    def _add(self, visit: Visit, successes: float, trials: float, piece: int | None) -> bool:
+        if piece is not None and piece in visit.pieces:
+            self.counts["stale"] += 1
+            return False
+        if piece is not None:
+            visit.pieces.add(piece)
+        visit.successes += float(successes)
+        visit.trials += float(trials)
+        return True
+
+    def _end_named(self, rows: np.ndarray, visits: np.ndarray, step: int) -> None:
+        for row, number in zip(rows.tolist(), visits.tolist(), strict=True):
+            visit = self.open.get(row)
+            if visit is not None and number in (ANY_VISIT, visit.number):
+                self.end(row, step)
+
+    def end(self, row: int, step: int) -> None:
+        """End an open visit; what it has brought counts."""
+        visit = self.open.pop(row)
+        age = step - visit.opened
+        self.ended.append(Ended(row, visit.successes, visit.trials, visit.number, age))
+        self.counts["completed"] += visit.trials > 0
+
+    def abandon(self, rows: Iterable[int], visits: Iterable[int], step: int) -> int:
+        """End these visits, as far as they are open; how many were."""
+        found = 0
+        for row, number in zip(rows, visits, strict=True):
+            visit = self.open.get(row)
+            if visit is not None and number in (ANY_VISIT, visit.number):
+                self.end(row, step)
+                found += 1
+        self.counts["abandoned"] += found
+        return found
+
+    def expire(self, step: int, expiry: int | None) -> None:
+        """End visits that will be older than `expiry` when this step ends."""
+        if expiry is None:
+            return
+        old = [row for row, visit in self.open.items() if step + 1 - visit.opened > expiry]
+        for row in old:
+            self.end(row, step)
+        self.counts["expired"] += len(old)
+
+    def drop(self, rows: Iterable[int]) -> None:
+        """Forget tasks that leave the pool, with all that they have brought."""
+        gone = set(rows)
+        for row in gone:
+            self.open.pop(row, None)
+        self.ended = [entry for entry in self.ended if entry.row not in gone]
+        self.spare = deque(entry for entry in self.spare if entry[0] not in gone)
+
+    # --- saving ----------------------------------------------------------------------------
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it as JSON values; floats come back exactly."""
+
+        def told(row: int, visit: Visit) -> list[Any]:
+            numbers = [visit.number, visit.opened, visit.draw, visit.successes, visit.trials]
+            return [row, *numbers, sorted(visit.pieces)]
+
+        return {
+            "open": [told(row, visit) for row, visit in self.open.items()],
+            "spare": [told(row, visit) for row, visit in self.spare],
+            "again": [list(entry) for entry in self.again],
+            "ended": [list(entry) for entry in self.ended],
+            "counts": dict(self.counts),
+        }
+
+    @classmethod
+    def from_json(cls, saved: dict[str, Any]) -> Ledger:
+        """The ledger that `as_json` told of."""
+
+        def heard(entry: list[Any]) -> tuple[int, Visit]:
+            row, number, opened, draw, successes, trials, pieces = entry
+            visit = Visit(number, opened, draw)
+            visit.successes, visit.trials, visit.pieces = successes, trials, set(pieces)
+            return row, visit
+
+        ledger = cls()
+        ledger.open = dict(heard(entry) for entry in saved["open"])
+        ledger.spare = deque(heard(entry) for entry in saved["spare"])
+        ledger.again = deque((row, number) for row, number in saved["again"])
+        ledger.ended = [Ended(*entry) for entry in saved["ended"]]
+        ledger.counts = {**ledger.counts, **saved["counts"]}
+        return ledger
+
+
+COUNTS = (
+    "handed_out",  # visits opened
+    "completed",  # visits that ended with evidence
+    "abandoned",  # visits ended by `abandon`
+    "expired",  # visits ended by age
+    "stale",  # rows dropped: late, repeated, or of tasks that have left
+    "unsolicited",  # rows of tasks that were not out, where those are asked to count
+)

@@ -1,0 +1,190 @@
+"""The tasks' own ids and the rows of the selector's state.
+
+In: names of tasks, strings or whole numbers of any kind, or nothing: then a task's id is its
+row. Out: rows. A name that was retired stays known, so that late evidence of it is told apart
+from a mistake.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+Name = str | int
+RETIRED = -2  # the row of a task that is no longer in the pool
+
+
+class TaskNames:
+    """Which row each task has.
+
+    Args:
+      num_tasks: N, rows 0 to N - 1 at the start.
+      names: of those rows, all different; None where ids are rows.
+    """
+
+    def __init__(self, num_tasks: int, names: Sequence[Name] | None = None):
+        self._start = (num_tasks, names)
+        self.num_rows = num_tasks  # rows that have ever held a task
+        self.idle: set[int] = set()  # of those, rows that hold none now
+        self.by_row: dict[int, Name] | None = None
+        self._added: dict[int, Name] = {}
+        self._gone: set[Name] = set()
+        self._digest = ""
+        if names is None:
+            return
+        plain = [_plain(name) for name in names]
+        if len(plain) != num_tasks:
+            raise ValueError(f"task_ids has {len(plain)} names, the pool {num_tasks} tasks")
+        self.by_row = dict(enumerate(plain))
+        self._row_of = {name: row for row, name in self.by_row.items()}
+        if len(self._row_of) != num_tasks:
+            raise ValueError(f"task_ids names {_repeated(plain)!r} twice: names must differ")
+        self._digest = hashlib.sha256(json.dumps(plain).encode()).hexdigest()
+
+    def at_start(self) -> TaskNames:
+        """As they were before any was added or retired."""
+        return TaskNames(*self._start)
+
+    def rows_of(self, task_ids: Any) -> np.ndarray:
+        """i32[M] rows, `RETIRED` for tasks that have left.
+
+        Raises:
+          ValueError: if a task was never in the pool.
+        """
+        if self.by_row is None:
+            return self._checked_rows(task_ids)
+        names = [_plain(name) for name in _listed(task_ids)]
+        rows = [self._row_of.get(name, RETIRED) for name in names]
+        for name, row in zip(names, rows, strict=True):
+            if row == RETIRED and name not in self._gone:
+                raise ValueError(f"task_ids contains {name!r}, which was never in this pool")
+        return np.array(rows, np.int32)
+
+    def _checked_rows(self, task_ids: Any) -> np.ndarray:
+        ids = np.atleast_1d(np.asarray(task_ids))
+        if ids.ndim != 1 or (ids.dtype.kind not in "iu" and ids.size):
+            raise ValueError(
+                f"task_ids has shape {ids.shape} and dtype {ids.dtype}, expected whole numbers: "
+                "names need TaskSampler(task_ids=...)"
+            )
+        wrong = ids[(ids < 0) | (ids >= self.num_rows)]
+        if wrong.size:
+            raise ValueError(
+                f"task_ids contains {wrong[0]}, this pool has tasks 0 to {self.num_rows - 1}"
+            )
+        rows = ids.astype(np.int32)
+        if self.idle:
+            rows[[int(row) in self.idle for row in rows]] = RETIRED
+        return rows
+
+    def names_of(self, rows: np.ndarray) -> np.ndarray:
+        """The ids by which the user knows these rows: i32[M], or the names."""
+        if self.by_row is None:
+            return np.asarray(rows, np.int32)
+        return np.array([self.by_row[int(row)] for row in rows])
+
+    def add(self, rows: np.ndarray, names: Sequence[Name] | None) -> None:
+        """New tasks in these rows; `check_new` has seen the names."""
+        self.num_rows = max(self.num_rows, int(rows.max()) + 1)
+        self.idle -= {int(row) for row in rows}
+        if self.by_row is None or names is None:
+            return
+        for row, name in zip(rows, names, strict=True):
+            self._name(int(row), _plain(name))
+
+    def _name(self, row: int, name: Name) -> None:
+        assert self.by_row is not None
+        self.by_row[row] = self._added[row] = name
+        self._row_of[name] = row
+        self._gone.discard(name)
+
+    def check_new(self, names: Sequence[Name] | None, count: int) -> None:
+        """Refuse names where there are none, none where there are some, and taken ones."""
+        if (names is None) != (self.by_row is None):
+            has = "has no names" if self.by_row is None else "has names"
+            raise ValueError(f"task_ids={names}, but the pool {has}: give them to both or neither")
+        if names is None:
+            return
+        plain = [_plain(name) for name in names]
+        taken = [name for name in plain if name in self._row_of]
+        if taken or len(set(plain)) != len(plain) or len(plain) != count:
+            raise ValueError(
+                f"task_ids={plain[:5]} must be {count} names, all different, none of a task in "
+                f"the pool{f': {taken[0]!r} is' if taken else ''}"
+            )
+
+    def retire(self, rows: np.ndarray) -> None:
+        """Tasks that leave; their rows may be given to others later."""
+        self.idle |= {int(row) for row in rows}
+        if self.by_row is None:
+            return
+        for row in rows:
+            name = self.by_row.pop(int(row))
+            self._added.pop(int(row), None)
+            del self._row_of[name]
+            self._gone.add(name)
+
+    def changes(self) -> dict[str, Any]:
+        """What has changed since the start, as JSON values."""
+        return {
+            "digest": self._digest,
+            "start": self._start[0],
+            "num_rows": self.num_rows,
+            "idle": sorted(self.idle),
+            "added": [[row, name] for row, name in self._added.items()],
+            "gone": sorted(self._gone, key=str),
+        }
+
+    def replay(self, changes: dict[str, Any]) -> None:
+        """Bring names as they were at the start to where `changes` says.
+
+        Raises:
+          ValueError: if these are not the names that the saved run began with.
+        """
+        if changes["start"] != self._start[0]:
+            raise ValueError(
+                f"the saved run began with {changes['start']} tasks, this one with "
+                f"{self._start[0]}: give it the same, and add tasks that came later afterwards"
+            )
+        if changes["digest"] != self._digest:
+            raise ValueError(
+                "task_ids are not those of the saved run: give the same names in the same order, "
+                "and add tasks that came later after restoring"
+            )
+        self.num_rows = int(changes["num_rows"])
+        if self.by_row is not None:
+            gone = set(changes["gone"])
+            for name in gone & set(self._row_of):
+                self.by_row.pop(self._row_of.pop(name))
+            self._gone = gone
+            for row, name in changes["added"]:
+                self._name(int(row), name)
+        self.idle = set(changes["idle"])
+
+
+def _plain(name: Any) -> Name:
+    """A name as JSON and dictionaries know it: NumPy's strings and integers are not alike."""
+    if isinstance(name, str):
+        return str(name)
+    if isinstance(name, int | np.integer) and not isinstance(name, bool):
+        return int(name)
+    raise ValueError(f"task_ids contains {name!r}: names are strings or whole numbers")
+
+
+def _listed(task_ids: Any) -> list[Any]:
+    if isinstance(task_ids, str | int):
+        return [task_ids]
+    return list(task_ids)
+
+
+def _repeated(names: list[Name]) -> Name | None:
+    seen: set[Name] = set()
+    for name in names:
+        if name in seen:
+            return name
+        seen.add(name)
+    return None

@@ -1,0 +1,95 @@
+"""How a running selection looks: what was chosen lately, and which parts of the pool were not.
+
+In: the rows handed out, step by step. Out: numbers for a logger.
+
+    entropy of the choice  -sum_k q_k log q_k, q = shares of the tasks handed out in the window
+    starved group          has tasks, none of which was handed out in the window
+
+A *group* is a domain where the pool has several; else tasks whose references have the same
+mean pass rate, in tenths, and one more group of those without references.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from bots_jax.groups import group_of
+from bots_jax.types import State
+
+_UNKNOWN = 10  # label of tasks without references; below it, tenths of the mean rate
+
+
+class ChoiceWatch:
+    """The rows handed out in the last `window` steps."""
+
+    def __init__(self, window: int):
+        self.steps: deque[list[int]] = deque([[]], maxlen=window)
+
+    def hand_out(self, rows: list[int]) -> None:
+        """In the step that is going on."""
+        self.steps[-1].extend(rows)
+
+    def end_step(self) -> None:
+        """The next rows belong to another step; the oldest step may leave the window."""
+        self.steps.append([])
+
+    def rows(self) -> np.ndarray:
+        """i32[...], with repeats."""
+        return np.array([row for step in self.steps for row in step], np.int32)
+
+    def measure(self, labels: np.ndarray, sizes: np.ndarray) -> dict[str, float]:
+        """Entropy and starvation.
+
+        Args:
+          labels: i32[...], the group of each of `rows()`.
+          sizes: i64[G], tasks of each group.
+        """
+        rows = self.rows()
+        _, counts = np.unique(rows, return_counts=True)
+        shares = counts / max(len(rows), 1)
+        entropy = float(-np.sum(shares * np.log(shares)))
+        starved = (sizes > 0) & (np.bincount(labels, minlength=len(sizes)) == 0)
+        return {
+            "choice_entropy": entropy,
+            "breadth": math.exp(entropy) if len(rows) else 0.0,
+            "starved_groups": float(np.sum(starved)),
+            "starved_share": float(np.sum(sizes[starved]) / max(np.sum(sizes), 1)),
+        }
+
+
+class PoolGroups:
+    """The groups of a state's tasks; made anew when the pool changes."""
+
+    def __init__(self, state: State):
+        self._groups: Any = None
+        if state.representation == "grouped":
+            self._groups = state.pool.groups
+            known, domain = self._groups.reference, self._groups.domain
+            weights, many = np.asarray(self._groups.sizes), state.pool.slots.domain_sizes.size > 1
+        else:
+            known, domain = state.reference, state.pool.domain
+            weights, many = np.asarray(state.pool.active), state.pool.domain_sizes.size > 1
+        labels = _tenths(np.asarray(known.rates)) if domain is None or not many else domain
+        self._labels = np.asarray(labels, np.int32)
+        self.sizes = np.bincount(self._labels, weights=weights).astype(np.int64)
+
+    def labels(self, rows: np.ndarray) -> np.ndarray:
+        """i32[M]: the group of each row."""
+        if self._groups is not None:
+            rows = np.asarray(group_of(self._groups, jnp.asarray(rows, jnp.int32)))
+            rows = np.minimum(rows, len(self._labels) - 1)  # a retired task has no group
+        return self._labels[rows]
+
+
+def _tenths(rates: np.ndarray) -> np.ndarray:
+    """i8[C] from f[K, C] pass rates, NaN where unknown."""
+    known = ~np.isnan(rates)
+    total = np.sum(np.where(known, rates, 0), axis=0, dtype=np.float64)
+    mean = total / np.maximum(np.sum(known, axis=0), 1)
+    tenth = np.minimum(10 * mean, 9).astype(np.int8)
+    return np.where(known.any(axis=0), tenth, np.int8(_UNKNOWN))

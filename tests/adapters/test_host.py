@@ -1,0 +1,407 @@
+"""The host wrapper: visits, steps, names, threads, and runs that go on after a kill."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import sys
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from bots_jax import Evidence, bots
+from bots_jax.adapters import NotEnoughTasksError, TaskSampler
+from bots_jax.checkpoint import CheckpointError
+from bots_jax.grouped import enlarge
+from bots_jax.reference import ReferenceCounts
+
+B, M = 4, 8
+SELECTOR = bots(batch_size=B, rollouts=M)
+
+
+def make(reference: np.ndarray, **more: object) -> TaskSampler:
+    """Always the same shapes, so that little is compiled."""
+    domains = np.arange(reference.shape[1]) % 3
+    return TaskSampler(SELECTOR, reference, domains=domains, capacity=64, **more)  # type: ignore[arg-type]
+
+
+def rates(task_ids: np.ndarray, step: int) -> np.ndarray:
+    """What the rollouts of these tasks come to: a fixed function of task and step."""
+    return np.array([(7 * int(task) + 3 * step) % (M + 1) for task in task_ids], float)
+
+
+def run(sampler: TaskSampler, steps: int) -> list[list[int]]:
+    chosen = []
+    for step in range(steps):
+        batch = sampler.next_batch()
+        chosen.append(batch.rows.tolist())
+        sampler.observe(batch.task_ids, rates(batch.rows, step), M, batch.visits)
+    return chosen
+
+
+def same_leaves(left: object, right: object) -> None:
+    for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def same_state(left: TaskSampler, right: TaskSampler) -> None:
+    same_leaves(left.state, right.state)
+    assert left.state_dict()["host"] == right.state_dict()["host"]
+
+
+# --- steps ---------------------------------------------------------------------------------
+
+
+def test_a_plain_trainer_makes_the_plain_loop(reference: np.ndarray) -> None:
+    sampler = make(reference, seed=3)
+    chosen = run(sampler, 5)
+    info = sampler.advance()
+    state = make(reference).state
+    for step in range(5):
+        key = jax.random.fold_in(jax.random.key(3), step)
+        state, selection = SELECTOR.select(key, state)
+        assert selection.task_ids.tolist() == chosen[step]
+        evidence = Evidence(selection.task_ids, rates(selection.task_ids, step), M, selection.visit)
+        state, expected = SELECTOR.update(state, evidence)
+    same_leaves((sampler.state, info), (state, expected))
+
+
+def test_a_step_is_a_batch_of_tasks_however_they_are_asked_for(reference: np.ndarray) -> None:
+    sampler = make(reference)
+    rows = [int(sampler.next_batch(1).rows[0]) for _ in range(2 * B)]
+    assert sampler.step == 1
+    assert len(set(rows)) == 2 * B
+    assert rows[:B] == make(reference).next_batch().rows.tolist()
+    large = make(reference).next_batch(2 * B + 1)  # several draws, no step between them
+    assert len(set(large.rows.tolist())) == 2 * B + 1
+    odd = make(reference, tasks_per_step=3)
+    odd.next_batch(3)
+    odd.next_batch(3)
+    assert odd.step == 1
+    assert odd.metrics()["in_flight"] == 6  # the one left over went back to the pool
+    assert int(odd.state.pool.in_flight) == B + 3
+
+
+def test_manual_steps(reference: np.ndarray) -> None:
+    sampler = make(reference, auto_advance=False)
+    for _ in range(3):
+        sampler.next_batch()
+    assert sampler.step == 0
+    sampler.advance()
+    assert sampler.step == 1
+
+
+def test_too_few_tasks(reference: np.ndarray) -> None:
+    sampler = make(reference)
+    first = sampler.next_batch(59)
+    with pytest.raises(NotEnoughTasksError, match=r"2 tasks were asked for and 1 can .* 59 are in"):
+        sampler.next_batch(2)
+    sampler.observe(first.task_ids[:2], [1, 2], M, first.visits[:2])
+    assert len(sampler.next_batch(3).rows) == 3  # reported tasks may be chosen again
+    with pytest.raises(NotEnoughTasksError):
+        sampler.next_batch(1, eligible=np.zeros(64, bool))
+
+
+# --- evidence --------------------------------------------------------------------------------
+
+
+def test_late_repeated_and_out_of_order(reference: np.ndarray) -> None:
+    sampler = make(reference)
+    first, second = sampler.next_batch(), sampler.next_batch()
+    sampler.next_batch()
+    assert sampler.observe(second.task_ids, [1, 2, 3, 4], M, second.visits).all()
+    assert sampler.observe(first.task_ids[::-1], [0, 8, 4, 4], M, first.visits[::-1]).all()
+    assert not sampler.observe(first.task_ids, [1, 1, 1, 1], M, first.visits).any()
+    assert not sampler.observe(second.task_ids, [1, 1, 1, 1], M).any()  # unnumbered, and late
+    info = sampler.advance()
+    assert (int(info.evaluated), float(info.trials)) == (2 * B, 2 * B * M)
+    told = sampler.metrics()
+    assert (told["stale"], told["completed"], told["total_trials"]) == (2 * B, 2 * B, 2 * B * M)
+    assert told["effective_task_ratio"] == 6 / 8
+    assert (told["staleness_mean"], told["staleness_max"]) == (1.5, 2)
+
+
+def test_pieces_wait_for_one_another(reference: np.ndarray) -> None:
+    sampler = make(reference)
+    batch = sampler.next_batch()
+    task, visit = batch.task_ids[:1], batch.visits[:1]
+    sampler.observe(np.repeat(task, 3), [1, 0, 1], 1, visit[0], pieces=[0, 1, 2])
+    repeated = sampler.observe(np.repeat(task, 2), [0, 1], 1, visit[0], pieces=[1, 3])
+    assert repeated.tolist() == [False, True]
+    assert int(sampler.advance().evaluated) == 0
+    sampler.observe(np.repeat(task, 4), [1, 1, 0, 0], 1, visit[0], pieces=[4, 5, 6, 7])
+    info = sampler.advance()
+    assert (int(info.evaluated), float(info.trials), float(info.success_rate)) == (1, 8, 5 / 8)
+    sampler.observe(batch.task_ids[1:2], [2], 3, complete=True)
+    sampler.observe(batch.task_ids[2:3], [1], 2)
+    assert sampler.abandon(batch.task_ids[1:], batch.visits[1:]) == 2
+    assert float(sampler.advance().trials) == 5  # three, and the two of the abandoned one
+    assert int(sampler.state.pool.in_flight) == 0
+
+
+def test_evidence_that_never_comes(reference: np.ndarray) -> None:
+    sampler = make(reference, expiry=2)
+    batch = sampler.next_batch()
+    sampler.observe(batch.task_ids[:1], [1.0], 2, batch.visits[:1])
+    infos = [sampler.advance() for _ in range(3)]
+    assert [float(info.trials) for info in infos] == [0, 0, 2]
+    assert [int(info.in_flight) for info in infos] == [B, B, 0]
+    assert sampler.metrics()["expired"] == B
+    assert not sampler.observe(batch.task_ids, [1] * B, M, batch.visits).any()
+
+
+def test_unsolicited(reference: np.ndarray) -> None:
+    sampler = make(reference)
+    assert not sampler.observe([3, 4], [1, 2], M).any()
+    assert sampler.observe([3, 4], [1, 2], M, unsolicited=True).all()
+    assert int(sampler.advance().unsolicited) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (([0, 99], [1, 1], 8), "task_ids contains 99, this pool has tasks 0 to 59"),
+        ((["a"], [1], 8), r"task_ids has shape \(1,\) and dtype .*task_ids=\.\.\."),
+        (([0, 1], [1, np.nan], 8), r"successes\[1\]=nan is not finite"),
+        (([0], [9], 8), r"successes\[0\]=9.0 exceeds the trials"),
+        (([0, 1], [1], 8), r"successes has shape \(1,\), expected \(2,\)"),
+        (([0], [1], -1), r"trials\[0\]=-1.0 must be finite and not negative"),
+    ],
+)
+def test_bad_evidence_changes_nothing(
+    reference: np.ndarray, arguments: tuple, message: str
+) -> None:
+    sampler = make(reference)
+    before = json.dumps(sampler.state_dict()["host"])
+    with pytest.raises(ValueError, match=message):
+        sampler.observe(*arguments)
+    assert json.dumps(sampler.state_dict()["host"]) == before
+
+
+def test_says_so_if_tasks_get_fewer_rollouts_than_it_waits_for(reference: np.ndarray) -> None:
+    sampler = make(reference)
+    batch = sampler.next_batch()
+    sampler.observe(batch.task_ids, [1] * B, 2)
+    with pytest.warns(RuntimeWarning, match="2 trials or fewer and wait for rollouts=8"):
+        sampler.next_batch()
+    right = make(reference, rollouts=2)
+    right.observe(right.next_batch().task_ids, [1] * B, 2)
+    right.next_batch()
+    assert right.metrics()["completed"] == B
+
+
+# --- names and growth ------------------------------------------------------------------------
+
+
+def test_names_and_a_pool_that_changes(reference: np.ndarray, tmp_path: Path) -> None:
+    names = [f"task-{i}" for i in range(60)]
+    sampler = make(reference, task_ids=names)
+    batch = sampler.next_batch()
+    assert batch.task_ids.tolist() == [names[row] for row in batch.rows]
+    leaving = batch.task_ids[0]
+    sampler.observe(batch.task_ids[:1], [8], M)
+    sampler.retire([leaving])
+    assert not sampler.observe([leaving], [8], M, batch.visits[:1]).any()
+    added = sampler.add_tasks(["new-a", "new-b"], reference[:, :2], domains=[0, 1])
+    assert added.tolist() == ["new-a", "new-b"]
+    with pytest.raises(ValueError, match="'new-a' is"):
+        sampler.add_tasks(["new-a"], reference[:, :1], domains=[0])
+    with pytest.raises(ValueError, match="'nobody', which was never in this pool"):
+        sampler.observe(["nobody"], [1], M)
+    sampler.observe(batch.task_ids[1:], [4] * (B - 1), M)
+    assert int(sampler.advance().evaluated) == B - 1
+    everything = sampler.next_batch(61)
+    assert set(everything.task_ids.tolist()) == {*names, "new-a", "new-b"} - {leaving}
+    saved = json.loads(json.dumps(sampler.state_dict()["host"]))
+    other = make(reference, task_ids=names)
+    other.load_state_dict({**sampler.state_dict(), "host": saved}, in_flight="keep")
+    same_state(other, sampler)
+    assert not other.observe([leaving], [8], M).any()
+    with pytest.raises(ValueError, match="not those of the saved run"):
+        make(reference, task_ids=names[::-1]).load_state_dict(sampler.state_dict())
+
+
+def test_a_grouped_pool_that_has_grown_is_restored(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    counts = np.sort(rng.integers(0, 9, (2, 3000), dtype=np.uint8), axis=0)
+    selector = bots(batch_size=B, rollouts=M, representation="grouped")
+    sampler = TaskSampler(selector, ReferenceCounts(counts, 8))
+    added = sampler.add_tasks(reference=np.array([[0.25], [0.5]]), reference_trials=[8, 8])
+    assert added.tolist() == [3000]
+    sampler._set_state(enlarge(sampler.state))  # as it does when its table is nearly full
+    sampler.save(tmp_path)
+    found = TaskSampler(selector, ReferenceCounts(counts, 8))
+    found.restore(tmp_path)
+    same_state(found, sampler)
+    assert found.metrics()["starved_share"] == 1  # nothing was handed out
+    fewer = TaskSampler(selector, ReferenceCounts(counts[:, :2000], 8))
+    with pytest.raises(ValueError, match="began with 3000 tasks, this one with 2000"):
+        fewer.load_state_dict(sampler.state_dict())
+
+
+# --- going on --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", ["state_dict", "orbax"])
+def test_read_ahead_is_handed_out_again(reference: np.ndarray, tmp_path: Path, way: str) -> None:
+    """A trainer that had three batches in its queue when it was killed goes on as if not."""
+    sampler = make(reference, seed=1)
+    queue = [sampler.next_batch() for _ in range(3)]
+
+    def steps(sampler: TaskSampler, queue: list, count: int) -> list[list[int]]:
+        seen = []
+        for _ in range(count):
+            batch = queue.pop(0)
+            seen.append(batch.rows.tolist())
+            sampler.observe(batch.task_ids, rates(batch.rows, len(seen)), M, batch.visits)
+            queue.append(sampler.next_batch())
+        return seen
+
+    steps(sampler, queue, 4)
+    sampler.observe(queue[0].task_ids[:1], [3], 4, queue[0].visits[:1])  # lost, and done again
+    other = make(reference, seed=99)
+    if way == "orbax":
+        sampler.save(tmp_path, trainer={"weights": np.arange(3.0)})
+        found = other.restore(tmp_path, trainer={"weights": np.zeros(3)})
+        np.testing.assert_array_equal(found.trainer["weights"], [0, 1, 2])
+    else:
+        other.load_state_dict(pickle.loads(pickle.dumps(sampler.state_dict())))
+    sampler._ledger.redeliver()  # the piece is lost to both
+    again = [other.next_batch() for _ in range(3)]
+    for left, right in zip(queue, again, strict=True):
+        np.testing.assert_array_equal(left.rows, right.rows)
+        np.testing.assert_array_equal(left.visits, right.visits)
+    sampler._ledger.again.clear()
+    assert steps(sampler, queue, 5) == steps(other, again, 5)
+    same_state(sampler, other)
+
+
+def test_what_becomes_of_tasks_in_flight(reference: np.ndarray) -> None:
+    sampler = make(reference)
+    batch = sampler.next_batch()
+    saved = sampler.state_dict()
+    kept = make(reference)
+    kept.load_state_dict(saved, in_flight="keep")
+    assert not set(kept.next_batch().rows) & set(batch.rows)
+    assert kept.observe(batch.task_ids, [1] * B, M, batch.visits).all()
+    freed = make(reference)
+    freed.load_state_dict(saved, in_flight="abandon")
+    assert len(freed.next_batch(60).rows) == 60
+    with pytest.raises(CheckpointError, match="batch_size=4, this selector has batch_size=5"):
+        TaskSampler(bots(batch_size=5), reference).load_state_dict(saved)
+    with pytest.raises(CheckpointError, match="belongs to another pool"):
+        TaskSampler(SELECTOR, reference).load_state_dict(saved)
+
+
+def test_settings_and_metrics(reference: np.ndarray) -> None:
+    sampler = make(reference, window=2)
+    sampler.set_settings(target=0.9)
+    assert float(sampler.state.settings.target) == pytest.approx(0.9)
+    run(sampler, 3)
+    sampler.advance()
+    told = sampler.metrics()
+    assert {f"capability/{d}" for d in range(3)} <= set(told)
+    assert all(isinstance(value, float) for value in told.values())
+    assert 0 < told["choice_entropy"] <= np.log(2 * B)
+    assert told["starved_groups"] <= 2
+    assert sampler.predict([1, 2]).mean.shape == (2,)
+
+
+# --- threads ---------------------------------------------------------------------------------
+
+
+def hammer(sampler: TaskSampler, visits: int, seconds: float, threads: int = 8) -> Counter:
+    """`threads` threads hand out, report and abandon at random; a ledger of their own checks.
+
+    A task that is handed out must not be out already; what each visit brought is counted once
+    however often it is sent, and all that was accepted reaches the selector.
+    """
+    lock = threading.Lock()
+    out: dict[int, int] = {}  # row -> visit
+    tally: Counter = Counter()
+    faults: list[str] = []
+    ends = time.monotonic() + seconds
+
+    def enough() -> bool:
+        return tally["visits"] >= visits and time.monotonic() > ends
+
+    def take(rng: np.random.Generator) -> list[tuple[int, int]]:
+        try:
+            batch = sampler.next_batch(int(rng.integers(1, 12)))
+        except NotEnoughTasksError:
+            with lock:
+                tally["short"] += 1
+            return []
+        taken = list(zip(batch.rows.tolist(), batch.visits.tolist(), strict=True))
+        with lock:
+            faults.extend(f"task {row} was handed out twice" for row, _ in taken if row in out)
+            out.update(taken)
+            tally["handed_out"] += len(taken)
+        return taken
+
+    def give_back(row: int) -> None:
+        """Right before the call that ends the visit: after it, others may have the task."""
+        with lock:
+            del out[row]
+
+    def settle(rng: np.random.Generator, row: int, visit: int) -> None:
+        if rng.random() < 0.15:
+            give_back(row)
+            found = sampler.abandon([row], [visit])
+            with lock:
+                tally["abandoned"] += found
+            return
+        counted = 0
+        for turn, piece in enumerate(rng.permutation(4).tolist()):
+            if turn == 3:
+                give_back(row)
+            for _ in range(int(rng.integers(1, 3))):  # now and then sent twice
+                counted += int(sampler.observe([row], [1], M / 4, [visit], pieces=[piece])[0])
+        if counted != 4 or sampler.observe([row], [1], 2, [visit], pieces=[9])[0]:
+            faults.append(f"visit {visit} of task {row} counted {counted} pieces of 4, or more")
+        with lock:
+            tally["trials"] += M * counted // 4
+            tally["visits"] += 1
+
+    def work(seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        mine: list[tuple[int, int]] = []
+        try:
+            while mine or not enough():
+                if not enough() and (not mine or (len(mine) < 12 and rng.random() < 0.1)):
+                    mine += take(rng)
+                if mine:
+                    settle(rng, *mine.pop(int(rng.integers(len(mine)))))
+        except Exception as error:
+            faults.append(repr(error))
+
+    workers = [threading.Thread(target=work, args=(seed,)) for seed in range(threads)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert not faults, faults[:5]
+    sampler.advance()
+    told = sampler.metrics()
+    assert told["total_trials"] == tally["trials"]
+    assert told["total_evaluated"] <= told["completed"] == tally["visits"]
+    assert told["abandoned"] == tally["abandoned"]
+    assert told["handed_out"] == tally["handed_out"] == tally["visits"] + tally["abandoned"]
+    assert told["in_flight"] == told["waiting"] == 0
+    assert int(sampler.state.pool.in_flight) == 0
+    tally["steps"] = sampler.step
+    return tally
+
+
+def test_eight_threads_keep_a_ledger(reference: np.ndarray) -> None:
+    """BOTS_JAX_THREAD_SECONDS=60 for the long one."""
+    seconds = float(os.environ.get("BOTS_JAX_THREAD_SECONDS", "0"))
+    tally = hammer(make(reference), 200, seconds)
+    sys.stdout.write(f"{dict(tally)}\n")  # shown by pytest -s
+    assert tally["steps"] >= 200 // (2 * B)
