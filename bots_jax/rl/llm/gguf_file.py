@@ -5,10 +5,11 @@ Quantised tensors (Q4_1, Q8_0 and the others that the package `gguf` knows) are 
 
     w = scale * q + offset for each block of numbers,
 
-and trained on in full precision. Two things differ from what is in the file: matrices are
-transposed, from [out, in] to [in, out]; and rows of the query and key matrices, which the
+and trained on in full precision. Three things differ from what is in the file: matrices are
+transposed, from [out, in] to [in, out]; rows of the query and key matrices, which the
 converters of architecture "llama" interleave so that neighbours are rotated together, go
-back to halves (row 2 i + j of a head to row i + j D / 2), as `llama.rotate` has them. Rows of the vocabulary are in the order of `token_order`.
+back to halves (row 2 i + j of a head to row i + j D / 2), as `llama.rotate` has them; and rows
+of the vocabulary are in the order of `token_order`.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ class GgufFile:
         from gguf import dequantize
 
         if name not in self._tensors:
-            raise ValueError(f"{self.path}: there is no tensor {name!r}; the file is cut or foreign")
+            raise ValueError(f"{self.path}: there is no tensor {name!r}: it is cut or foreign")
         found = self._tensors[name]
         return np.asarray(dequantize(found.data, found.tensor_type), np.float32)
 
