@@ -78,7 +78,7 @@ def make_cluster(folder: Path, steps: int, agentic: bool) -> Any:
 
 
 class Judge:
-    """Whether the asked-for word was said; writes down every call, and may not survive it."""
+    """Whether the asked-for word was said; writes down every call, and kills after one."""
 
     def __init__(self, folder: Path, kill: int | None) -> None:
         self.file, self.kill, self.calls = folder / "lines.jsonl", kill, 0
@@ -94,9 +94,13 @@ class Judge:
         with self.file.open("a") as file:
             file.write(json.dumps(line) + "\n")
         self.calls += columns["mode"] == "train"
+        return rewards
+
+    def fall(self, **columns: Any) -> dict[str, Any]:
+        """Given to Tunix as a function of metrics: called when rewards are in, before training."""
         if self.calls == self.kill:
             os.kill(os.getpid(), signal.SIGKILL)
-        return rewards
+        return {}
 
 
 def main(folder: Path, steps: int, delay: int, kill: int | None, agentic: bool) -> None:
@@ -116,11 +120,12 @@ def main(folder: Path, steps: int, delay: int, kill: int | None, agentic: bool) 
         (AgenticLearner, AgenticConfig(**fields, max_response_length=LENGTH, off_policy_steps=1))
         if agentic else (GRPOLearner, GRPOConfig(**fields))
     )  # fmt: skip
+    judge = Judge(folder, kill)
     learner = made(
         rl_cluster=cluster,
         algo_config=config,
-        reward_fns=[tasks.reward(Judge(folder, kill))],
-        metric_fns=[tasks.metrics],
+        reward_fns=[tasks.reward(judge)],
+        metric_fns=[tasks.metrics, judge.fall],
     )
     held_out = [{name: column[:2] for name, column in columns.items()}]
     learner.train(tasks.attach(learner), None if agentic else held_out)
