@@ -16,14 +16,17 @@ ended goes to the selector when the step ends.
 A *step* ends at the first `next_batch` after `tasks_per_step` tasks (the selector's batch
 size) have been handed out since the last one did, or when `advance` is called: then the
 selector fuses, forgets and infers, once. So a trainer that asks for a batch, reports it and
-asks again makes exactly the `select, update, select, update` of `selector.py`, one that reads
-ahead sees its evidence fused that many steps later, and one that asks for tasks one by one
-still forgets once a batch.
+asks again makes exactly the `select, update, select, update` of `selector.py`, and one that
+asks for tasks one by one still forgets once a batch.
+
+Whoever reads ahead, on another thread, would have evidence fused sooner or later by chance.
+With `delay=k` a step fuses the evidence of the tasks selected k steps before it and earlier,
+all of it and nothing else, and waits for what is missing: the run is the same, bit for bit,
+whatever the threads do, and nothing can run further ahead than k steps.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import threading
 import warnings
@@ -36,11 +39,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from bots_jax import checkpoint
-from bots_jax.adapters.ledger import ANY_VISIT, Ledger, Visit
+from bots_jax.adapters.engine import Engine
+from bots_jax.adapters.ledger import ANY_VISIT, Ended, Ledger
 from bots_jax.adapters.names import RETIRED, Name, TaskNames
-from bots_jax.adapters.watch import ChoiceWatch, PoolGroups
+from bots_jax.adapters.watch import ChoiceWatch, PoolGroups, StepNotes
 from bots_jax.checks import check_choice, check_count
-from bots_jax.compose import settings_of
 from bots_jax.evidence import refuse_poison
 from bots_jax.growth import add_tasks, retire
 from bots_jax.types import ArrayLike, Belief, Evidence, Info, Selector, Settings, State
@@ -74,6 +77,9 @@ class TaskSampler:
         must be what a task really gets, or visits wait for the rest.
       tasks_per_step: tasks handed out before a step may end [the selector's batch size].
       auto_advance: whether `next_batch` ends steps. False leaves it to `advance`.
+      delay: steps after which evidence is fused, and waited for; None: what has come is
+        fused, and nothing waited for.
+      patience: seconds that `next_batch` waits for evidence before it raises.
       expiry: end visits older than this many steps [the selector's own; None: never].
       window: steps over which `metrics` looks back at what was chosen.
       device: "cpu" or a `jax.Device` to keep the selector on; None: JAX's default.
@@ -97,38 +103,38 @@ class TaskSampler:
         rollouts: float | None = None,
         tasks_per_step: int | None = None,
         auto_advance: bool = True,
+        delay: int | None = None,
+        patience: float = 3600.0,
         expiry: int | None = None,
         window: int = 64,
         device: Any = None,
     ):
-        self.selector = selector
-        self.batch_size = int(selector.static["batch_size"])
-        given = self.batch_size if tasks_per_step is None else tasks_per_step
-        self.tasks_per_step = check_count("tasks_per_step", given)
+        self._engine = engine = Engine(selector, device, seed)
+        self.batch_size = engine.batch_size
+        self.tasks_per_step = self.batch_size
+        if tasks_per_step is not None:
+            self.tasks_per_step = check_count("tasks_per_step", tasks_per_step)
         self.auto_advance = auto_advance
+        self.delay = None if delay is None else check_count("delay", delay, least=0)
+        self.patience = patience
         self.expiry = _shortest(selector.static.get("expiry"), expiry)
-        self._device = jax.devices(device)[0] if isinstance(device, str) else device
-        self._lock = threading.RLock()
-        self._state: State
-        self._groups: PoolGroups | None
+        if self.expiry is not None and self.expiry <= (self.delay or 0):
+            raise ValueError(f"expiry={self.expiry} must be above delay={self.delay}, in steps")
+        self._lock = threading.Condition(threading.RLock())
         if num_tasks is None and reference is None and task_ids is not None:
             num_tasks = len(task_ids)
-        with self._on_device():
-            state = selector.init(
-                reference, settings, num_tasks, reference_trials, domains, capacity
+        with engine.on_device():
+            engine.set_state(
+                selector.init(reference, settings, num_tasks, reference_trials, domains, capacity)
             )
             if rollouts is not None:
-                state = _with_settings(state, {"rollouts": rollouts})
-            self._key = jax.random.key(seed)
-        self._names = TaskNames(_count_active(state), task_ids)
-        self._set_state(state)
+                engine.set_numbers({"rollouts": rollouts})
+        self._names = TaskNames(_count_active(engine.state), task_ids)
+        self._groups: PoolGroups | None = None  # until the pool changes
         self._ledger = Ledger()
         self._watch = ChoiceWatch(check_count("window", window))
-        self._step = 0  # calls of advance so far
-        self._draws = 0  # calls of select so far
+        self._notes = StepNotes()
         self._handed = 0  # tasks handed out since the step began
-        self._last: dict[str, Any] = {}  # of the last step, for `metrics`
-        self._totals = {"evaluated": 0, "trials": 0.0, "successes": 0.0}
         self._warned = False
 
     # --- the loop ----------------------------------------------------------------------------
@@ -143,13 +149,14 @@ class TaskSampler:
 
         Raises:
           NotEnoughTasksError: if fewer can be handed out; then none is.
+          TimeoutError: with `delay`, if evidence is missing for longer than `patience`.
         """
         count = self.batch_size if n is None else check_count("n", n)
-        with self._lock, self._on_device():
+        with self._lock, self._engine.on_device():
             rows = self._ledger.take_again(count)
             try:
                 fresh = self._fresh(count - len(rows), eligible) if len(rows) < count else []
-            except NotEnoughTasksError:
+            except (NotEnoughTasksError, TimeoutError):
                 self._put_back(rows)
                 raise
             return self._batch(rows + fresh)
@@ -194,10 +201,12 @@ class TaskSampler:
             order = None if pieces is None else _column("pieces", pieces, shape, np.int32)
             rows_checked = np.maximum(rows, 0)
             refuse_poison(Evidence(rows_checked, s, n), np.ones(shape, bool), self._names.num_rows)
-            return self._ledger.report(
+            counted = self._ledger.report(
                 rows, s, n, numbers, order, complete=complete, unsolicited=unsolicited,
-                rollouts=self._rollouts, step=self._step,
+                rollouts=self._engine.rollouts, step=self.step,
             )  # fmt: skip
+            self._lock.notify_all()
+            return counted
 
     def abandon(self, task_ids: Any, visits: ArrayLike | None = None) -> int:
         """No more evidence will come of these visits; what came counts.
@@ -208,22 +217,33 @@ class TaskSampler:
         with self._lock:
             rows = self._names.rows_of(task_ids)
             numbers = _column("visits", ANY_VISIT if visits is None else visits, rows.shape, int)
-            return self._ledger.abandon(rows.tolist(), numbers.tolist(), self._step)
+            found = self._ledger.abandon(rows.tolist(), numbers.tolist())
+            self._ledger.counts["abandoned"] += found
+            self._lock.notify_all()
+            return found
 
     def advance(self) -> Info:
         """End the step: fuse what has come, forget, infer. `next_batch` does it by itself."""
-        with self._lock, self._on_device():
-            self._ledger.expire(self._step, self.expiry)
-            ages = [entry.age for entry in self._ledger.ended if entry.trials > 0]
+        with self._lock, self._engine.on_device():
+            step = self.step
+            self._ledger.expire(step, self.expiry)
             self._return_spare()
             self._warn_if_nothing_completes()
-            self._deliver()
-            self._state, info = self.selector.advance(self._state)
-            self._step += 1
+            due = self._take_due()
+            self._engine.deliver(due)
+            info = self._engine.advance()
             self._handed = 0
             self._watch.end_step()
-            self._note(info, ages)
+            self._notes.note(info, [step - entry.opened for entry in due if entry.trials > 0])
             return info
+
+    def redeliver(self) -> None:
+        """Hand out again, first and in the same order, all that is in flight: it was lost.
+
+        The tasks keep their visit numbers; pieces that they had brought are dropped.
+        """
+        with self._lock:
+            self._ledger.redeliver()
 
     # --- pool ----------------------------------------------------------------------------------
 
@@ -245,41 +265,54 @@ class TaskSampler:
         Returns:
           The ids of the new tasks.
         """
-        with self._lock, self._on_device():
+        with self._lock, self._engine.on_device():
             if num_tasks is None and reference is None and task_ids is not None:
                 num_tasks = len(task_ids)
             count = num_tasks if reference is None else np.shape(reference)[-1]
             self._names.check_new(task_ids, count or 0)
-            state, rows = add_tasks(self._state, reference, num_tasks, reference_trials, domains)
-            self._set_state(state)
+            state, rows = add_tasks(self.state, reference, num_tasks, reference_trials, domains)
+            self._engine.set_state(state)
+            self._groups = None
             self._names.add(np.asarray(rows), task_ids)
             return self._names.names_of(np.asarray(rows))
 
     def retire(self, task_ids: Any) -> None:
         """Take tasks out of the pool. Their evidence, waiting or late, is dropped."""
-        with self._lock, self._on_device():
+        with self._lock, self._engine.on_device():
             rows = self._names.rows_of(task_ids)
             rows = np.unique(rows[rows != RETIRED])
             self._ledger.drop(rows.tolist())
-            self._set_state(retire(self._state, jnp.asarray(rows, jnp.int32)))
+            self._engine.set_state(retire(self.state, jnp.asarray(rows, jnp.int32)))
+            self._groups = None
             self._names.retire(rows)
+            self._lock.notify_all()
 
     def set_settings(self, **numbers: ArrayLike) -> None:
         """Other numbers from now on, for schedules: `set_settings(target=0.6)`."""
-        with self._lock, self._on_device():
-            self._set_state(_with_settings(self._state, numbers))
+        with self._lock, self._engine.on_device():
+            self._engine.set_numbers(numbers)
 
     # --- looking -------------------------------------------------------------------------------
 
     @property
     def state(self) -> State:
         """The selector's state: an immutable pytree."""
-        return self._state
+        return self._engine.state
+
+    @property
+    def selector(self) -> Selector:
+        """The selector that is wrapped."""
+        return self._engine.selector
 
     @property
     def step(self) -> int:
         """Steps that have ended."""
-        return self._step
+        return self._engine.step
+
+    @property
+    def handed_out(self) -> int:
+        """Visits opened since the start."""
+        return self._ledger.counts["handed_out"]
 
     def in_flight(self) -> Batch:
         """What is out with the trainer, in the order of handing out."""
@@ -288,11 +321,11 @@ class TaskSampler:
 
     def predict(self, task_ids: Any = None) -> Belief:
         """What is believed of these tasks, or of all rows; NumPy."""
-        with self._lock, self._on_device():
+        with self._lock, self._engine.on_device():
             rows = None if task_ids is None else self._names.rows_of(task_ids)
             if rows is not None and (rows == RETIRED).any():
                 raise ValueError(f"task_ids={task_ids} names tasks that have left the pool")
-            belief = self.selector.predict(self._state, rows)
+            belief = self.selector.predict(self.state, rows)
             return Belief(*jax.device_get(belief))
 
     def metrics(self) -> dict[str, float]:
@@ -309,18 +342,18 @@ class TaskSampler:
         total_trials, total_successes.
         """
         with self._lock:
-            self._groups = groups = self._groups or PoolGroups(self._state)
+            self._groups = groups = self._groups or PoolGroups(self.state)
             ledger = self._ledger
             opened = [visit.opened for visit in ledger.open.values()]
             return {
-                **self._last,
+                **self._notes.last,
                 **self._watch.measure(groups.labels(self._watch.rows()), groups.sizes),
-                "step": float(self._step),
+                "step": float(self.step),
                 "in_flight": float(len(ledger.open)),
                 "waiting": float(len(ledger.ended)),
-                "oldest_visit": float(self._step - min(opened, default=self._step)),
+                "oldest_visit": float(self.step - min(opened, default=self.step)),
                 **{name: float(value) for name, value in ledger.counts.items()},
-                **{f"total_{name}": float(value) for name, value in self._totals.items()},
+                **self._notes.totals,
             }
 
     # --- saving ------------------------------------------------------------------------------
@@ -357,9 +390,9 @@ class TaskSampler:
           ValueError: if it belongs to other names.
         """
         check_choice("in_flight", in_flight, IN_FLIGHT)
-        with self._lock, self._on_device():
+        with self._lock, self._engine.on_device():
             state = checkpoint.from_named_arrays(
-                saved["static"], saved["arrays"], self.selector, self._state, settings
+                saved["static"], saved["arrays"], self.selector, self.state, settings
             )
             self._resume(state, saved["host"], in_flight)
 
@@ -373,7 +406,7 @@ class TaskSampler:
           step: number of the checkpoint [steps that have ended].
         """
         state, host = self._snapshot()
-        number = host["step"] if step is None else step
+        number = host["engine"]["step"] if step is None else step
         notes = {"sampler": host}
         return checkpoint.save(
             directory, number, self.selector, state, trainer=trainer, notes=notes, keep=keep
@@ -390,9 +423,9 @@ class TaskSampler:
     ) -> checkpoint.Restored:
         """Read what `save` wrote; see `load_state_dict` and `checkpoint.restore`."""
         check_choice("in_flight", in_flight, IN_FLIGHT)
-        with self._lock, self._on_device():
+        with self._lock, self._engine.on_device():
             found = checkpoint.restore(
-                directory, self.selector, self._state, trainer=trainer, step=step,
+                directory, self.selector, self.state, trainer=trainer, step=step,
                 settings=settings, resized=True,
             )  # fmt: skip
             self._resume(found.state, found.notes["sampler"], in_flight)
@@ -400,71 +433,77 @@ class TaskSampler:
 
     def _snapshot(self) -> tuple[State, dict[str, Any]]:
         with self._lock:
-            return self._state, {
-                "step": self._step,
-                "draws": self._draws,
+            return self.state, {
+                "engine": self._engine.as_json(),
                 "handed": self._handed,
-                "key": np.asarray(jax.random.key_data(self._key)).tolist(),
                 "names": self._names.changes(),
                 "ledger": self._ledger.as_json(),
                 "watch": [list(rows) for rows in self._watch.steps],
-                "last": dict(self._last),
-                "totals": dict(self._totals),
+                "notes": self._notes.as_json(),
             }
 
     def _resume(self, state: State, host: Mapping[str, Any], in_flight: str) -> None:
         names = self._names.at_start()
         names.replay(host["names"])
-        self._names = names
-        self._set_state(state)
+        self._names, self._groups = names, None
+        self._engine.resume(state, host["engine"])
         self._ledger = Ledger.from_json(host["ledger"])
         self._watch.steps.clear()
         self._watch.steps.extend(list(rows) for rows in host["watch"])
-        self._step, self._draws, self._handed = host["step"], host["draws"], host["handed"]
-        self._last, self._totals = dict(host["last"]), dict(host["totals"])
-        data = jnp.asarray(host["key"], jnp.uint32)
-        self._key = jax.random.wrap_key_data(data, impl=jax.random.key_impl(self._key))
+        self._notes.resume(host["notes"])
+        self._handed = host["handed"]
         if in_flight == "redeliver":
             self._ledger.redeliver()
         if in_flight == "abandon":
             numbers = [visit.number for visit in self._ledger.open.values()]
-            self._ledger.abandon(list(self._ledger.open), numbers, self._step)
+            self._ledger.abandon(list(self._ledger.open), numbers)
+        self._lock.notify_all()
 
     # --- inner steps; the lock is held -----------------------------------------------------
 
     def _fresh(self, count: int, eligible: ArrayLike | None) -> list[int]:
         """Rows handed out for the first time."""
-        if self.auto_advance and self._handed >= self.tasks_per_step:
-            self.advance()
+        while self.auto_advance and self._handed >= self.tasks_per_step:
+            if self._has_what_is_due():  # waiting lets others in, who may end the step
+                self.advance()
         if eligible is not None:
             self._return_spare()
-        ledger = self._ledger
-        while len(ledger.spare) < count:
-            found = self._select(eligible)
-            if not found and ledger.ended:
-                self._deliver()  # tasks whose visits have ended may be chosen again
-                found = self._select(eligible)
-            if not found:
-                message = self._shortage(count)
-                if eligible is not None:
-                    self._return_spare()
-                raise NotEnoughTasksError(message)
-        rows = ledger.hand_out(count)
-        if eligible is not None:
-            self._return_spare()
+        try:
+            self._select_until(count, eligible)
+            rows = self._ledger.hand_out(count)
+        finally:
+            if eligible is not None:
+                self._return_spare()
         self._handed += count
         self._watch.hand_out(rows)
         return rows
 
-    def _select(self, eligible: ArrayLike | None) -> int:
-        """Select once; how many tasks came."""
-        key = jax.random.fold_in(self._key, self._draws)
-        self._draws += 1
-        self._state, selection = self.selector.select(key, self._state, eligible)
-        ids, draws, valid, numbers = (np.asarray(part) for part in selection)
-        for row, draw, number in zip(ids[valid], draws[valid], numbers[valid], strict=True):
-            self._ledger.spare.append((int(row), Visit(int(number), self._step, float(draw))))
-        return int(np.sum(valid))
+    def _select_until(self, count: int, eligible: ArrayLike | None) -> None:
+        spare = self._ledger.spare
+        while len(spare) < count:
+            found = self._engine.select(eligible)
+            if not found and self._ledger.ended:
+                self._engine.deliver(self._take_due())  # their tasks may be chosen again
+                found = self._engine.select(eligible)
+            if not found:
+                raise NotEnoughTasksError(self._shortage(count))
+            spare.extend(found)
+
+    def _take_due(self) -> list[Ended]:
+        """Evidence that this step fuses."""
+        return self._ledger.take_ended(self.step - (self.delay or 0))
+
+    def _has_what_is_due(self) -> bool:
+        """Whether nothing that this step fuses is out; if not, after waiting for some."""
+        if self.delay is None or not self._ledger.any_open(self.step - self.delay):
+            return True
+        if not self._lock.wait(self.patience):
+            raise TimeoutError(
+                f"no evidence came for {self.patience:g} s, and with delay={self.delay} step "
+                f"{self.step} needs that of every task selected up to step "
+                f"{self.step - self.delay}: report or abandon them, or read fewer batches ahead"
+            )
+        return False
 
     def _batch(self, rows: list[int]) -> Batch:
         visits = [self._ledger.open[row] for row in rows]
@@ -491,31 +530,7 @@ class TaskSampler:
         """What was selected and not handed out goes back to the pool."""
         rows = [row for row, _ in self._ledger.spare]
         self._ledger.spare.clear()
-        self._close(rows)
-
-    def _close(self, rows: list[int]) -> None:
-        for start in range(0, len(rows), self.batch_size):
-            part = np.full(self.batch_size, -1, np.int32)
-            part[: len(rows) - start] = rows[start : start + self.batch_size]
-            self._state = self.selector.abandon(self._state, part)
-
-    def _deliver(self) -> None:
-        """Tell the selector of the visits that have ended, a batch at a time: one shape."""
-        ended, size = self._ledger.ended, self.batch_size
-        self._ledger.ended = []
-        for start in range(0, len(ended), size):
-            part = ended[start : start + size]
-            rows, numbers = np.full((2, size), -1, np.int32)
-            s, n = np.zeros((2, size))
-            rows[: len(part)] = [entry.row for entry in part]
-            numbers[: len(part)] = [entry.number for entry in part]
-            s[: len(part)] = [entry.successes for entry in part]
-            n[: len(part)] = [entry.trials for entry in part]
-            self._state = self.selector.observe(self._state, Evidence(rows, s, n, numbers))
-        m = self._rollouts
-        self._close(
-            [entry.row for entry in ended if entry.number != ANY_VISIT and entry.trials < m]
-        )
+        self._engine.close(rows)
 
     def _warn_if_nothing_completes(self) -> None:
         """A sampler that waits for more rollouts than a task gets would never learn."""
@@ -527,40 +542,11 @@ class TaskSampler:
             self._warned = True
             warnings.warn(
                 f"{len(partial)} tasks have brought {max(partial):g} trials or fewer and wait for "
-                f"rollouts={self._rollouts:g}: give TaskSampler(rollouts=...) what a task gets, or "
-                "observe(complete=True) with its last piece",
+                f"rollouts={self._engine.rollouts:g}: give TaskSampler(rollouts=...) what a task "
+                "gets, or observe(complete=True) with its last piece",
                 RuntimeWarning,
                 stacklevel=4,
             )
-
-    def _note(self, info: Info, ages: list[int]) -> None:
-        """Keep what `metrics` tells of this step."""
-        told = jax.device_get(info)
-        capability = np.atleast_1d(told.capability)
-        self._totals["evaluated"] += int(told.evaluated)
-        self._totals["trials"] += float(told.trials)
-        self._totals["successes"] += float(told.trials) * float(told.success_rate)
-        names = ("effective_task_ratio", "success_rate", "evaluated", "implicit_weight",
-                 "implicit_error", "displaced")  # fmt: skip
-        self._last = {name: float(getattr(told, name)) for name in names}
-        if len(capability) == 1:
-            self._last["capability"] = float(capability[0])
-        else:
-            self._last |= {f"capability/{d}": float(c) for d, c in enumerate(capability)}
-        self._last["staleness_mean"] = float(np.mean(ages)) if ages else 0.0
-        self._last["staleness_max"] = float(max(ages, default=0))
-
-    def _set_state(self, state: State) -> None:
-        """A state whose pool or settings may have changed."""
-        if self._device is not None:
-            state = jax.device_put(state, self._device)
-        self._state, self._groups = state, None
-        self._rollouts = float(state.settings.rollouts)
-
-    def _on_device(self) -> Any:
-        if self._device is None:
-            return contextlib.nullcontext()
-        return jax.default_device(self._device)
 
 
 def _shortest(first: int | None, second: int | None) -> int | None:
@@ -575,11 +561,6 @@ def _count_active(state: State) -> int:
     if state.representation == "grouped":
         return int(state.pool.groups.num_tasks)
     return int(np.sum(np.asarray(state.pool.active)))
-
-
-def _with_settings(state: State, numbers: Mapping[str, ArrayLike]) -> State:
-    dtype = state.settings.target.dtype
-    return state._replace(settings=settings_of(state.settings, numbers, dtype))
 
 
 def _column(name: str, value: Any, shape: tuple[int, ...], dtype: Any) -> np.ndarray:

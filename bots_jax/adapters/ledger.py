@@ -42,11 +42,11 @@ class Visit:
 class Ended(NamedTuple):
     """Evidence of a visit that has ended, or of a task that had none (`number` -1)."""
 
+    opened: int  # the step in which the task was selected; of the report, where it was not
+    number: int
     row: int
     successes: float
     trials: float
-    number: int
-    age: int  # steps between handing out and ending
 
 
 class Ledger:
@@ -113,7 +113,7 @@ class Ledger:
           complete: whether the visits named here end with this report.
           unsolicited: whether rows of tasks that are not out count as well.
           rollouts: m, trials at which a visit is complete.
-          step: now.
+          step: now, for what is unsolicited.
         """
         counted = np.zeros(len(rows), bool)
         was_open = {row for row in rows.tolist() if row in self.open}
@@ -124,16 +124,17 @@ class Ledger:
                 piece = None if pieces is None else int(pieces[at])
                 counted[at] = self._add(visit, successes[at], trials[at], piece)
                 if trials[at] == 0 or visit.trials >= rollouts:
-                    self.end(row, step)
+                    self.end(row)
             elif unsolicited and row >= 0 and visits[at] == ANY_VISIT and row not in was_open:
                 counted[at] = trials[at] > 0
                 if counted[at]:
-                    self.ended.append(Ended(row, successes[at], trials[at], ANY_VISIT, 0))
+                    brought = float(successes[at]), float(trials[at])
+                    self.ended.append(Ended(step, ANY_VISIT, row, *brought))
                     self.counts["unsolicited"] += 1
             else:
                 self.counts["stale"] += 1
         if complete:
-            self._end_named(rows, visits, step)
+            self.abandon(rows.tolist(), visits.tolist())
         return counted
 
     def _add(self, visit: Visit, successes: float, trials: float, piece: int | None) -> bool:
@@ -146,28 +147,21 @@ class Ledger:
         visit.trials += float(trials)
         return True
 
-    def _end_named(self, rows: np.ndarray, visits: np.ndarray, step: int) -> None:
-        for row, number in zip(rows.tolist(), visits.tolist(), strict=True):
-            visit = self.open.get(row)
-            if visit is not None and number in (ANY_VISIT, visit.number):
-                self.end(row, step)
-
-    def end(self, row: int, step: int) -> None:
+    def end(self, row: int) -> None:
         """End an open visit; what it has brought counts."""
         visit = self.open.pop(row)
-        age = step - visit.opened
-        self.ended.append(Ended(row, visit.successes, visit.trials, visit.number, age))
+        brought = visit.successes, visit.trials
+        self.ended.append(Ended(visit.opened, visit.number, row, *brought))
         self.counts["completed"] += visit.trials > 0
 
-    def abandon(self, rows: Iterable[int], visits: Iterable[int], step: int) -> int:
+    def abandon(self, rows: Iterable[int], visits: Iterable[int]) -> int:
         """End these visits, as far as they are open; how many were."""
         found = 0
         for row, number in zip(rows, visits, strict=True):
             visit = self.open.get(row)
             if visit is not None and number in (ANY_VISIT, visit.number):
-                self.end(row, step)
+                self.end(row)
                 found += 1
-        self.counts["abandoned"] += found
         return found
 
     def expire(self, step: int, expiry: int | None) -> None:
@@ -176,8 +170,18 @@ class Ledger:
             return
         old = [row for row, visit in self.open.items() if step + 1 - visit.opened > expiry]
         for row in old:
-            self.end(row, step)
+            self.end(row)
         self.counts["expired"] += len(old)
+
+    def take_ended(self, until: int) -> list[Ended]:
+        """Ended visits of tasks selected in step `until` or before; the others stay."""
+        due = [entry for entry in self.ended if entry.opened <= until]
+        self.ended = [entry for entry in self.ended if entry.opened > until]
+        return due
+
+    def any_open(self, until: int) -> bool:
+        """Whether a task selected in step `until` or before is out."""
+        return any(visit.opened <= until for visit in self.open.values())
 
     def drop(self, rows: Iterable[int]) -> None:
         """Forget tasks that leave the pool, with all that they have brought."""

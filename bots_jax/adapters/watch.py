@@ -15,11 +15,12 @@ import math
 from collections import deque
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from bots_jax.groups import group_of
-from bots_jax.types import State
+from bots_jax.types import Info, State
 
 _UNKNOWN = 10  # label of tasks without references; below it, tenths of the mean rate
 
@@ -60,6 +61,46 @@ class ChoiceWatch:
             "starved_groups": float(np.sum(starved)),
             "starved_share": float(np.sum(sizes[starved]) / max(np.sum(sizes), 1)),
         }
+
+
+class StepNotes:
+    """What the last step, and all of them, came to."""
+
+    def __init__(self) -> None:
+        self.last: dict[str, float] = {}
+        self.totals = {"total_evaluated": 0.0, "total_trials": 0.0, "total_successes": 0.0}
+
+    def note(self, info: Info, ages: list[int]) -> None:
+        """A step has ended.
+
+        Args:
+          info: of `advance`.
+          ages: steps between selecting each evaluated task and fusing its evidence.
+        """
+        told = jax.device_get(info)
+        trials = float(told.trials)
+        self.totals["total_evaluated"] += float(told.evaluated)
+        self.totals["total_trials"] += trials
+        self.totals["total_successes"] += trials * float(told.success_rate)
+        self.last = {name: float(getattr(told, name)) for name in _TOLD}
+        capability = np.atleast_1d(told.capability)
+        several = len(capability) > 1
+        for domain, value in enumerate(capability):
+            self.last[f"capability/{domain}" if several else "capability"] = float(value)
+        self.last["staleness_mean"] = float(np.mean(ages)) if ages else 0.0
+        self.last["staleness_max"] = float(max(ages, default=0))
+
+    def as_json(self) -> dict[str, Any]:
+        """Both, as JSON values."""
+        return {"last": dict(self.last), "totals": dict(self.totals)}
+
+    def resume(self, saved: dict[str, Any]) -> None:
+        """Go on from what `as_json` told."""
+        self.last, self.totals = dict(saved["last"]), dict(saved["totals"])
+
+
+_TOLD = ("effective_task_ratio", "success_rate", "evaluated", "implicit_weight",
+         "implicit_error", "displaced")  # fmt: skip
 
 
 class PoolGroups:

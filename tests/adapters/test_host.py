@@ -10,6 +10,7 @@ import threading
 import time
 from collections import Counter
 from pathlib import Path
+from queue import SimpleQueue
 
 import jax
 import numpy as np
@@ -106,6 +107,50 @@ def test_too_few_tasks(reference: np.ndarray) -> None:
     assert len(sampler.next_batch(3).rows) == 3  # reported tasks may be chosen again
     with pytest.raises(NotEnoughTasksError):
         sampler.next_batch(1, eligible=np.zeros(64, bool))
+
+
+@pytest.mark.parametrize("delay", [0, 2])
+def test_a_fixed_delay_makes_threads_repeatable(reference: np.ndarray, delay: int) -> None:
+    """A reader on another thread runs as far ahead as it may, at whatever moment."""
+
+    def trained(seed: int) -> list[list[int]]:
+        rng = np.random.default_rng(seed)
+        sampler = make(reference, delay=delay)
+        queue: SimpleQueue = SimpleQueue()
+        steps = 6
+
+        def read() -> None:
+            for _ in range(steps + delay):
+                queue.put(sampler.next_batch())
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        seen = []
+        for step in range(steps):
+            batch = queue.get()
+            seen.append(batch.rows.tolist())
+            for at in rng.permutation(B):  # one task at a time
+                time.sleep(rng.random() * 0.005)
+                found = rates(batch.rows[at : at + 1], step)
+                sampler.observe(batch.task_ids[at : at + 1], found, M)
+        reader.join()
+        assert sampler.metrics()["staleness_max"] == delay
+        return seen
+
+    first = trained(0)
+    assert first == trained(1)
+    assert first[0] == run(make(reference), 1)[0]
+
+
+def test_a_fixed_delay_says_what_it_waits_for(reference: np.ndarray) -> None:
+    sampler = make(reference, delay=0, patience=0.01)
+    batch = sampler.next_batch()
+    with pytest.raises(TimeoutError, match=r"delay=0 step 0 needs .* up to step 0: report or"):
+        sampler.next_batch()
+    sampler.abandon(batch.task_ids)
+    assert len(sampler.next_batch().rows) == B
+    with pytest.raises(ValueError, match="expiry=2 must be above delay=3"):
+        make(reference, delay=3, expiry=2)
 
 
 # --- evidence --------------------------------------------------------------------------------
@@ -234,7 +279,7 @@ def test_a_grouped_pool_that_has_grown_is_restored(tmp_path: Path) -> None:
     sampler = TaskSampler(selector, ReferenceCounts(counts, 8))
     added = sampler.add_tasks(reference=np.array([[0.25], [0.5]]), reference_trials=[8, 8])
     assert added.tolist() == [3000]
-    sampler._set_state(enlarge(sampler.state))  # as it does when its table is nearly full
+    sampler._engine.set_state(enlarge(sampler.state))  # as it does when its table is nearly full
     sampler.save(tmp_path)
     found = TaskSampler(selector, ReferenceCounts(counts, 8))
     found.restore(tmp_path)

@@ -1,0 +1,108 @@
+"""A selector with its state, key and device: what `TaskSampler` keeps behind its lock.
+
+In: rows and NumPy arrays of any length. Out: the same selector functions, called with arrays
+of one shape, a batch at a time, so that nothing is compiled twice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bots_jax.adapters.ledger import ANY_VISIT, Ended, Visit
+from bots_jax.compose import settings_of
+from bots_jax.types import ArrayLike, Evidence, Info, Selector, State
+
+
+class Engine:
+    """Mutable: not safe to share between threads.
+
+    Args:
+      selector: any.
+      device: "cpu" or a `jax.Device`; None: JAX's default.
+      seed: of all that is drawn.
+    """
+
+    state: State
+    rollouts: float  # m
+
+    def __init__(self, selector: Selector, device: Any, seed: int):
+        self.selector = selector
+        self.batch_size = int(selector.static["batch_size"])
+        self.step = 0  # calls of advance so far
+        self._draws = 0  # calls of select so far
+        self._device = jax.devices(device)[0] if isinstance(device, str) else device
+        with self.on_device():
+            self._key = jax.random.key(seed)
+
+    def on_device(self) -> Any:
+        """Where arrays are made."""
+        if self._device is None:
+            return contextlib.nullcontext()
+        return jax.default_device(self._device)
+
+    def set_state(self, state: State) -> None:
+        """A state whose pool or settings may have changed."""
+        self.state = state if self._device is None else jax.device_put(state, self._device)
+        self.rollouts = float(state.settings.rollouts)
+
+    def set_numbers(self, numbers: Mapping[str, ArrayLike]) -> None:
+        """Other `Settings`, checked."""
+        settings = self.state.settings
+        self.set_state(
+            self.state._replace(settings=settings_of(settings, numbers, settings.target.dtype))
+        )
+
+    def select(self, eligible: ArrayLike | None) -> list[tuple[int, Visit]]:
+        """Select once, under a key of its own: as many as could be."""
+        key = jax.random.fold_in(self._key, self._draws)
+        self._draws += 1
+        self.state, selection = self.selector.select(key, self.state, eligible)
+        ids, draws, valid, numbers = (part.tolist() for part in jax.device_get(selection))
+        found = zip(ids, draws, valid, numbers, strict=True)
+        return [(row, Visit(number, self.step, draw)) for row, draw, good, number in found if good]
+
+    def close(self, rows: list[int]) -> None:
+        """End the open visits of these rows, with nothing learned."""
+        for start in range(0, len(rows), self.batch_size):
+            part = np.full(self.batch_size, -1, np.int32)
+            part[: len(rows) - start] = rows[start : start + self.batch_size]
+            self.state = self.selector.abandon(self.state, part)
+
+    def deliver(self, ended: list[Ended]) -> None:
+        """Tell the selector of visits that have ended; in one order, however they arrived."""
+        ended, size = sorted(ended), self.batch_size
+        for start in range(0, len(ended), size):
+            part = ended[start : start + size]
+            rows, numbers = np.full((2, size), -1, np.int32)
+            s, n = np.zeros((2, size))
+            rows[: len(part)] = [entry.row for entry in part]
+            numbers[: len(part)] = [entry.number for entry in part]
+            s[: len(part)] = [entry.successes for entry in part]
+            n[: len(part)] = [entry.trials for entry in part]
+            self.state = self.selector.observe(self.state, Evidence(rows, s, n, numbers))
+        cut_short = [e.row for e in ended if e.number != ANY_VISIT and e.trials < self.rollouts]
+        self.close(cut_short)
+
+    def advance(self) -> Info:
+        """One time step."""
+        self.state, info = self.selector.advance(self.state)
+        self.step += 1
+        return info
+
+    def as_json(self) -> dict[str, Any]:
+        """All but the state."""
+        key = np.asarray(jax.random.key_data(self._key)).tolist()
+        return {"step": self.step, "draws": self._draws, "key": key}
+
+    def resume(self, state: State, saved: Mapping[str, Any]) -> None:
+        """Go on from a state and what `as_json` told."""
+        self.set_state(state)
+        self.step, self._draws = saved["step"], saved["draws"]
+        data = jnp.asarray(saved["key"], jnp.uint32)
+        self._key = jax.random.wrap_key_data(data, impl=jax.random.key_impl(self._key))

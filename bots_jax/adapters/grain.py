@@ -1,0 +1,79 @@
+"""Grain: a data set whose next element is a task that the selector chose.
+
+In: a `TaskSampler` and the records of the tasks. Out: a `grain.IterDataset` of dictionaries,
+one a task, with `task_id` and `visit` beside the record; batch, map and prefetch it like any
+other, and report with `sampler.observe`.
+
+A pipeline that reads ahead takes tasks before the evidence of earlier ones is in. Give the
+sampler a `delay` (0 for a trainer that is up to date): then reading ahead waits for evidence,
+however large the buffers are, and a run can be repeated.
+
+The iterator's own state is small, and does not hold the sampler's: Grain takes it when an
+element is made, which with read-ahead is before evidence that has come since. Save the sampler
+beside the model (`flatten(sampler.state_dict())`), and load it before the iterator: what was in
+the buffers is then handed out again, first and in the same order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import grain
+import numpy as np
+
+from bots_jax.adapters.host import TaskSampler
+
+
+class TaskDataset(grain.IterDataset):
+    """Endless elements {"task_id", "visit", **record}, or "record" where it is no mapping.
+
+    Args:
+      sampler: hands out the tasks; give it a `delay` if anything reads ahead.
+      source: `source[row]` is the record of a task, such as a `grain.MapDataset` or a list;
+        None for elements of task and visit alone.
+    """
+
+    def __init__(self, sampler: TaskSampler, source: Any = None):
+        super().__init__()
+        self._sampler, self._source = sampler, source
+
+    def __iter__(self) -> TaskIterator:
+        return TaskIterator(self._sampler, self._source)
+
+
+class TaskIterator(grain.DatasetIterator):
+    """The iterator of a `TaskDataset`; its state counts what it has handed out."""
+
+    def __init__(self, sampler: TaskSampler, source: Any):
+        super().__init__()
+        self._sampler, self._source = sampler, source
+
+    def __next__(self) -> dict[str, Any]:
+        batch = self._sampler.next_batch(1)
+        tags = {"task_id": batch.task_ids[0], "visit": np.int32(batch.visits[0])}
+        if self._source is None:
+            return tags
+        record = self._source[int(batch.rows[0])]
+        return {**tags, **record} if isinstance(record, Mapping) else {**tags, "record": record}
+
+    def get_state(self) -> dict[str, Any]:
+        """JSON values, quick to make: Grain asks at every element."""
+        return {"handed_out": self._sampler.handed_out}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Hand out again what the trainer had not reported; the sampler must be loaded first.
+
+        Raises:
+          ValueError: if the sampler is behind this iterator, so that it was not loaded.
+        """
+        if state["handed_out"] > self._sampler.handed_out:
+            raise ValueError(
+                f"the iterator was saved when {state['handed_out']} tasks had been handed out, "
+                f"the sampler has handed out {self._sampler.handed_out}: load the sampler first, "
+                "sampler.load_state_dict(unflatten(...)), then the iterator"
+            )
+        self._sampler.redeliver()
+
+    def __str__(self) -> str:
+        return f"TaskIterator(step={self._sampler.step})"

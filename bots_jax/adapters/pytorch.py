@@ -1,0 +1,139 @@
+"""PyTorch: a sampler of data set indices that follows a selector.
+
+In: a `TaskSampler` whose row i is item i of the data set. Out: a `torch.utils.data.Sampler`
+for any DataLoader, with a state for torchdata's `StatefulDataLoader`.
+
+    indices = TaskIndices(sampler)
+    loader = StatefulDataLoader(TaggedDataset(data), batch_size=32, sampler=indices)
+    for batch in loader:
+        ...                                  # batch["task_id"], batch["visit"]
+        sampler.observe(batch["task_id"], successes, trials, batch["visit"])
+
+JAX beside torch: the selector needs no accelerator. Set JAX_PLATFORMS=cpu before JAX is first
+imported and it takes no GPU memory; where JAX needs the GPU as well, `TaskSampler(device="cpu")`
+keeps the selector off it, and XLA_PYTHON_CLIENT_PREALLOCATE=false keeps JAX from taking most of
+the memory at once. The arrays that go in and out are NumPy's; CPU tensors may be passed as well.
+
+Loaders with worker processes draw indices ahead, 2 batches a worker: evidence then reaches the
+selector that many steps later. Their state holds the sampler as it was when it drew, before
+evidence that has come since: with workers give `TaskIndices(whole=False)` and save
+`sampler.state_dict()` beside the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset, Sampler
+
+from bots_jax.adapters.flat import flatten, unflatten
+from bots_jax.adapters.host import TaskSampler
+from bots_jax.checks import check_count
+
+
+class TaskIndex(int):
+    """An index of the data set that knows the visit which it was drawn for."""
+
+    visit: int = -1
+
+
+class TaskIndices(Sampler):
+    """Indices of the tasks to train on next.
+
+    Args:
+      sampler: hands out the tasks.
+      batch_size: tasks asked for at a time [the selector's].
+      repeats: times that each index comes in a row, such as the rollouts of a group.
+      rounds: times that a batch comes, for trainers that make several steps with it.
+      num_batches: of an epoch; None: an epoch never ends.
+      whole: whether `state_dict` holds the task sampler as well. False for loaders with
+        workers: load the task sampler first, then the loader.
+    """
+
+    def __init__(
+        self,
+        sampler: TaskSampler,
+        *,
+        batch_size: int | None = None,
+        repeats: int = 1,
+        rounds: int = 1,
+        num_batches: int | None = None,
+        whole: bool = True,
+    ):
+        self.sampler = sampler
+        self.batch_size = sampler.batch_size
+        if batch_size is not None:
+            self.batch_size = check_count("batch_size", batch_size)
+        self.repeats, self.rounds = check_count("repeats", repeats), check_count("rounds", rounds)
+        self.num_batches = num_batches
+        self.whole = whole
+        self._drawn = 0  # batches of this epoch
+
+    def __iter__(self) -> Iterator[int]:
+        while self.num_batches is None or self._drawn < self.num_batches:
+            batch = self.sampler.next_batch(self.batch_size)
+            self._drawn += 1
+            indices = []
+            for row, visit in zip(batch.rows.tolist(), batch.visits.tolist(), strict=True):
+                index = TaskIndex(row)
+                index.visit = visit
+                indices.extend([index] * self.repeats)
+            for _ in range(self.rounds):
+                yield from indices
+        self._drawn = 0
+
+    def __len__(self) -> int:
+        if self.num_batches is None:
+            raise TypeError("an endless TaskIndices has no length: give num_batches")
+        return self.num_batches * self.batch_size * self.repeats * self.rounds
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and numbers: safe for `torch.load` as it is."""
+        state: dict[str, Any] = {"drawn": self._drawn, "handed_out": self.sampler.handed_out}
+        if self.whole:
+            flat = flatten(self.sampler.state_dict())
+            state["sampler"] = {name: torch.from_numpy(array) for name, array in flat.items()}
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on; tasks that were out are handed out again, first and in the same order.
+
+        Raises:
+          ValueError: if the task sampler was to be loaded first, and was not.
+        """
+        if "sampler" in state:
+            flat = {name: tensor.numpy() for name, tensor in state["sampler"].items()}
+            self.sampler.load_state_dict(unflatten(flat))
+        elif state["handed_out"] > self.sampler.handed_out:
+            raise ValueError(
+                f"the loader was saved when {state['handed_out']} tasks had been handed out, the "
+                f"sampler has handed out {self.sampler.handed_out}: load the sampler first"
+            )
+        else:
+            self.sampler.redeliver()
+        out = len(self.sampler.in_flight().rows)
+        self._drawn = max(0, int(state["drawn"]) - -(-out // self.batch_size))
+
+
+class TaggedDataset(Dataset):
+    """A map-style data set whose items carry `task_id` and `visit`; works in worker processes.
+
+    Args:
+      data: `data[i]` is a mapping, or anything else, which becomes "item".
+      task_ids: the name of each item; None: its index.
+    """
+
+    def __init__(self, data: Any, task_ids: Sequence[Any] | None = None):
+        self._data, self._task_ids = data, task_ids
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        row = int(index)
+        name = row if self._task_ids is None else self._task_ids[row]
+        tags = {"task_id": name, "visit": getattr(index, "visit", -1)}
+        item = self._data[row]
+        return {**tags, **item} if isinstance(item, Mapping) else {**tags, "item": item}
