@@ -10,7 +10,8 @@ the reward function and numbers for Tunix's logger:
 
 Of `GRPOLearner` every batch is chosen after the update on the batch before: the delay is 0.
 `delay=k` chooses k batches ahead. The agentic learner reads `off_policy_steps + 1` batches
-ahead by itself. Either way the sampler fuses evidence when it has come.
+ahead by itself, and is rewarded on another thread: `TaskSampler(delay=off_policy_steps)` makes
+what it selects independent of which rollout is done first.
 
 Resuming. Tunix saves its models, and after a restart throws away as many batches as it had
 trained on. `attach` restores the sampler as it was when those were rewarded, which is written
@@ -94,7 +95,8 @@ class TunixTasks:
         self._rollouts = 0  # rewarded, since the run began
         self._group_size = 0  # G; 0 before `attach`
         self._wrapped = False
-        self._lock = threading.RLock()
+        # Two, for rewards must come in while a sampler with a `delay` of its own waits for them.
+        self._reading, self._counting = threading.Lock(), threading.Lock()
 
     # --- before training ---------------------------------------------------------------------
 
@@ -116,12 +118,11 @@ class TunixTasks:
                 f"num_generations={place.group_size}, but the sampler waits for rollouts={m:g} of "
                 "each task: make the selector or the sampler with rollouts=num_generations"
             )
-        with self._lock:
-            self._group_size = place.group_size
-            self._dummies = place.skipped
-            self._ahead.clear()
-            if place.updates:
-                self._restore(place)
+        self._group_size = place.group_size
+        self._dummies = place.skipped
+        self._ahead.clear()
+        if place.updates:
+            self._restore(place)
         return self
 
     def _restore(self, place: Place) -> None:
@@ -158,9 +159,9 @@ class TunixTasks:
         Raises:
           NotEnoughTasksError: if there are not enough tasks that are not in flight.
         """
-        with self._lock:
-            if not self._group_size:
-                raise RuntimeError("train(tasks.attach(learner)): attach was not called")
+        if not self._group_size:
+            raise RuntimeError("train(tasks.attach(learner)): attach was not called")
+        with self._reading:
             if self._dummies:
                 self._dummies -= 1
                 return self._dummy()
@@ -217,7 +218,7 @@ class TunixTasks:
                 f"a reward of {bad} is not in [0, 1]: wrap another reward function, or give "
                 "TunixTasks(success=...)"
             )
-        with self._lock:
+        with self._counting:
             self.sampler.observe(np.asarray(columns[TASK]), successes, 1, visits)
             trained = self._batches()
             self._rollouts += len(visits)
@@ -243,7 +244,7 @@ class TunixTasks:
 
     def close(self) -> None:
         """Write a last checkpoint, beside the one that Tunix writes at its end."""
-        with self._lock:
+        with self._counting:
             if self._rollouts:
                 self._save()
 

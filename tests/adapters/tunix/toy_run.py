@@ -111,7 +111,7 @@ def main(folder: Path, steps: int, delay: int, kill: int | None, agentic: bool) 
     reference = np.stack([np.full(TASKS, 0.1), np.linspace(0.2, 0.9, TASKS)])
     sampler = TaskSampler(
         bots(batch_size=BATCH, rollouts=GROUP), reference, seed=1,
-        task_ids=[f"task-{i}" for i in range(TASKS)],
+        task_ids=[f"task-{i}" for i in range(TASKS)], delay=1 if agentic else None,
     )  # fmt: skip
     tasks = TunixTasks(sampler, columns, delay=delay, directory=folder / "bots")
     cluster = make_cluster(folder, steps, agentic)
