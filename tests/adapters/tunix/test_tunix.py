@@ -117,6 +117,12 @@ def test_agentic_learner_reads_ahead_and_resumes(tmp_path: Path) -> None:
     assert found(tmp_path / "bots")[-1] >= STEPS
 
 
+def test_the_page_of_the_documentation_runs(tmp_path: Path) -> None:
+    page = RUN.parents[3] / "docs" / "adapters" / "tunix.md"
+    assert toy(tmp_path, page=str(page)) == 0
+    assert found(tmp_path / "bots") == [1, 2]
+
+
 # --- without training ------------------------------------------------------------------------
 
 

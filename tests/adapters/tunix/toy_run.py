@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sys
 from pathlib import Path
@@ -135,6 +136,19 @@ def main(folder: Path, steps: int, delay: int, kill: int | None, agentic: bool) 
     np.savez(folder / "result.npz", *leaves)
 
 
+def documented(folder: Path, page: str) -> None:
+    """The example of the page of the documentation, as it stands there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (code,) = re.findall(r"```python\n(.*?)```", Path(page).read_text("utf-8"), re.DOTALL)
+    names = {"folder": folder, "cluster": make_cluster(folder, steps=2, agentic=False),
+             "GRPOLearner": GRPOLearner, "GRPOConfig": GRPOConfig}  # fmt: skip
+    exec(compile(code, page, "exec"), names)
+
+
 if __name__ == "__main__":
-    given = {"steps": 4, "delay": 0, "kill": None, "agentic": False}
-    main(Path(sys.argv[1]), **{**given, **json.loads(sys.argv[2])})
+    given = json.loads(sys.argv[2])
+    if "page" in given:
+        documented(Path(sys.argv[1]), given["page"])
+    else:
+        asked = {"steps": 4, "delay": 0, "kill": None, "agentic": False, **given}
+        main(Path(sys.argv[1]), **asked)
