@@ -113,7 +113,7 @@ def test_agentic_learner_reads_ahead_and_resumes(tmp_path: Path) -> None:
     told = lines(tmp_path)
     assert all(len(set(line["task_id"])) == 1 and len(line["task_id"]) == GROUP for line in told)
     trained = STEPS * BATCH
-    assert trained <= len(told) <= trained + 3 * BATCH
+    assert trained <= len(told) <= trained + 5 * BATCH
     assert found(tmp_path / "bots")[-1] >= STEPS
 
 

@@ -35,6 +35,7 @@ from bots_jax.adapters.host import TaskSampler
 from bots_jax.adapters.tunix import TunixTasks
 
 TASKS, BATCH, GROUP, LENGTH = 24, 4, 4, 6
+AGENTIC = {"max_response_length": LENGTH, "off_policy_steps": 1, "max_concurrency": 4}
 WORDS = [word for word in test_common.MockVocab.DEFAULT_MAPPING if "<" not in word]
 
 
@@ -78,6 +79,16 @@ def make_cluster(folder: Path, steps: int, agentic: bool) -> Any:
     )
 
 
+class Words:
+    """A chat template for the toy vocabulary: what was said, without marks."""
+
+    assistant_token = ""
+
+    def parse(self, messages: Any, **options: Any) -> str:
+        """One text of all messages."""
+        return " ".join(message["content"] for message in messages)
+
+
 class Judge:
     """Whether the asked-for word was said; writes down every call, and kills after one."""
 
@@ -118,15 +129,17 @@ def main(folder: Path, steps: int, delay: int, kill: int | None, agentic: bool) 
     cluster = make_cluster(folder, steps, agentic)
     fields = {"num_generations": GROUP, "num_iterations": 1, "beta": 0.0}
     made, config = (
-        (AgenticLearner, AgenticConfig(**fields, max_response_length=LENGTH, off_policy_steps=1))
-        if agentic else (GRPOLearner, GRPOConfig(**fields))
+        (AgenticLearner, AgenticConfig(**fields, **AGENTIC)) if agentic
+        else (GRPOLearner, GRPOConfig(**fields))
     )  # fmt: skip
+    more = {"chat_parser": Words()} if agentic else {}
     judge = Judge(folder, kill)
     learner = made(
         rl_cluster=cluster,
         algo_config=config,
         reward_fns=[tasks.reward(judge)],
         metric_fns=[tasks.metrics, judge.fall],
+        **more,
     )
     held_out = [{name: column[:2] for name, column in columns.items()}]
     learner.train(tasks.attach(learner), None if agentic else held_out)
