@@ -34,20 +34,27 @@ def prompts() -> jax.Array:
     return jnp.asarray(rows, jnp.int32)
 
 
-def test_sampled_logprobs_equal_those_without_a_cache(model: Any, prompts: jax.Array) -> None:
+def test_logprobs_equal_those_without_a_cache(model: Any, prompts: jax.Array) -> None:
     """Rotation, shared heads, padding and the cache, against one pass over each row alone."""
-    found = rollout(*model, prompts, jax.random.key(1), group_size=GROUP, max_new_tokens=LENGTH)
+    tokens = jax.random.randint(jax.random.key(2), (2, GROUP, LENGTH), 3, 40)
+    cached = jax.jit(completion_logprobs, static_argnums=0)(*model, prompts, tokens)
+    full = jax.jit(full_logits, static_argnums=0)
     for b, prompt in enumerate(np.asarray(prompts)):
         bare = jnp.asarray(prompt[prompt != 0])[None]
-        for g in range(GROUP):
-            logits = full_logits(*model, bare, found.tokens[b, g][None])[0, bare.shape[1] - 1 : -1]
-            logprobs = jax.nn.log_softmax(logits)
-            chosen = jnp.take_along_axis(logprobs, found.tokens[b, g][:, None], axis=-1)[:, 0]
-            counted = np.asarray(found.mask[b, g])
-            np.testing.assert_allclose(
-                np.asarray(chosen)[counted], np.asarray(found.logprobs[b, g])[counted],
-                rtol=2e-4, atol=2e-5,
-            )  # fmt: skip
+        rows = jnp.broadcast_to(bare, (GROUP, bare.shape[1]))
+        logits = full(*model, rows, tokens[b])[:, bare.shape[1] - 1 : -1]
+        logprobs = jax.nn.log_softmax(logits)
+        chosen = jnp.take_along_axis(logprobs, tokens[b][..., None], axis=-1)[..., 0]
+        np.testing.assert_allclose(chosen, cached[b], rtol=1e-3, atol=1e-4)
+
+
+def test_sampled_logprobs_are_those_that_training_computes(model: Any, prompts: jax.Array) -> None:
+    """One token at a time, and all at once."""
+    sample = jax.jit(rollout, static_argnums=0, static_argnames=("group_size", "max_new_tokens"))
+    found = sample(*model, prompts, jax.random.key(1), group_size=GROUP, max_new_tokens=LENGTH)
+    again = jax.jit(completion_logprobs, static_argnums=0)(*model, prompts, found.tokens)
+    expected = jnp.where(found.mask, again, 0.0)
+    np.testing.assert_allclose(found.logprobs, expected, rtol=1e-3, atol=1e-4)
 
 
 def test_gradients_in_chunks_are_the_same(model: Any, prompts: jax.Array) -> None:

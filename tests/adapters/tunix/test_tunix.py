@@ -103,7 +103,7 @@ def test_killed_and_resumed_it_ends_bit_for_bit(whole: Any, tmp_path: Path, call
 def test_metrics_are_in_the_log_of_tunix(whole: Any) -> None:
     _, folder = whole
     written = b"".join(path.read_bytes() for path in (folder / "log").rglob("events*"))
-    assert b"bots/choice_entropy" in written
+    assert b"bots/train/choice_entropy" in written
 
 
 def test_agentic_learner_reads_ahead_and_resumes(tmp_path: Path) -> None:
