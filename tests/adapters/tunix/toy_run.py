@@ -85,8 +85,8 @@ class Words:
     assistant_token = ""
 
     def parse(self, messages: Any, **options: Any) -> str:
-        """One text of all messages."""
-        return " ".join(message["content"] for message in messages)
+        """One text of all messages; Tunix hands over a prompt as an array of one."""
+        return " ".join(str(np.ravel(message["content"])[0]) for message in messages)
 
 
 class Judge:
