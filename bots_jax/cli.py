@@ -1,4 +1,4 @@
-"""The command `bots-jax`: finetune | replay | bench."""
+"""The command `bots-jax`: finetune | finetune-llm | replay | bench."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ def _add_commands(
     add_bench_parser(commands)
     try:
         from bots_jax.rl.command import add_finetune_parser
+        from bots_jax.rl.llm.command import add_finetune_llm_parser
     except ModuleNotFoundError as error:
         missing = error.name
         absent = commands.add_parser("finetune", help=f"not available: {missing} is missing")
@@ -45,6 +46,7 @@ def _add_commands(
         )
         return
     add_finetune_parser(commands)
+    add_finetune_llm_parser(commands)
 
 
 def _quiet_libraries() -> None:

@@ -27,7 +27,7 @@ INTERRUPTED = 130  # what a shell expects of a command stopped by Ctrl-C
 class ProgressBar:
     """A `finetune.Watcher` that draws a bar on a terminal, and prints a line a run elsewhere."""
 
-    def __init__(self, config: FinetuneConfig, done: int) -> None:
+    def __init__(self, config: finetune.Comparison, done: int) -> None:
         from rich.console import Console
         from rich.progress import (
             BarColumn,
@@ -254,20 +254,20 @@ def finetune_command(args: argparse.Namespace) -> int:
             may_differ=finetune.MAY_DIFFER,
         )
         runs = _run(config, folder, Path(args.cache))
-        _report(folder.path, config, runs)
+        write_results(folder.path, config, runs)
     except StoppedError:
-        _say(f"stopped; everything is saved: the same command with --resume goes on ({args.out})")
+        say(f"stopped; everything is saved: the same command with --resume goes on ({args.out})")
         return INTERRUPTED
     except jax.errors.JaxRuntimeError as error:
         if (told := _of_the_verifier(error)) is None:
             raise
-        _say(f"bots-jax finetune: {told}; every step before is saved")
+        say(f"bots-jax finetune: {told}; every step before is saved")
         return 2
     except ModuleNotFoundError as error:
-        _say(f"bots-jax finetune: {error}: pip install 'bots-jax[all]' has all that it needs")
+        say(f"bots-jax finetune: {error}: pip install 'bots-jax[all]' has all that it needs")
         return 2
     except (ValueError, OSError) as error:
-        _say(f"bots-jax finetune: {error}")
+        say(f"bots-jax finetune: {error}")
         return 2
     return 0
 
@@ -296,7 +296,7 @@ def _run(config: FinetuneConfig, folder: RunFolder, cache: Path) -> list[dict[st
         return finetune.compare(config, problem, folder, bar)
 
 
-def _report(folder: Path, config: FinetuneConfig, runs: list[dict[str, Any]]) -> None:
+def write_results(folder: Path, config: finetune.Comparison, runs: list[dict[str, Any]]) -> None:
     """results.jsonl, tables and plots; the table on stdout."""
     baseline = "uniform" if "uniform" in config.strategies else config.strategies[0]
     lines = [json.dumps(_scalars(run)) + "\n" for run in runs]
@@ -304,12 +304,12 @@ def _report(folder: Path, config: FinetuneConfig, runs: list[dict[str, Any]]) ->
     try:
         rows = report.write_report(folder, runs, baseline)
     except ModuleNotFoundError as error:
-        _say(f"no plots: {error}")
+        say(f"no plots: {error}")
         rows = report.summarise(runs, baseline)
     report.print_table(rows)
-    _say(report.caption(baseline))
+    say(report.caption(baseline))
     plots = sorted(path.name for path in folder.glob("*.png"))
-    _say(f"results are in {folder}: results.jsonl, summary.md, summary.csv, {', '.join(plots)}")
+    say(f"results are in {folder}: results.jsonl, summary.md, summary.csv, {', '.join(plots)}")
 
 
 def _scalars(run: dict[str, Any]) -> dict[str, Any]:
@@ -320,6 +320,7 @@ def _scalars(run: dict[str, Any]) -> dict[str, Any]:
     return {**about, **measured, "heldout_step": run["heldout_step"], "heldout": run["heldout"]}
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """A line on stderr."""
     sys.stderr.write(text + "\n")
     sys.stderr.flush()

@@ -135,6 +135,49 @@ def _checksum(path: str | None) -> str | None:
         return None
 
 
+class Comparison(Protocol):
+    """What `compare` needs to know; `FinetuneConfig` and `llm.finetune.LlmConfig` say more."""
+
+    @property
+    def strategies(self) -> tuple[str, ...]:
+        """Their names."""
+
+    @property
+    def seeds(self) -> int:
+        """How many runs of each."""
+
+    @property
+    def first_seed(self) -> int:
+        """The seeds count up from here."""
+
+    @property
+    def steps(self) -> int:
+        """Of each run."""
+
+    @property
+    def eval_every(self) -> int:
+        """Steps between measurements on the held-out tasks."""
+
+    @property
+    def eval_rollouts(self) -> int:
+        """Of each held-out task."""
+
+    @property
+    def checkpoint_every(self) -> int:
+        """Steps that a kill may cost."""
+
+    @property
+    def by_domain(self) -> bool:
+        """A capability of its own for each family."""
+
+    @property
+    def loop(self) -> LoopConfig:
+        """The settings of a step."""
+
+    def selector(self, name: str) -> Selector:
+        """The strategy of that name."""
+
+
 # What may change when a comparison is resumed: more seeds or strategies are only added.
 MAY_DIFFER = ("strategies", "seeds", "checkpoint_every")
 
@@ -273,7 +316,7 @@ def _import(path: str) -> Callable[..., Any]:
     return function
 
 
-def compile_pieces(config: FinetuneConfig, problem: Problem) -> Compiled:
+def compile_pieces(config: Comparison, problem: Problem) -> Compiled:
     """The pieces of a step, each jitted."""
     prompts = jnp.asarray(problem.pool.prompts)
     act = make_act(problem.graphdef, prompts, problem.verifier, config.loop)
@@ -290,7 +333,7 @@ def compile_pieces(config: FinetuneConfig, problem: Problem) -> Compiled:
 
 
 def compare(
-    config: FinetuneConfig, problem: Problem, folder: RunFolder, watcher: Watcher
+    config: Comparison, problem: Problem, folder: RunFolder, watcher: Watcher
 ) -> list[dict[str, Any]]:
     """Train every strategy under every seed, going on where the folder stops.
 
@@ -314,7 +357,7 @@ def compare(
     return runs
 
 
-def start(config: FinetuneConfig, problem: Problem, selector: Selector, name: str) -> State:
+def start(config: Comparison, problem: Problem, selector: Selector, name: str) -> State:
     """A strategy's state before the first step: made for all before any is trained."""
     domains = problem.pool.family if config.by_domain else None
     try:
@@ -324,7 +367,7 @@ def start(config: FinetuneConfig, problem: Problem, selector: Selector, name: st
 
 
 def train(
-    config: FinetuneConfig,
+    config: Comparison,
     pieces: Compiled,
     folder: RunFolder,
     name: str,
@@ -499,6 +542,6 @@ def stop_signals(stop: Callable[[], None]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def total_steps(config: FinetuneConfig) -> int:
+def total_steps(config: Comparison) -> int:
     """Steps of the whole comparison, for a progress bar."""
     return math.prod((config.seeds, len(config.strategies), config.steps))

@@ -10,6 +10,9 @@ backwards into the prompt: padding on the left, however wide, changes nothing.
 The G completions of a prompt share its keys and values (`Prefix`), which are never copied:
 attention looks at the prefix [B, P] and at the completion's own tokens [B, G, T] side by
 side. One function, `extend`, serves training (T = L tokens at once) and sampling (T = 1).
+
+`prefill` and `extend` serve any module with the methods of `Transformer` and of its layers:
+`llm.llama` is one. Its attention may have fewer heads of keys than of queries.
 """
 
 from __future__ import annotations
@@ -58,8 +61,8 @@ class PolicyConfig:
 class Prefix(NamedTuple):
     """What a layer keeps of the prompts, shared by the G completions of each."""
 
-    keys: Array  # f[B, P, H, D]
-    values: Array  # f[B, P, H, D]
+    keys: Array  # f[B, P, K, D], K heads, of which each serves H / K heads of queries
+    values: Array  # f[B, P, K, D]
 
 
 class Cache(NamedTuple):
@@ -67,7 +70,7 @@ class Cache(NamedTuple):
 
     prefix: tuple[Prefix, ...]  # one a layer
     visible: Array  # bool[B, P], False on padding
-    keys: tuple[Array, ...]  # one a layer, f[B, G, L, H, D]; columns from `used` on are empty
+    keys: tuple[Array, ...]  # one a layer, f[B, G, L, K, D]; columns from `used` on are empty
     values: tuple[Array, ...]  # likewise
     used: Array  # i32, columns of `keys` that are filled
 
@@ -84,8 +87,11 @@ class Layer(nnx.Module):
         self.up = nnx.Linear(width, config.mlp_width, rngs=rngs)
         self.down = nnx.Linear(config.mlp_width, width, rngs=rngs)
 
-    def project(self, x: Array) -> tuple[Array, Array, Array]:
-        """Queries (already scaled), keys and values, f[B, G, T, H, D] each."""
+    def project(self, x: Array, columns: Array) -> tuple[Array, Array, Array]:
+        """Queries (already scaled), keys and values, f[B, G, T, H, D] each.
+
+        `columns` i32[T] is for layers that encode positions; here the embedding does.
+        """
         qkv = self.qkv(self.attention_norm(x))
         qkv = qkv.reshape(*x.shape[:-1], 3, self.heads, -1)
         queries, keys, values = qkv[..., 0, :, :], qkv[..., 1, :, :], qkv[..., 2, :, :]
@@ -176,9 +182,10 @@ def extend(graphdef: GraphDef, params: Params, cache: Cache, tokens: Array) -> t
     count, start = tokens.shape[-1], model.max_prompt - 1
     columns = cache.used + jnp.arange(count, dtype=jnp.int32)
     causal = jnp.arange(cache.keys[0].shape[2])[None, :] <= columns[:, None]  # [T, L]
-    x, keys, values = model.embed(tokens, start + columns), list(cache.keys), list(cache.values)
+    places = start + columns
+    x, keys, values = model.embed(tokens, places), list(cache.keys), list(cache.values)
     for i, layer in enumerate(model.layers):
-        query, key, value = layer.project(x)
+        query, key, value = layer.project(x, places)
         keys[i] = jax.lax.dynamic_update_slice_in_dim(keys[i], key, cache.used, axis=2)
         values[i] = jax.lax.dynamic_update_slice_in_dim(values[i], value, cache.used, axis=2)
         own = Prefix(keys[i], values[i])
@@ -194,24 +201,42 @@ def _read(
     columns = jnp.arange(tokens.shape[1], dtype=jnp.int32)
     causal = columns[None, :] <= columns[:, None]
     seen = causal[None] & (tokens != PAD)[:, None, :]  # [B, T, S]
-    x = model.embed(tokens, columns + model.max_prompt - prompt_length)[:, None]
+    places = columns + model.max_prompt - prompt_length
+    x = model.embed(tokens, places)[:, None]
     kept = []
     for layer in model.layers:
-        query, key, value = layer.project(x)
-        scores = jnp.einsum("bgthd,bgshd->bhgts", query, key)
-        weights = jax.nn.softmax(jnp.where(seen[:, None, None], scores, HIDDEN), axis=-1)
-        x = layer.finish(x, jnp.einsum("bhgts,bgshd->bgthd", weights, value))
+        query, key, value = layer.project(x, places)
+        scores = jnp.einsum("bgtkrd,bgskd->bkrgts", _by_key(query, key), key)
+        weights = _softmax(jnp.where(seen[:, None, None, None], scores, HIDDEN))
+        x = layer.finish(x, jnp.einsum("bkrgts,bgskd->bgtkrd", weights, value))
         kept.append(Prefix(key[:, 0], value[:, 0]))
     return x, tuple(kept)
 
 
+def _by_key(query: Array, key: Array) -> Array:
+    """Queries f[B, G, T, H, D] as f[B, G, T, K, H / K, D], beside the keys that they look at."""
+    heads, depth = key.shape[-2:]
+    return query.reshape(*query.shape[:3], heads, -1, depth)
+
+
+def _softmax(scores: Array) -> Array:
+    """Over the last axis; a sum in half precision would lose what is small in it."""
+    return jax.nn.softmax(scores.astype(precise(scores.dtype)), axis=-1).astype(scores.dtype)
+
+
+def precise(dtype: Any) -> Any:
+    """float32, or `dtype` where that is wider: what probabilities are computed in."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
 def _attend(query: Array, prefix: Prefix, visible: Array, own: Prefix, causal: Array) -> Array:
-    """softmax over prefix and own tokens together; query and result f[B, G, T, H, D]."""
-    shared = jnp.einsum("bgthd,bphd->bhgtp", query, prefix.keys)
-    shared = jnp.where(visible[:, None, None, None], shared, HIDDEN)
-    recent = jnp.einsum("bgthd,bgshd->bhgts", query, own.keys)
-    recent = jnp.where(causal[None, None, None], recent, HIDDEN)
-    weights = jax.nn.softmax(jnp.concatenate([shared, recent], axis=-1), axis=-1)
+    """softmax over prefix and own tokens together: f[B, G, T, K, H / K, D]."""
+    query = _by_key(query, own.keys)
+    shared = jnp.einsum("bgtkrd,bpkd->bkrgtp", query, prefix.keys)
+    shared = jnp.where(visible[:, None, None, None, None], shared, HIDDEN)
+    recent = jnp.einsum("bgtkrd,bgskd->bkrgts", query, own.keys)
+    recent = jnp.where(causal[None, None, None, None], recent, HIDDEN)
+    weights = _softmax(jnp.concatenate([shared, recent], axis=-1))
     past, present = jnp.split(weights, [shared.shape[-1]], axis=-1)
-    attended = jnp.einsum("bhgtp,bphd->bgthd", past, prefix.values)
-    return attended + jnp.einsum("bhgts,bgshd->bgthd", present, own.values)
+    attended = jnp.einsum("bkrgtp,bpkd->bgtkrd", past, prefix.values)
+    return attended + jnp.einsum("bkrgts,bgskd->bgtkrd", present, own.values)

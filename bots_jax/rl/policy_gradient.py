@@ -52,13 +52,14 @@ class GradientConfig:
     clip_low: float = 0.2  # e: ratios are clipped to [1 - e, 1 + e']
     clip_high: float = 0.2  # e'
     kl_weight: float = 0.0  # b; above 0 the batch must carry `base_logprobs`
+    chunk: int = 0  # prompts differentiated at a time, to save memory; 0: all at once
 
     def __post_init__(self) -> None:
         if self.estimator not in get_args(Estimator):
             raise ValueError(
                 f"estimator={self.estimator!r} is unknown; use one of {get_args(Estimator)}"
             )
-        for name in ("lr_warmup", "weight_decay", "kl_weight", "clip_high"):
+        for name in ("lr_warmup", "weight_decay", "kl_weight", "clip_high", "chunk"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name}={getattr(self, name)} must be finite and at least 0")
         for name in ("learning_rate", "max_grad_norm"):
@@ -114,9 +115,32 @@ def init_train_state(params: Params, config: GradientConfig) -> TrainState:
 
 
 def completion_logprobs(
-    graphdef: GraphDef, params: Params, prompts: Array, tokens: Array, temperature: float = 1.0
+    graphdef: GraphDef,
+    params: Params,
+    prompts: Array,
+    tokens: Array,
+    temperature: float = 1.0,
+    chunk: int = 0,
 ) -> Array:
-    """log pi(o_t | q, o_<t), f[B, G, L], of completions i32[B, G, L] of prompts i32[B, P]."""
+    """log pi(o_t | q, o_<t), f[B, G, L], of completions i32[B, G, L] of prompts i32[B, P].
+
+    Args:
+      chunk: prompts at a time, static; 0 for all at once. A gradient then keeps what lies
+        between input and output of one chunk only, and computes it a second time.
+    """
+
+    def some(args: tuple[Array, Array]) -> Array:
+        return _completion_logprobs(graphdef, params, *args, temperature)
+
+    if chunk == 0 or chunk >= len(prompts):
+        return some((prompts, tokens))
+    one = jax.checkpoint(lambda args: some((args[0][None], args[1][None]))[0])
+    return jax.lax.map(one, (prompts, tokens), batch_size=chunk if chunk > 1 else None)
+
+
+def _completion_logprobs(
+    graphdef: GraphDef, params: Params, prompts: Array, tokens: Array, temperature: float
+) -> Array:
     group, length = tokens.shape[1:]
     cache = prefill(graphdef, params, prompts, group, length)
     first = jnp.broadcast_to(prompts[:, None, -1:], (*tokens.shape[:2], 1))
@@ -199,7 +223,9 @@ def make_train_step(
     optimizer = make_optimizer(config)
 
     def loss(params: Params, batch: Batch) -> tuple[Array, Metrics]:
-        now = completion_logprobs(graphdef, params, batch.prompts, batch.tokens, temperature)
+        now = completion_logprobs(
+            graphdef, params, batch.prompts, batch.tokens, temperature, config.chunk
+        )
         return surrogate(now, batch, config)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:

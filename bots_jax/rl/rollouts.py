@@ -14,7 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from bots_jax.rl.policy import Cache, GraphDef, Params, extend, prefill
+from bots_jax.rl.policy import Cache, GraphDef, Params, extend, precise, prefill
 from bots_jax.rl.tasks import EOS, PAD, Verifier
 
 Array = jax.Array
@@ -76,7 +76,7 @@ def rollout(
         last=jnp.broadcast_to(prompts[:, -1:], shape),
         done=jnp.zeros(shape, bool),
         tokens=jnp.full((*shape, max_new_tokens), PAD, jnp.int32),
-        logprobs=jnp.zeros((*shape, max_new_tokens), cache.keys[0].dtype),
+        logprobs=jnp.zeros((*shape, max_new_tokens), precise(cache.keys[0].dtype)),
     )
 
     def unfinished(now: _Progress) -> Array:

