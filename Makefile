@@ -9,7 +9,7 @@ ARGS ?=
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.3
 
-.PHONY: finetune test lint types unit format clean
+.PHONY: finetune test lint types unit format notebooks clean
 
 finetune: $(VENV)/.run  ## finetune a small policy on tasks that the engine selects; goes on where it stopped
 	$(BIN)/bots-jax finetune --out $(OUT) --resume $(ARGS)
@@ -30,12 +30,19 @@ format: $(VENV)/.test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+notebooks: $(VENV)/.notebooks  ## run notebooks/ anew, outputs included; BOTS_JAX_TRACE=FILE for 02
+	cd notebooks && $(abspath $(BIN))/jupyter execute --inplace --timeout=3600 *.ipynb
+
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 
 $(VENV)/.run: $(VENV)/bin/python pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[cli,plots]'
+	touch $@
+
+$(VENV)/.notebooks: $(VENV)/bin/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable '.[notebooks]'
 	touch $@
 
 $(VENV)/.test: $(VENV)/bin/python pyproject.toml
