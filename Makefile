@@ -12,7 +12,7 @@ export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.3
 # Frameworks with an adapter that is tested inside them, each in an environment of its own.
 ADAPTERS := $(notdir $(patsubst %/,%,$(dir $(wildcard tests/adapters/*/requirements.txt))))
 
-.PHONY: finetune test lint types unit format clean test-adapters wheel-check
+.PHONY: finetune test lint types unit format notebooks clean test-adapters wheel-check
 
 finetune: $(VENV)/.run  ## finetune a small policy on tasks that the engine selects; goes on where it stopped
 	$(BIN)/bots-jax finetune --out $(OUT) --resume $(ARGS)
@@ -50,12 +50,19 @@ format: $(VENV)/.test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+notebooks: $(VENV)/.notebooks  ## run notebooks/ anew, outputs included; BOTS_JAX_TRACE=FILE for 02
+	cd notebooks && $(abspath $(BIN))/jupyter execute --inplace --timeout=3600 *.ipynb
+
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 
 $(VENV)/.run: $(VENV)/bin/python pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[cli,plots]'
+	touch $@
+
+$(VENV)/.notebooks: $(VENV)/bin/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable '.[notebooks]'
 	touch $@
 
 $(VENV)/.test: $(VENV)/bin/python pyproject.toml

@@ -2,7 +2,7 @@
 
 In: records of cells. Out: a number for each environment, strategy, seed and measure, those
 included that compare a run with the baseline's of the same seed (TTB, BSF, the score at
-equal generated tokens).
+equal rollouts and tokens).
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ def _measure(
 
 
 SELECTED, BELIEVED, LEARNED, COST = "selected", "believed", "learned", "cost"
+SPENT = ("rollouts", "tokens")  # series that a held-out score is read off at equal amounts of
 SHARED_SECONDS = "shared_seconds"  # one number for all seeds of a chunk: no interval
 GROUPS = {
     SELECTED: "What was selected",
@@ -60,6 +61,7 @@ MEASURES: dict[str, Measure] = dict(
         _measure("auc_unsolved", "AUC of unsolved", 1, BELIEVED),
         _measure("auc_mastered", "AUC of mastered", 1, BELIEVED),
         _measure("heldout", "Held-out at the end", 1, LEARNED),
+        _measure("heldout_at_rollouts", "Held-out at equal rollouts", 1, LEARNED),
         _measure("heldout_at_tokens", "Held-out at equal tokens", 1, LEARNED),
         _measure("ttb_50", "TTB(50%)", -1, LEARNED, 2, "", "time"),
         _measure("ttb_100", "TTB(100%)", -1, LEARNED, 2, "", "time"),
@@ -87,10 +89,10 @@ def values_of(records: Sequence[Record], baseline: str) -> Values:
         by_strategy.setdefault(record["strategy"], {})[record["seed"]] = record
     order = sorted(by_strategy, key=lambda name: name != baseline)
     bases = by_strategy.get(baseline, {})
-    tokens = _token_budgets(records)
+    budgets = {key: _budgets(records, key) for key in SPENT}
     return {
         name: {
-            seed: {**_own(record), **_relative(record, bases.get(seed), tokens.get(seed))}
+            seed: {**_own(record), **_relative(record, bases.get(seed), budgets)}
             for seed, record in by_strategy[name].items()
         }
         for name in order
@@ -117,14 +119,17 @@ def series_of(record: Record, key: str) -> tuple[np.ndarray, np.ndarray] | None:
     return x, y
 
 
-def _relative(record: Record, base: Record | None, budget: float | None) -> dict[str, Value]:
+def _relative(
+    record: Record, base: Record | None, budgets: Mapping[str, Mapping[int, float]]
+) -> dict[str, Value]:
     own = series_of(record, "heldout")
     if own is None:
         return {}
     values: dict[str, Value] = {}
-    spent = series_of(record, "tokens")
-    if budget is not None and spent is not None:
-        values["heldout_at_tokens"] = float(np.interp(budget, spent[1], own[1]))
+    for key, of in budgets.items():
+        spent = series_of(record, key)
+        if spent is not None and of:
+            values[f"heldout_at_{key}"] = float(np.interp(of[record["seed"]], spent[1], own[1]))
     other = None if base is None else series_of(base, "heldout")
     if other is not None:
         curve, against = Curve(*own), Curve(*other)
@@ -133,12 +138,12 @@ def _relative(record: Record, base: Record | None, budget: float | None) -> dict
     return values
 
 
-def _token_budgets(records: Iterable[Record]) -> dict[int, float]:
-    """The tokens that every strategy of a seed has spent by its end: the least of them."""
-    budgets: dict[int, float] = {}
+def _budgets(records: Iterable[Record], key: str) -> dict[int, float]:
+    """What every strategy of a seed has spent by its end; none where all spent the same."""
+    ends: dict[int, list[float]] = {}
     for record in records:
-        spent = series_of(record, "tokens")
+        spent = series_of(record, key)
         if spent is not None:
-            last = float(spent[1][-1])
-            budgets[record["seed"]] = min(last, budgets.get(record["seed"], math.inf))
-    return budgets
+            ends.setdefault(record["seed"], []).append(float(spent[1][-1]))
+    differ = any(min(last) < max(last) for last in ends.values())
+    return {seed: min(last) for seed, last in ends.items()} if differ else {}

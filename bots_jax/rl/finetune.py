@@ -386,13 +386,13 @@ def train(
     selector = pieces.selectors[name]
     state, lines = _resume(folder, run, selector, state)
     if not lines:
-        lines = [{"step": 0, "heldout": _held_out(pieces, state), "tokens": 0, "seconds": 0.0}]
+        lines = [{"step": 0, "heldout": held_out(pieces, state), "tokens": 0, "seconds": 0.0}]
         folder.append(run, lines[0])
     while len(lines) <= config.steps:
         state, line = _timed_step(selector, pieces, state)
         line |= {key: lines[-1][key] + line[key] for key in ("tokens", "seconds")}
         if line["step"] % config.eval_every == 0 or line["step"] == config.steps:
-            line["heldout"] = _held_out(pieces, state)
+            line["heldout"] = held_out(pieces, state)
         folder.append(run, line)
         lines.append(line)
         stopping = watcher.stopping()
@@ -412,7 +412,7 @@ def compiled(selector: Selector) -> Selector:
     return selector._replace(select=jax.jit(selector.select), update=jax.jit(selector.update))
 
 
-def _held_out(pieces: Compiled, state: LoopState) -> float:
+def held_out(pieces: Compiled, state: LoopState) -> float:
     """Held-out pass rate; the key depends on seed and step alone, so it is paired too."""
     never_a_step = jnp.uint32(2**32 - 1)
     key = jax.random.fold_in(jax.random.key(state.seed), never_a_step)
@@ -507,7 +507,7 @@ def as_record(name: str, seed: int, lines: list[Line]) -> dict[str, Any]:
     return {
         "strategy": name,
         "seed": seed,
-        **{key: [line[key] for line in steps] for key in keys},
+        **{key: [line[key] for line in steps] for key in keys if steps and key in steps[0]},
         "heldout_step": [line["step"] for line in measured],
         "heldout": [line["heldout"] for line in measured],
     }

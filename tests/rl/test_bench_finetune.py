@@ -6,6 +6,7 @@ import pytest
 
 from bots_jax.bench.environment import Strategy
 from bots_jax.bench.environments.finetune import finetune_environment
+from bots_jax.extra_rollouts import dynamic_sampling
 from bots_jax.selector import bots
 from bots_jax.strategies import oracle, uniform
 
@@ -29,3 +30,15 @@ def test_a_run_is_measured_and_cleared_away_and_its_cell_is_its_own(tmp_path: Pa
     assert other.series["heldout"].y[0] == told.series["heldout"].y[0]  # the same base policy
     with pytest.raises(ValueError, match="nobody knows"):
         place.run(Strategy("oracle", oracle), [0])
+
+
+def test_extra_rollouts_are_counted(tmp_path: Path) -> None:
+    place = finetune_environment(**TINY, cache=str(tmp_path / "cache"))
+    rule = Strategy("dynamic", dynamic_sampling, {"max_rounds": 2})
+    first, again = place.run(rule, [0]) + place.run(rule, [0])
+    # The base policy after two steps of warm-up solves hardly anything: both rounds are made.
+    assert first.values["rollouts"] == 4 * 2 * 4 * 4
+    assert first.series["rollouts"].y == [0, 64, 128]
+    assert first.values["tokens"] == first.series["tokens"].y[-1] >= 128
+    assert 0 <= first.values["useful"] <= 0.5
+    assert first.values["heldout"] == again.values["heldout"]

@@ -2,8 +2,12 @@
 
 In: sizes of `bots_jax.rl.finetune`. Out: for each seed what was learned (held-out pass rate),
 what was selected, what it cost in tokens and seconds. A seed is one run of minutes, kept step
-by step in a workspace, so that a kill costs one step. The true rates are not known here, so
-nothing is said of beliefs.
+by step in a workspace, so that a kill costs a few steps. The true rates are not known here,
+so nothing is said of beliefs.
+
+Strategies with extra rollouts take the same number of steps and show all that they generated;
+`measures` reads their score also at the rollouts and tokens that every strategy had spent by
+then. Their runs are not kept unfinished.
 """
 
 from __future__ import annotations
@@ -13,10 +17,13 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from bots_jax import metrics, report
@@ -26,9 +33,10 @@ from bots_jax.bench.environment import (
     Measured,
     Series,
     Strategy,
-    only_free,
     reads_truth,
 )
+from bots_jax.extra_rollouts import Extra
+from bots_jax.types import Selector
 
 _BASE = "uniform"  # stands in where FinetuneConfig wants a strategy's name
 
@@ -98,16 +106,21 @@ def finetune_environment(
     about = {k: v for k, v in about.items() if k != "first_seed"}
     folder = Path(workspace) if workspace else Path(tempfile.mkdtemp(prefix="bots-jax-bench-"))
     made: list[Any] = []  # prepared once, by whichever strategy comes first
+    steppers: dict[str, Callable[..., Any]] = {}  # of strategies with extra rollouts, compiled
 
     def run(strategy: Strategy, seeds: Sequence[int]) -> list[Measured]:
         sizes = {"batch_size": batch_size, "rollouts": config.loop.group_size}
-        selector = only_free(strategy, strategy.make(**sizes))
-        if reads_truth(selector):
+        rule = strategy.make(**sizes)
+        if reads_truth(rule):
             raise ValueError(f"strategy {strategy.name} wants the true rates, which nobody knows")
         if not made:
             problem = finetune.prepare(config, _cache(cache), _Quiet())
             made.extend((problem, finetune.compile_pieces(config, problem)))
-        return [_train(finetune, config, made, folder, strategy, selector, seed) for seed in seeds]
+        if isinstance(rule, Selector):
+            return [_train(finetune, config, made, folder, strategy, rule, seed) for seed in seeds]
+        known = _identity(config, strategy, rule)
+        step = steppers.setdefault(known, _stepper(config, made[0], rule))
+        return [_train_extra(finetune, config, made, strategy, rule, step, s) for s in seeds]
 
     return Environment(
         name=name or f"finetuning, {steps} steps",
@@ -139,12 +152,7 @@ def _train(
     from bots_jax.rl.run_folder import RunFolder
 
     problem, pieces = made
-    known = json.dumps(
-        [strategy.name, dict(strategy.settings), config.saved(), dict(selector.static)],
-        sort_keys=True,
-        default=str,
-    )
-    run = hashlib.sha256(known.encode()).hexdigest()[:16]
+    run = _identity(config, strategy, selector)
     rule = finetune.compiled(selector)
     own = pieces._replace(selectors={run: rule})
     first = finetune.start(config, problem, rule, strategy.name)
@@ -156,17 +164,82 @@ def _train(
     return _measure(finetune.as_record(strategy.name, seed, lines), lines[1:], config)
 
 
+def _identity(config: Any, strategy: Strategy, rule: Selector | Extra) -> str:
+    """A name of the run that no other strategy or setting has."""
+    known = json.dumps(
+        [strategy.name, dict(strategy.settings), config.saved(), dict(rule.static)],
+        sort_keys=True,
+        default=str,
+    )
+    return hashlib.sha256(known.encode()).hexdigest()[:16]
+
+
+def _stepper(config: Any, problem: Any, extra: Extra) -> Callable[..., Any]:
+    """The step of a strategy with extra rollouts, to be compiled once for all seeds."""
+    from bots_jax.rl.extra_loop import make_extra_step
+
+    prompts = jnp.asarray(problem.pool.prompts)
+    return jax.jit(
+        make_extra_step(
+            extra, problem.graphdef, prompts, problem.verifier, config.loop, problem.base
+        )
+    )
+
+
+def _train_extra(
+    finetune: Any,
+    config: Any,
+    made: Sequence[Any],
+    strategy: Strategy,
+    extra: Extra,
+    step: Callable[..., Any],
+    seed: int,
+) -> Measured:
+    """One run with extra rollouts, from its first step to its last."""
+    problem, pieces = made
+    first = finetune.start(config, problem, extra.selector, strategy.name)
+    state = finetune.init_loop(problem.base, first, config.loop, seed)
+    line = {"step": 0, "heldout": finetune.held_out(pieces, state), "tokens": 0, "seconds": 0.0}
+    lines = [line]
+    for number in range(1, config.steps + 1):
+        begin = time.perf_counter()
+        state, told = step(state, None)
+        told = jax.device_get(told)
+        line = {
+            "step": number,
+            "etr": float(told.step.effective_task_ratio),
+            "tokens": lines[-1]["tokens"] + int(told.step.generated_tokens),
+            "seconds": lines[-1]["seconds"] + time.perf_counter() - begin,
+            "rollouts": int(told.generated),
+            "task_ids": told.step.task_ids.tolist(),
+            "successes": told.step.successes.tolist(),
+        }
+        if number % config.eval_every == 0 or number == config.steps:
+            line["heldout"] = finetune.held_out(pieces, state)
+        lines.append(line)
+    return _measure(finetune.as_record(strategy.name, seed, lines), lines[1:], config)
+
+
 def _measure(record: dict[str, Any], lines: list[dict[str, Any]], config: Any) -> Measured:
+    """Lines without `rollouts` trained on all that they generated."""
     told = report.measure(record)
     values = {key: value for key, value in told.items() if isinstance(value, float)}
+    group = config.loop.group_size
     s = np.array([line["successes"] for line in lines], np.float64)
-    values["variance"] = metrics.outcome_variance(s, np.full_like(s, config.loop.group_size))
-    values["rollouts"] = float(s.size * config.loop.group_size)
+    n = np.where(np.array([line["task_ids"] for line in lines]) >= 0, group, 0)
+    generated = [line.get("rollouts", int(own.sum())) for line, own in zip(lines, n, strict=True)]
+    made = np.cumsum(generated, dtype=np.float64)
+    values["variance"] = metrics.outcome_variance(s, n)
+    values["rollouts"] = float(made[-1])
+    values["useful"] = float(n[(s > 0) & (s < n)].sum() / made[-1])
     at = [0, *record["step"]]
-    tokens = np.interp(record["heldout_step"], at, [0, *record["tokens"]])
+    spent = {"tokens": record["tokens"], "rollouts": made.tolist()}
     series = {
         "heldout": Series(record["heldout_step"], record["heldout"]),
-        "tokens": Series(record["heldout_step"], tokens.tolist()),
         "etr": Series(*meter.blocks(record["etr"])),
     }
+    for key, sums in spent.items():
+        series[key] = Series(
+            record["heldout_step"], np.interp(record["heldout_step"], at, [0, *sums]).tolist()
+        )
     return Measured(values, series)
