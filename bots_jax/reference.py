@@ -59,11 +59,17 @@ class Reference(NamedTuple):
         """The reference of some tasks, i32[R] in [0, C); of all for None."""
         if rows is None:
             return self
-        return Reference(*(None if part is None else part[:, rows] for part in self))
+        return Reference(
+            self.rates[:, rows], _columns(self.trials, rows), _columns(self.embeddings, rows)
+        )
+
+
+def _columns(values: Array | None, rows: Array) -> Array | None:
+    return None if values is None else values[:, rows]
 
 
 def make_reference(
-    rates: ArrayLike | None,
+    rates: ArrayLike | TaskFeatures | None,
     trials: ArrayLike | None,
     num_tasks: int | None,
     capacity: int | None,

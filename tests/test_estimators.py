@@ -297,15 +297,14 @@ def test_extremes_stay_finite_in_float32(models: int) -> None:
 # --- in a selector --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("estimator", ["glm", "logit", "linear_ls"])
-def test_grouped_is_dense(estimator: str) -> None:
+def test_grouped_is_dense() -> None:
     rng = np.random.default_rng(0)
     reference = (rng.integers(0, 5, (2, 3000)) / 4).astype(np.float32)
     reference[:, rng.random(3000) < 0.1] = np.nan
     domain = rng.integers(0, 3, 3000)
     means = []
     for form in ("dense", "grouped"):
-        selector = bots(batch_size=16, rollouts=8, estimator=estimator, representation=form)
+        selector = bots(batch_size=16, rollouts=8, estimator="glm", representation=form)
         state = selector.init(reference, domains=domain)
         for step in range(6):
             ids = np.random.default_rng(step).permutation(3000)[:16]
