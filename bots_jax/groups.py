@@ -264,7 +264,7 @@ def codes_of(groups: Groups) -> Codes:
     of_task = np.repeat(np.arange(size, dtype=np.uint16), np.asarray(groups.sizes))
     if groups.of_task is not None:
         of_task = np.asarray(groups.of_task)
-    rates, trials = groups.reference
+    rates, trials = groups.reference.rates, groups.reference.trials
     return _stored(
         of_task,
         np.asarray(rates, np.float64),

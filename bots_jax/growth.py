@@ -152,6 +152,8 @@ def _set_reference(
     known: Reference, rows: Array, rates: ArrayLike | None, trials: ArrayLike | None
 ) -> Reference:
     models, dtype = known.rates.shape[0], known.rates.dtype
+    if known.embeddings is not None:
+        raise ValueError("add_tasks: a pool with embeddings does not grow: make a new one")
     if (trials is not None) and known.trials is None:
         raise ValueError("reference_trials was given, but the pool was made without: drop it")
     new = jnp.nan if rates is None else jnp.asarray(rates, dtype)

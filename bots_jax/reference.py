@@ -37,21 +37,39 @@ class ReferenceGroups(NamedTuple):
     trials: ArrayLike | None = None  # integers [K], attempts behind the rates of each model
 
 
+class TaskFeatures(NamedTuple):
+    """References, and numbers that describe each task, for estimators that look at them.
+
+    Embeddings are to be of mean about 0 and variance about 1, and few: 8 to 32 principal
+    components. Such a pool is dense and does not grow.
+    """
+
+    rates: ArrayLike | None  # f[K, N] pass rates as elsewhere, or None
+    embeddings: ArrayLike  # f[E, N], finite
+
+
 class Reference(NamedTuple):
     """What is known of each task before the policy has tried it."""
 
     rates: Array  # f[K, C] in [0, 1], NaN = unknown; K = 0 without references
     trials: Array | None  # f[K, C], attempts behind each rate; None if not told
+    embeddings: Array | None = None  # f[E, C]
 
     def take(self, rows: Array | None) -> Reference:
         """The reference of some tasks, i32[R] in [0, C); of all for None."""
         if rows is None:
             return self
-        return Reference(self.rates[:, rows], None if self.trials is None else self.trials[:, rows])
+        return Reference(
+            self.rates[:, rows], _columns(self.trials, rows), _columns(self.embeddings, rows)
+        )
+
+
+def _columns(values: Array | None, rows: Array) -> Array | None:
+    return None if values is None else values[:, rows]
 
 
 def make_reference(
-    rates: ArrayLike | None,
+    rates: ArrayLike | TaskFeatures | None,
     trials: ArrayLike | None,
     num_tasks: int | None,
     capacity: int | None,
@@ -65,6 +83,8 @@ def make_reference(
     Raises:
       ValueError: naming the argument, its value and the way out.
     """
+    if isinstance(rates, TaskFeatures):
+        return _with_embeddings(rates, trials, num_tasks, capacity, dtype)
     num_tasks = _num_tasks(rates, num_tasks)
     capacity = num_tasks if capacity is None else capacity
     if capacity < num_tasks:
@@ -79,6 +99,19 @@ def make_reference(
     if trials is not None:
         trials = jnp.pad(broadcast_trials(trials, rates.shape[0], num_tasks, dtype), padding)
     return Reference(rates, trials), num_tasks
+
+
+def _with_embeddings(
+    given: TaskFeatures, trials: Any, num_tasks: int | None, capacity: int | None, dtype: Any
+) -> tuple[Reference, int]:
+    shape = np.shape(given.embeddings)
+    if len(shape) != 2 or num_tasks not in (None, shape[1]):
+        raise ValueError(f"TaskFeatures.embeddings has shape {shape}, expected [E, {num_tasks}]")
+    if is_concrete(given.embeddings) and not np.all(np.isfinite(np.asarray(given.embeddings))):
+        raise ValueError("TaskFeatures.embeddings holds NaN or infinity: give finite numbers")
+    known, tasks = make_reference(given.rates, trials, shape[1], capacity, dtype)
+    padding = ((0, 0), (0, known.rates.shape[1] - tasks))
+    return known._replace(embeddings=jnp.pad(jnp.asarray(given.embeddings, dtype), padding)), tasks
 
 
 def _num_tasks(rates: ArrayLike | None, num_tasks: int | None) -> int:
@@ -132,6 +165,8 @@ def reference_dtype(dtype: jnp.dtype | None, reference: Any) -> jnp.dtype:
     """The state's dtype: as asked for, else the reference's if that is a float of 64 bits."""
     if dtype is not None:
         return jnp.dtype(dtype)
+    if isinstance(reference, TaskFeatures):
+        reference = reference.embeddings
     if reference is None or isinstance(reference, ReferenceCounts):
         return jnp.dtype(jnp.float32)
     rates = reference.rates if isinstance(reference, ReferenceGroups) else reference

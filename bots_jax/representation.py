@@ -24,6 +24,7 @@ from bots_jax.groups import MOST_GROUPS, Groups, find_codes, groups_of_sizes, ma
 from bots_jax.reference import (
     ReferenceCounts,
     ReferenceGroups,
+    TaskFeatures,
     check_given,
     expand_reference,
     reference_dtype,
@@ -121,6 +122,9 @@ def _try_grouped(
 ) -> State | None:
     """A grouped state, or None where dense is called for."""
     forced = grouping.representation == "grouped"
+    if isinstance(reference, TaskFeatures):
+        _refuse(forced, "embeddings set every task apart")
+        return None
     if grouping.representation == "dense" or not grouping.can_group:
         return None
     if not is_concrete(reference, trials, domains):

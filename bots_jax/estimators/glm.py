@@ -5,10 +5,11 @@ tasks. Out:
 
     logit p~_k = w . x_k + u_{domain of k},     (w, u) ~ N(m, L^-1)
 
-x_k = (1, the logit of each reference). A missing logit stands where its model is on average,
-moved by how far the task's known ones are from theirs (`features.fill`). A step is Bayes' rule
-about the mode (West and Harrison 1997, section 14.4), after forgetting that mixes the posterior
-with the prior (Kulhavy and Zarrop 1993), so that what is not observed any more drifts back:
+x_k = (1, the logit of each reference, embeddings if any). A missing logit stands where its
+model is on average, moved by how far the task's known ones are from theirs (`features.fill`). A
+step is Bayes' rule about the mode (West and Harrison 1997, section 14.4), after forgetting that
+mixes the posterior with the prior (Kulhavy and Zarrop 1993), so that what is not observed any
+more drifts back:
 
     L0' = (1 - f) L + f L0,    m0' = L0'^-1 ((1 - f) L m + f L0 m0)
     m <- argmax log N(m; m0', L0'^-1) + sum_k w_k log-likelihood of task k
@@ -57,6 +58,7 @@ class Prior(NamedTuple):
     total: float = 0.5  # of the sum of the references' weights, about 1
     each: float = 0.25  # of one weight about the mean of all
     domain: float = 1.0  # of what sets a domain apart
+    embeddings: float = 1.0  # of what all embeddings, each of variance 1, say together
 
 
 class Precision(NamedTuple):
@@ -135,26 +137,33 @@ def _capability(params: Regression) -> Array:
 
 
 def _features(levels: Levels, reference: Reference) -> Array:
-    """x, f[F, C]: 1 and K logits."""
+    """x, f[F, C]: 1, K logits, E embeddings."""
     values = fill(levels, *logits(reference))
-    return jnp.concatenate([jnp.ones((1, values.shape[1]), values.dtype), values])
+    parts = [jnp.ones((1, values.shape[1]), values.dtype), values]
+    if reference.embeddings is not None:
+        parts.append(reference.embeddings)
+    return jnp.concatenate(parts)
 
 
 def _prior(scales: Prior, reference: Reference, num_domains: int) -> tuple[Coefficients, Precision]:
     models, dtype = reference.rates.shape[0], reference.rates.dtype
-    covariance = np.zeros((1 + models, 1 + models))
+    more = 0 if reference.embeddings is None else reference.embeddings.shape[0]
+    size = 1 + models + more
+    covariance, mean = np.zeros((size, size)), np.zeros(size)
     covariance[0, 0] = scales.intercept**2
     if models:
-        covariance[1:, 1:] = (scales.total / models) ** 2
-        covariance[1:, 1:] += scales.each**2 * np.eye(models)
-    mean = np.full(1 + models, 1 / max(models, 1))
-    mean[0] = 0
+        weights = slice(1, 1 + models)
+        covariance[weights, weights] = (scales.total / models) ** 2
+        covariance[weights, weights] += scales.each**2 * np.eye(models)
+        mean[weights] = 1 / models
+    rest = np.arange(1 + models, size)
+    covariance[rest, rest] = scales.embeddings**2 / max(more, 1)
     effects = num_domains if num_domains > 1 else 0
     return (
         Coefficients(jnp.asarray(mean, dtype), jnp.zeros((effects,), dtype)),
         Precision(
             jnp.asarray(np.linalg.inv(covariance), dtype),
-            jnp.zeros((1 + models, effects), dtype),
+            jnp.zeros((size, effects), dtype),
             jnp.full((effects,), scales.domain**-2, dtype),
         ),
     )
