@@ -265,7 +265,7 @@ def test_names_and_a_pool_that_changes(reference: np.ndarray, tmp_path: Path) ->
         sampler.add_tasks(["new-a"], reference[:, :1], domains=[0])
     with pytest.raises(ValueError, match="'nobody', which was never in this pool"):
         sampler.observe(["nobody"], [1], M)
-    sampler.observe(batch.task_ids[1:], [4] * (B - 1), M)
+    sampler.observe(batch.task_ids[1:].tolist(), [4] * (B - 1), M)
     assert int(sampler.advance().evaluated) == B - 1
     everything = sampler.next_batch(61)
     assert set(everything.task_ids.tolist()) == {*names, "new-a", "new-b"} - {leaving}
