@@ -121,6 +121,13 @@ def test_runs_are_compared_at_equal_tokens_and_with_the_baseline_of_their_seed()
     fast = found["fast"][0]
     assert fast["heldout_at_tokens"] == pytest.approx(0.2)  # at 100 tokens, half-way to step 10
     assert found["uniform"][0]["heldout_at_tokens"] == pytest.approx(0.3)
+    assert "heldout_at_rollouts" not in fast  # no run told of them
+    for one, made in zip(records, ([0, 40, 80], [0, 10, 20]), strict=True):
+        one["series"]["rollouts"] = {"x": [0, 10, 20], "y": made}
+    assert values_of(records, "uniform")["fast"][0]["heldout_at_rollouts"] == pytest.approx(0.2)
+    records[0]["series"]["rollouts"] = records[1]["series"]["rollouts"]
+    # Where all made the same the score at the end says it already.
+    assert "heldout_at_rollouts" not in values_of(records, "uniform")["fast"][0]
     assert fast["ttb_100"] == metrics.Time(0.5, False)
     assert fast["bsf_100"] == pytest.approx(0.5 / 0.3)
     assert math.isnan(fast["etr"])
