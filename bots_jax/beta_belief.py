@@ -79,7 +79,7 @@ def beta_rules(estimator: Estimator, adaptive_implicit_weight: bool = False) -> 
                 f"reference has {models} row(s), estimator={estimator.name!r} needs "
                 f"{estimator.models}: add a model, or use estimator='none'"
             )
-        params = estimator.init(num_domains, reference.rates.dtype)
+        params = estimator.init(reference, num_domains)
         return Learned(params, jnp.ones((), reference.rates.dtype))
 
     def learn(
@@ -87,7 +87,7 @@ def beta_rules(estimator: Estimator, adaptive_implicit_weight: bool = False) -> 
     ) -> tuple[Learned, BeliefInfo]:
         params, scale = learned
         error = jnp.zeros((), reference.rates.dtype)
-        if reference.rates.shape[0]:
+        if _informs(estimator, reference):
             params, error = over_evaluated(
                 fused, _from_batch(estimator, learned, settings, reference, fused)
             )
@@ -103,7 +103,7 @@ def beta_rules(estimator: Estimator, adaptive_implicit_weight: bool = False) -> 
         reference: Reference,
         fused: Fused,
     ) -> BetaPosterior:
-        source = estimator if reference.rates.shape[0] else implicit.none()
+        source = estimator if _informs(estimator, reference) else implicit.none()
         inferred = source.infer(learned.estimator, reference, fused.domain)
         weight = settings.implicit_weight * learned.implicit_scale
         return posterior.fuse(
@@ -116,6 +116,11 @@ def beta_rules(estimator: Estimator, adaptive_implicit_weight: bool = False) -> 
         )
 
     return BetaRules(start, learn, spread)
+
+
+def _informs(estimator: Estimator, reference: Reference) -> bool:
+    """Whether there is something to infer from."""
+    return estimator.name != "none" and reference.rates.shape[0] >= estimator.models
 
 
 def _from_batch(

@@ -1,0 +1,1 @@
+"""Estimators of implicit evidence; `bots_jax.implicit` has them by name."""

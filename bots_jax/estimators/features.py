@@ -1,0 +1,106 @@
+"""References as numbers that add up: logits.
+
+In: pass rates f[K, C], NaN = unknown. Out: logits f[K, C], finite.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from bots_jax.reference import Reference
+from bots_jax.sharding import total
+from bots_jax.types import Array
+
+# Attempts behind a rate where nobody has said.
+_TRIALS = 8.0
+
+
+def logits(reference: Reference) -> tuple[Array, Array]:
+    """logit of the rates shrunk to (c + 1/2) / (n + 1), c of n solved; and where known.
+
+    0 where unknown. n is `reference.trials`, or 8 where it was not told: rates of 0 and 1
+    are then +-2.8 and not +-inf.
+    """
+    known = jnp.isfinite(reference.rates)
+    rates = jnp.where(known, reference.rates, 0.5)
+    attempts = reference.trials
+    if attempts is None:
+        solved, failed = _TRIALS * rates + 0.5, _TRIALS * (1 - rates) + 0.5
+    else:
+        solved, failed = attempts * rates + 0.5, attempts * (1 - rates) + 0.5
+    return jnp.log(solved / failed), known
+
+
+class Levels(NamedTuple):
+    """Mean logit of each model over the tasks evaluated so far, as sums."""
+
+    sums: Array  # f[K]
+    counts: Array  # f[K]
+
+
+# A model's level counts so many tasks at the level of all models.
+_PRIOR_TASKS = 8.0
+
+
+def no_levels(reference: Reference) -> Levels:
+    """Before any task was evaluated."""
+    zeros = jnp.zeros(reference.rates.shape[:1], reference.rates.dtype)
+    return Levels(zeros, zeros)
+
+
+def learn_levels(levels: Levels, reference: Reference, evaluated: Array) -> Levels:
+    """The levels with the evaluated tasks, bool[R], added.
+
+    They are learned from what was evaluated, not from the pool: so they are the same for a
+    dense and a grouped pool, and for one that grows.
+    """
+    values, known = logits(reference)
+    used = known & evaluated[None]
+    return Levels(
+        levels.sums + _row_totals(jnp.where(used, values, 0)),
+        levels.counts + _row_totals(used.astype(values.dtype)),
+    )
+
+
+def _row_totals(values: Array) -> Array:
+    return jax.vmap(total)(values) if values.shape[0] else jnp.zeros((0,), values.dtype)
+
+
+def fill(levels: Levels, values: Array, known: Array) -> Array:
+    """f[K, C]: unknown logits at their model's level, moved by the task's known ones.
+
+    x_jk = level_j + sum over known i of (x_ik - level_i) / (number known + 1)
+
+    The one more in the denominator is a task effect with the variance of the noise about it.
+    """
+    if not values.shape[0]:
+        return values
+    grand = jnp.sum(levels.sums) / jnp.maximum(jnp.sum(levels.counts), 1)
+    level = (levels.sums + _PRIOR_TASKS * grand) / (levels.counts + _PRIOR_TASKS)
+    number = jnp.sum(known, axis=0).astype(values.dtype)
+    moved = jnp.sum(jnp.where(known, values - level[:, None], 0), axis=0) / (number + 1)
+    return jnp.where(known, values, level[:, None] + moved[None])
+
+
+def logistic(x: Array) -> Array:
+    """1 / (1 + exp(-x)), without overflow."""
+    return 0.5 * (1 + jnp.tanh(0.5 * x))
+
+
+def curvature(eta: Array) -> Array:
+    """tanh(eta / 2) / (2 eta): the curvature of a parabola below log logistic that touches it.
+
+    At least p (1 - p) (Jaakkola and Jordan 2000): steps towards the mode that divide by this
+    never overshoot, where Newton's do if one batch is far from what was expected.
+    """
+    size = jnp.abs(eta)
+    near = size < 1e-2
+    return jnp.where(near, 0.25, jnp.tanh(0.5 * size) / (2 * jnp.where(near, 1, size)))
+
+
+def shrink(eta: Array, variance: Array) -> Array:
+    """The logit of E logistic(N(eta, variance)), nearly (MacKay 1992, eq. 5.2)."""
+    return eta / jnp.sqrt(1 + (jnp.pi / 8) * variance)

@@ -1,0 +1,301 @@
+"""An online Bayesian logistic regression on the references, with forgetting.
+
+In: references f[K, C] of any K (0 too), domains, and successes and trials of the evaluated
+tasks. Out:
+
+    logit p~_k = w . x_k + u_{domain of k},     (w, u) ~ N(m, L^-1)
+
+x_k = (1, the logit of each reference). A missing logit stands where its model is on average,
+moved by how far the task's known ones are from theirs (`features.fill`). A step is Bayes' rule about the mode (West and Harrison 1997,
+section 14.4), after forgetting that mixes the posterior with the prior (Kulhavy and Zarrop
+1993), so that what is not observed any more drifts back to it:
+
+    L0' = (1 - f) L + f L0,    m0' = L0'^-1 ((1 - f) L m + f L0 m0)
+    m <- argmax log N(m; m0', L0'^-1) + sum_k w_k log-likelihood of task k
+    L <- L0' + sum_k w_k p_k (1 - p_k) x_k x_k'
+
+w_k is the number of independent trials that a task's n are worth (`misfit.py`). A priori the
+policy is a mean of its references: weights 1 / K, uncertain in their sum and, less, each.
+
+Each task has one domain, so the part of L among the u is diagonal, and stays so: with F
+features and D domains a step costs F^3 + F^2 (D + tasks evaluated), and no D^2.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from bots_jax.checks import check_number
+from bots_jax.estimators import misfit
+from bots_jax.estimators.contract import Estimator, Inferred, Own
+from bots_jax.estimators.features import (
+    Levels,
+    curvature,
+    fill,
+    learn_levels,
+    logistic,
+    logits,
+    no_levels,
+    shrink,
+)
+from bots_jax.estimators.misfit import Misfit
+from bots_jax.numerics import safe_ratio
+from bots_jax.pool import Fused, domain_sums
+from bots_jax.reference import Reference
+from bots_jax.sharding import mesh_of, total
+from bots_jax.types import Array, Settings
+
+
+class Prior(NamedTuple):
+    """Standard deviations a priori, in logits."""
+
+    intercept: float = 1.5
+    total: float = 0.5  # of the sum of the references' weights, about 1
+    each: float = 0.25  # of one weight about the mean of all
+    domain: float = 1.0  # of what sets a domain apart
+
+
+class Precision(NamedTuple):
+    """L: [[weights, cross], [cross', diag(domains)]]."""
+
+    weights: Array  # f[F, F]
+    cross: Array  # f[F, D']; D' = 0 where there is one domain, else D
+    domains: Array  # f[D']
+
+
+class Coefficients(NamedTuple):
+    """m, or any vector that L multiplies."""
+
+    weights: Array  # f[F]
+    domains: Array  # f[D']
+
+
+class Regression(NamedTuple):
+    """The parameters of a `glm`."""
+
+    mean: Coefficients
+    precision: Precision
+    covariance: Array  # f[F, F], of the weights: a block of L^-1
+    levels: Levels
+    misfit: Misfit
+
+
+_ITERATIONS = 4
+
+
+def glm(forgetting: float = 0.02, prior: Prior | None = None) -> Estimator:
+    """Regression on all references and domains.
+
+    Args:
+      forgetting: f in [0, 1), static: share of the posterior that gives way to the prior at a
+        step; evidence counts for about 1 / f steps.
+      prior: standard deviations; None for those of `Prior`.
+    """
+    keep = 1 - check_number("forgetting", forgetting, 0, 1)
+    scales = Prior() if prior is None else prior
+
+    def init(reference: Reference, num_domains: int) -> Regression:
+        mean, precision = _prior(scales, reference, num_domains)
+        return Regression(
+            mean,
+            precision,
+            _covariance(precision),
+            no_levels(reference),
+            misfit.no_misfit(reference.rates.dtype),
+        )
+
+    def fit(
+        params: Regression,
+        settings: Settings,
+        reference: Reference,
+        fused: Fused,
+        own: Own | None = None,
+    ) -> Regression:
+        at_first = _prior(scales, reference, fused.num_domains)
+        levels = learn_levels(params.levels, reference, fused.trials > 0)
+        x = _features(levels, reference)
+        before = _forget(params, at_first, keep)
+        return _learn(before, params.misfit, levels, x, fused, own)
+
+    return Estimator("glm", 0, init, fit, _infer, _capability)
+
+
+def _capability(params: Regression) -> Array:
+    """How many logits the policy stands above the weighted mean of its references."""
+    intercept = params.mean.weights[0]
+    domains = params.mean.domains
+    return intercept + domains if domains.shape[0] else intercept[None]
+
+
+# --- features and prior ---------------------------------------------------------------------
+
+
+def _features(levels: Levels, reference: Reference) -> Array:
+    """x, f[F, C]: 1 and K logits."""
+    values = fill(levels, *logits(reference))
+    return jnp.concatenate([jnp.ones((1, values.shape[1]), values.dtype), values])
+
+
+def _prior(scales: Prior, reference: Reference, num_domains: int) -> tuple[Coefficients, Precision]:
+    models, dtype = reference.rates.shape[0], reference.rates.dtype
+    covariance = np.zeros((1 + models, 1 + models))
+    covariance[0, 0] = scales.intercept**2
+    if models:
+        covariance[1:, 1:] = (scales.total / models) ** 2
+        covariance[1:, 1:] += scales.each**2 * np.eye(models)
+    mean = np.full(1 + models, 1 / max(models, 1))
+    mean[0] = 0
+    effects = num_domains if num_domains > 1 else 0
+    return (
+        Coefficients(jnp.asarray(mean, dtype), jnp.zeros((effects,), dtype)),
+        Precision(
+            jnp.asarray(np.linalg.inv(covariance), dtype),
+            jnp.zeros((1 + models, effects), dtype),
+            jnp.full((effects,), scales.domain**-2, dtype),
+        ),
+    )
+
+
+# --- L as a block of weights with a diagonal one of domains ---------------------------------
+
+
+def _apply(precision: Precision, x: Coefficients) -> Coefficients:
+    """L x."""
+    weights, cross, domains = precision
+    return Coefficients(
+        weights @ x.weights + cross @ x.domains, cross.T @ x.weights + domains * x.domains
+    )
+
+
+def _factor(precision: Precision) -> Array:
+    """Cholesky factor of L's Schur complement, the inverse covariance of the weights."""
+    weights, cross, domains = precision
+    return jnp.linalg.cholesky(weights - (cross / domains[None]) @ cross.T)
+
+
+def _solve(precision: Precision, y: Coefficients) -> Coefficients:
+    """L^-1 y."""
+    _, cross, domains = precision
+    rest = y.weights - cross @ (y.domains / domains)
+    weights = jax.scipy.linalg.cho_solve((_factor(precision), True), rest)
+    return Coefficients(weights, (y.domains - cross.T @ weights) / domains)
+
+
+def _covariance(precision: Precision) -> Array:
+    factor = _factor(precision)
+    return jax.scipy.linalg.cho_solve((factor, True), jnp.eye(factor.shape[0], dtype=factor.dtype))
+
+
+def _plus(a: Coefficients, b: Coefficients, scale: Array | float = 1) -> Coefficients:
+    return Coefficients(a.weights + scale * b.weights, a.domains + scale * b.domains)
+
+
+def _observed(x: Array, weight: Array, domain: Array | None, effects: int) -> Precision:
+    """sum_k weight_k x_k x_k', with domains."""
+    weighted = x * weight[None]
+    return Precision(
+        _sums(x, weighted),
+        _to_domains(weighted, domain, effects),
+        _to_domains(weight[None], domain, effects)[0],
+    )
+
+
+def _sums(x: Array, y: Array) -> Array:
+    """x y', added up in one order on any number of devices."""
+    if mesh_of(x) is None:
+        return x @ y.T
+    return lax.map(lambda row: lax.map(lambda other: total(row * other), y), x)
+
+
+def _to_domains(values: Array, domain: Array | None, effects: int) -> Array:
+    """[A, R] -> [A, D']."""
+    if domain is None or not effects:
+        return jnp.zeros((values.shape[0], effects), values.dtype)
+    return jax.vmap(lambda row: domain_sums(row, domain, effects))(values)
+
+
+# --- a step ---------------------------------------------------------------------------------
+
+
+def _forget(
+    params: Regression, at_first: tuple[Coefficients, Precision], keep: float
+) -> tuple[Coefficients, Precision]:
+    """The posterior mixed with the prior: m0', L0'."""
+    mean, first = at_first
+    pulled = jax.tree.map(
+        lambda old, new: keep * old + (1 - keep) * new,
+        _apply(params.precision, params.mean),
+        _apply(first, mean),
+    )
+    mixed = jax.tree.map(lambda a, b: keep * a + (1 - keep) * b, params.precision, first)
+    return _solve(mixed, pulled), mixed
+
+
+def _line(mean: Coefficients, x: Array, domain: Array | None) -> Array:
+    eta = jnp.sum(mean.weights[:, None] * x, axis=0)
+    return eta if domain is None or not mean.domains.shape[0] else eta + mean.domains[domain]
+
+
+def _learn(
+    before: tuple[Coefficients, Precision],
+    spread: Misfit,
+    levels: Levels,
+    x: Array,
+    fused: Fused,
+    own: Own | None,
+) -> Regression:
+    """Bayes' rule about the mode."""
+    start, prior = before
+    effects = start.domains.shape[0]
+    trials, domain = fused.trials, fused.domain
+    rate = safe_ratio(fused.successes, trials)
+
+    def at(mean: Coefficients) -> tuple[Array, Array, misfit.Predicted]:
+        eta = _line(mean, x, domain)
+        likely = logistic(eta)
+        return eta, likely, misfit.predict(spread, likely, trials, own)
+
+    def closer(_: int, mean: Coefficients) -> Coefficients:
+        eta, likely, told = at(mean)
+        slope, _ = misfit.derivatives(likely, told, rate)
+        bound = told.information * told.share * curvature(eta)
+        pull = _apply(prior, _plus(mean, start, -1))
+        gradient = Coefficients(
+            _sums(x, slope[None])[:, 0], _to_domains(slope[None], domain, effects)[0]
+        )
+        seen = _observed(x, bound, domain, effects)
+        curved = jax.tree.map(jnp.add, prior, seen)
+        return _plus(mean, _solve(curved, _plus(gradient, pull, -1)))
+
+    mean = lax.fori_loop(0, _ITERATIONS, closer, start)
+    _, likely, told = at(mean)
+    _, bend = misfit.derivatives(likely, told, rate)
+    precision = jax.tree.map(jnp.add, prior, _observed(x, bend, domain, effects))
+    _, _, expected = at(start)
+    learned = misfit.learn(spread, expected, fused.successes, trials, misfit.KEEP)
+    return Regression(mean, precision, _covariance(precision), levels, learned)
+
+
+def _infer(params: Regression, reference: Reference, domain: Array | None) -> Inferred:
+    x = _features(params.levels, reference)
+    eta = _line(params.mean, x, domain)
+    variance = _variance(params, x, domain)
+    mean = logistic(shrink(eta, variance))
+    known = jnp.ones(mean.shape, bool)
+    return Inferred(mean, known, misfit.concentration(params.misfit, mean, variance))
+
+
+def _variance(params: Regression, x: Array, domain: Array | None) -> Array:
+    """Of w . x + u: (x - c)' S (x - c) + 1 / l, S the covariance of the weights, l and
+    c = cross / l those of the domain."""
+    rest = jnp.zeros((), x.dtype)
+    _, cross, domains = params.precision
+    if domain is not None and domains.shape[0]:
+        x = x - (cross / domains[None])[:, domain]
+        rest = (1 / domains)[domain]
+    return jnp.sum(x * (params.covariance @ x), axis=0) + rest
