@@ -21,9 +21,6 @@ from bots_jax.reference import check_given, expand_reference
 from bots_jax.selection import Plan
 from bots_jax.types import ArrayLike, Evidence, Info, Selector, Settings, State
 
-# Passes over the pool after which a visit counts for 1 / e in the balance of visits.
-_MEMORY = 30.0
-
 
 def auto_selector(
     *,
@@ -46,7 +43,7 @@ def auto_selector(
       ValueError: if `floor` is below 1.
     """
     floor = None if floor is None else check_number("floor", floor, 1, 1e9)
-    rules = Rules(estimator, learn_trust, learn_speed, plan.batch_size, _MEMORY, per_token)
+    rules = Rules(estimator, learn_trust, learn_speed, plan.batch_size, per_token)
     selector = compose(
         name="bots-auto",
         model=auto_belief(rules),

@@ -71,7 +71,7 @@ class History(NamedTuple):
 
     offset: Array  # f[C], u in logits; 0 before the first visit
     precision: Array  # f[C], 1 / v; 0 before the first visit
-    log_visits: Array  # f[C], log(1 + visits), earlier ones discounted at each new one
+    visits: Array  # f[C], as of the last one; a visit counts as long as what it told does
     seen: Array  # i32[C], clock after the last visit; for a new task, when it came
 
 
@@ -85,15 +85,14 @@ class AutoBelief(NamedTuple):
 
     def restart(self, settings: Settings, rows: Array) -> AutoBelief:
         """New tasks have no history, and the visits of the average task: no rush to them."""
-        offset, precision, log_visits, seen = self.history
-        average = jnp.log1p(jnp.mean(jnp.expm1(log_visits)))
+        offset, precision, visits, seen = self.history
         lengths = self.lengths
         return self._replace(
             lengths=None if lengths is None else lengths.restart(rows),
             history=History(
                 offset.at[rows].set(0, mode="drop"),
                 precision.at[rows].set(0, mode="drop"),
-                log_visits.at[rows].set(average, mode="drop"),
+                visits.at[rows].set(jnp.mean(visits), mode="drop"),
                 seen.at[rows].set(self.clock, mode="drop"),
             ),
         )
@@ -106,7 +105,6 @@ class Rules(NamedTuple):
     learn_trust: bool  # rho from the grid; else it is `Settings.implicit_weight`
     learn_speed: bool  # lambda likewise
     batch_size: int
-    memory: float  # passes over the pool after which a visit counts for 1 / e
     per_token: bool = False  # whether tokens are learned
 
 
@@ -189,11 +187,20 @@ def _infer(
 
 def _aged(history: History, clock: Array, pairs: Pairs, counts: Array) -> tuple[Array, Array]:
     """u and v of tasks not seen for a while. Histories and counts must broadcast to pairs."""
-    age = (clock - history.seen).astype(counts.dtype)
-    kept = jnp.exp(-pairs.speed * age)
+    kept = _kept(history, clock, pairs)
     most = jnp.minimum(4 / (pairs.trust * counts), _MOST_VARIANCE)
     at_visit = 1 / jnp.maximum(history.precision, 1 / most)
     return history.offset * kept, most + (at_visit - most) * kept * kept
+
+
+def _kept(history: History, clock: Array, pairs: Pairs) -> Array:
+    """e, the share of a history that is not forgotten yet."""
+    return jnp.exp(-pairs.speed * (clock - history.seen).astype(history.offset.dtype))
+
+
+def recent_visits(history: History, clock: Array, pairs: Pairs) -> Array:
+    """f[...]: visits, each for as much as is left of what it told."""
+    return history.visits * _kept(history, clock, pairs)
 
 
 def expect(
@@ -276,13 +283,6 @@ def _own(prior: _Prior, expected: Expected) -> Own:
     mean, counts = as_belief(expected)
     counts = jnp.maximum(counts, prior.counts)
     return Own(counts * mean - prior.counts * prior.mean, counts - prior.counts)
-
-
-def _recent_visits(rules: Rules, history: History, clock: Array, capacity: int) -> Array:
-    """f[...]: visits before this one, those of `memory` passes ago counting for 1 / e."""
-    age = (clock - history.seen).astype(history.log_visits.dtype)
-    kept = jnp.exp(-age * (rules.batch_size / (rules.memory * capacity)))
-    return jnp.expm1(history.log_visits) * kept
 
 
 def _visited(expected: Expected, successes: Array, trials: Array) -> tuple[Array, Array]:
@@ -407,7 +407,7 @@ def _remember(
         prior = _infer(rules, learned.estimator, settings, reference.take(rows), domain)
         expected = Expected(prior.line, *_aged(history, clock, pairs, prior.counts))
         offset, precision = _visited(expected, successes, trials)
-        visits = jnp.log1p(_recent_visits(rules, history, clock, capacity) + 1)
+        visits = recent_visits(history, clock, pairs) + 1
         return History(offset, precision, visits, jnp.full_like(history.seen, 1) + clock)
 
     def all_rows(history: History) -> History:

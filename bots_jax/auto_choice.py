@@ -21,7 +21,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from bots_jax.auto_belief import Rules, draw_rate, expect, mean_rate
+from bots_jax.auto_belief import Rules, draw_rate, expect, in_force, mean_rate, recent_visits
 from bots_jax.auto_lengths import relative_length
 from bots_jax.compose import BeliefModel, Choice
 from bots_jax.numerics import gumbel
@@ -47,7 +47,9 @@ def mixed_groups(rules: Rules, floor: float | None, noisy: bool) -> Choice:
         value = chance_of_mixed(rate, settings.rollouts)
         if belief.lengths is not None:
             value = value / relative_length(belief.lengths, expected.shared)
-        scores = settings.breadth * belief.history.log_visits - value
+        pairs = in_force(rules, settings, belief.shared)
+        visits = recent_visits(belief.history, belief.clock, pairs)
+        scores = settings.breadth * jnp.log1p(visits) - value
         if noisy:
             scores -= settings.temperature * gumbel(rng_key, scores.shape, scores.dtype)
         if floor is not None:
