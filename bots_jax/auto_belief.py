@@ -41,7 +41,7 @@ from bots_jax.auto_lengths import Lengths, learn_lengths, no_lengths
 from bots_jax.compose import BeliefInfo, BeliefModel
 from bots_jax.estimators.contract import Estimator, Own
 from bots_jax.numerics import masked_mean, rarely, safe_ratio
-from bots_jax.pool import Evaluated, Fused, over_evaluated, take
+from bots_jax.pool import Evaluated, Fused, take
 from bots_jax.reference import Reference
 from bots_jax.sharding import total
 from bots_jax.types import Array, Belief, PyTree, Settings
@@ -70,7 +70,7 @@ class History(NamedTuple):
     """What is known of each task alone, as of its last visit."""
 
     offset: Array  # f[C], u in logits; 0 before the first visit
-    precision: Array  # f[C], 1 / v; 0 before the first visit
+    variance: Array  # f[C], v; huge before the first visit
     visits: Array  # f[C], as of the last one; a visit counts as long as what it told does
     seen: Array  # i32[C], clock after the last visit; for a new task, when it came
 
@@ -85,13 +85,13 @@ class AutoBelief(NamedTuple):
 
     def restart(self, settings: Settings, rows: Array) -> AutoBelief:
         """New tasks have no history, and the visits of the average task: no rush to them."""
-        offset, precision, visits, seen = self.history
+        offset, variance, visits, seen = self.history
         lengths = self.lengths
         return self._replace(
             lengths=None if lengths is None else lengths.restart(rows),
             history=History(
                 offset.at[rows].set(0, mode="drop"),
-                precision.at[rows].set(0, mode="drop"),
+                variance.at[rows].set(_MOST_VARIANCE, mode="drop"),
                 visits.at[rows].set(jnp.mean(visits), mode="drop"),
                 seen.at[rows].set(self.clock, mode="drop"),
             ),
@@ -182,14 +182,14 @@ def _infer(
         counts = jnp.broadcast_to(prior, mean.shape)
     else:
         counts = jnp.where(inferred.known, inferred.concentration, prior)
-    return _Prior(jnp.log(mean) - jnp.log1p(-mean), mean, counts)
+    return _Prior(jnp.log(mean / (1 - mean)), mean, counts)
 
 
 def _aged(history: History, clock: Array, pairs: Pairs, counts: Array) -> tuple[Array, Array]:
     """u and v of tasks not seen for a while. Histories and counts must broadcast to pairs."""
     kept = _kept(history, clock, pairs)
     most = jnp.minimum(4 / (pairs.trust * counts), _MOST_VARIANCE)
-    at_visit = 1 / jnp.maximum(history.precision, 1 / most)
+    at_visit = jnp.minimum(history.variance, most)
     return history.offset * kept, most + (at_visit - most) * kept * kept
 
 
@@ -261,6 +261,20 @@ def _log_likelihood(expected: Expected, successes: Array, trials: Array) -> Arra
     return top + jnp.log(sum(jnp.exp(term - top) for term in terms))
 
 
+# Evaluated tasks that the pairs of the grid are compared on, so that a step stays cheap.
+_ENOUGH = 128
+_ENOUGH_ROWS = 4096  # where they stand scattered among all rows
+
+
+def _stride(rules: Rules, batch: Evaluated) -> slice:
+    """Some of the tasks of a batch, evenly: the evaluated come first, one batch as a rule."""
+    rows = batch.trials.shape[0]
+    if batch.rows is None:
+        return slice(0, rows, max(1, rows // _ENOUGH_ROWS))
+    first = min(rows, rules.batch_size)
+    return slice(0, first, max(1, first // _ENOUGH))
+
+
 def _told(
     rules: Rules,
     settings: Settings,
@@ -271,6 +285,8 @@ def _told(
 ) -> Array:
     """f[J]: the log-likelihood of a step's evidence under each pair of the grid."""
     grid = _grid(rules, settings)
+    step = _stride(rules, batch)
+    history, prior, batch = jax.tree.map(lambda values: values[step], (history, prior, batch))
     column = jax.tree.map(lambda values: values[:, None], history)
     pairs = Pairs(grid.trust[None], grid.speed[None])
     expected = Expected(prior.line[:, None], *_aged(column, clock, pairs, prior.counts[:, None]))
@@ -286,7 +302,7 @@ def _own(prior: _Prior, expected: Expected) -> Own:
 
 
 def _visited(expected: Expected, successes: Array, trials: Array) -> tuple[Array, Array]:
-    """u and 1 / v after s of n."""
+    """u and v after s of n."""
     line, start, variance = expected
     offset = start
     for _ in range(_NEWTON_STEPS):
@@ -295,7 +311,7 @@ def _visited(expected: Expected, successes: Array, trials: Array) -> tuple[Array
         bend = trials * rate * (1 - rate) + 1 / variance
         offset += jnp.clip(slope / bend, -_LONGEST_STEP, _LONGEST_STEP)
     rate = jax.nn.sigmoid(line + offset)
-    return offset, trials * rate * (1 - rate) + 1 / variance
+    return offset, 1 / (trials * rate * (1 - rate) + 1 / variance)
 
 
 def auto_belief(rules: Rules) -> BeliefModel:
@@ -309,13 +325,21 @@ def auto_belief(rules: Rules) -> BeliefModel:
                 f"{rules.estimator.models}: add a model, or use estimator='glm'"
             )
         dtype, size = reference.rates.dtype, _grid_size(rules)
-        zeros = jnp.zeros((capacity,), dtype)
+
+        def zeros() -> Array:  # an array each, so that a state can be donated
+            return jnp.zeros((capacity,), dtype)
+
         return AutoBelief(
             Shared(
                 rules.estimator.init(reference, num_domains),
                 jnp.full((size,), -np.log(size), dtype),
             ),
-            History(zeros, zeros, zeros, jnp.zeros((capacity,), jnp.int32)),
+            History(
+                zeros(),
+                zeros() + _MOST_VARIANCE,
+                zeros(),
+                jnp.zeros((capacity,), jnp.int32),
+            ),
             jnp.zeros((), jnp.int32),
             no_lengths(capacity, dtype) if rules.per_token else None,
         )
@@ -323,9 +347,8 @@ def auto_belief(rules: Rules) -> BeliefModel:
     def fuse(
         belief: AutoBelief, settings: Settings, reference: Reference, fused: Fused
     ) -> tuple[AutoBelief, BeliefInfo]:
-        learned, error, anything = over_evaluated(
-            fused, lambda batch: _learn(rules, belief, settings, reference, fused, batch)
-        )
+        batch = _evaluated(fused)
+        learned, error, anything = _learn(rules, belief, settings, reference, fused, batch)
         history = _remember(rules, belief, learned, settings, reference, fused)
         trust = in_force(rules, settings, learned).trust
         info = BeliefInfo(rules.estimator.capability(learned.estimator), trust, error)
@@ -355,6 +378,20 @@ def auto_belief(rules: Rules) -> BeliefModel:
         return draw_rate(rng_key, expect(rules, belief, settings, reference, None))
 
     return BeliefModel(init, fuse, predict, draw, at)
+
+
+def _evaluated(fused: Fused) -> Evaluated:
+    """The tasks to learn of all from.
+
+    As many as are listed: if a step brings evidence of more, the others move their own histories
+    alone. Going through all rows instead would have the loop hold on to all of the state.
+    """
+    if fused.rows is None:
+        return Evaluated(None, fused.successes, fused.trials)
+    capacity = fused.trials.shape[0]
+    at, present = jnp.minimum(fused.rows, capacity - 1), fused.rows < capacity
+    successes, trials = (jnp.where(present, x[at], 0) for x in (fused.successes, fused.trials))
+    return Evaluated(at, successes, trials)
 
 
 def _learn(
@@ -406,9 +443,9 @@ def _remember(
         domain = None if fused.domain is None else take(fused.domain, rows)
         prior = _infer(rules, learned.estimator, settings, reference.take(rows), domain)
         expected = Expected(prior.line, *_aged(history, clock, pairs, prior.counts))
-        offset, precision = _visited(expected, successes, trials)
+        offset, variance = _visited(expected, successes, trials)
         visits = recent_visits(history, clock, pairs) + 1
-        return History(offset, precision, visits, jnp.full_like(history.seen, 1) + clock)
+        return History(offset, variance, visits, jnp.full_like(history.seen, 1) + clock)
 
     def all_rows(history: History) -> History:
         """Those that are not done yet."""

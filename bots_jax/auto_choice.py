@@ -41,6 +41,7 @@ def mixed_groups(rules: Rules, floor: float | None, noisy: bool) -> Choice:
     """
 
     def score(rng_key: Array, model: BeliefModel, state: State) -> tuple[Array, Array]:
+        noise_key, lottery_key = jax.random.split(rng_key)
         belief, settings, tasks = state.belief, state.settings, state.pool
         expected = expect(rules, belief, settings, state.reference, tasks.domain)
         rate = mean_rate(expected)
@@ -49,15 +50,29 @@ def mixed_groups(rules: Rules, floor: float | None, noisy: bool) -> Choice:
             value = value / relative_length(belief.lengths, expected.shared)
         pairs = in_force(rules, settings, belief.shared)
         visits = recent_visits(belief.history, belief.clock, pairs)
-        scores = settings.breadth * jnp.log1p(visits) - value
+        turn = jax.random.bits(lottery_key, (), jnp.uint32)
+        scores = settings.breadth * jnp.log(1 + visits) - value + _lottery(turn, value)
         if noisy:
-            scores -= settings.temperature * gumbel(rng_key, scores.shape, scores.dtype)
+            scores -= settings.temperature * gumbel(noise_key, scores.shape, scores.dtype)
         if floor is not None:
             late = _overdue(rules, state, floor)
             scores = jnp.where(late > 0, -_FIRST - late, scores)
         return scores, rate
 
     return Choice(score)
+
+
+def _lottery(turn: Array, like: Array) -> Array:
+    """f[C] in [0, .001), another order of the tasks at each turn.
+
+    Tasks without a visit often tie. Told apart here they need no second search among all; it is
+    enough that a hash (the finaliser of MurmurHash3) looks random. Less than .001 matters to
+    nobody.
+    """
+    x = jnp.arange(like.shape[0], dtype=jnp.uint32) ^ turn
+    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+    return (x >> 8).astype(like.dtype) * jnp.asarray(1e-3 * 2.0**-24, like.dtype)
 
 
 def chance_of_mixed(rate: Array, rollouts: Array) -> Array:

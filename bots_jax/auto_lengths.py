@@ -52,8 +52,8 @@ class Lengths(NamedTuple):
 
 def no_lengths(capacity: int, dtype: jnp.dtype) -> Lengths:
     """Nothing known."""
-    zeros, zero = jnp.zeros((capacity,), dtype), jnp.zeros((), dtype)
-    return Lengths(zeros, zeros, zeros, zeros, Line(zero, zero, zero, zero, zero))
+    own = [jnp.zeros((capacity,), dtype) for _ in range(4)]  # an array each: states are donated
+    return Lengths(*own, Line(*(jnp.zeros((), dtype) for _ in range(5))))  # type: ignore[call-arg]
 
 
 def add_tokens(lengths: Lengths, evidence: Evidence) -> Lengths:
