@@ -3,6 +3,7 @@
 The stable names are these; everything else may move. Start reading at `selector.py`.
 """
 
+from bots_jax.graded import evidence_of_rewards
 from bots_jax.growth import add_tasks, retire
 from bots_jax.selector import bots
 from bots_jax.types import Belief, Evidence, Info, Selection, Selector, Settings, State
@@ -17,6 +18,7 @@ __all__ = [
     "State",
     "add_tasks",
     "bots",
+    "evidence_of_rewards",
     "retire",
 ]
 

@@ -54,6 +54,7 @@ _RANGES: dict[str, tuple[float, float, bool, bool]] = {
     "temperature": (0, math.inf, True, False),
     "prior_successes": (0, math.inf, False, False),
     "prior_failures": (0, math.inf, False, False),
+    "breadth": (0, math.inf, True, False),
 }
 
 

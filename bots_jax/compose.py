@@ -54,6 +54,8 @@ class BeliefModel(NamedTuple):
     fuse(belief, settings, reference, fused) -> (belief, BeliefInfo); one time step
     predict(belief, settings, reference, rows) -> Belief; rows i32[...] or slice(None)
     draw(rng_key, belief, settings, reference) -> f[C], one draw of each p
+    at(belief, settings, reference, domain, rows) -> Belief: `predict`, for beliefs that are made
+      when they are asked for and so have to be told the domains; None: `predict` is all there is
 
     The pytree has a method restart(settings, rows i32[A]) -> pytree that makes those
     rows new, for `add_tasks`; rows >= C are dropped.
@@ -63,6 +65,7 @@ class BeliefModel(NamedTuple):
     fuse: Callable[[PyTree, Settings, Reference, Fused], tuple[PyTree, BeliefInfo]]
     predict: Callable[[PyTree, Settings, Reference, Any], Belief]
     draw: Callable[[Array, PyTree, Settings, Reference], Array]
+    at: Callable[[PyTree, Settings, Reference, Array | None, Any], Belief] | None = None
 
 
 class Choice(NamedTuple):
@@ -182,6 +185,8 @@ def compose(
     @jax.jit
     def predict_arrays(state: State, task_ids: Array | None) -> Belief:
         rows = slice(None) if task_ids is None else task_ids
+        if model.at is not None:
+            return model.at(state.belief, state.settings, state.reference, state.pool.domain, rows)
         return model.predict(state.belief, state.settings, state.reference, rows)
 
     def select(

@@ -37,6 +37,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bots_jax import race
+from bots_jax.auto import auto_selector
 from bots_jax.beta_belief import beta_belief, beta_rules
 from bots_jax.checks import check_choice, check_settings, is_concrete
 from bots_jax.compose import BeliefModel, Choice, compose, merge_settings
@@ -46,6 +47,13 @@ from bots_jax.numerics import gumbel
 from bots_jax.representation import REPRESENTATIONS, Grouping, with_grouped
 from bots_jax.selection import make_plan
 from bots_jax.types import Array, ArrayLike, Selector, Settings, State
+
+# Values of `choice` by preset; the first is what a name without one means.
+CHOICES = {"paper": ("thompson", "mean"), "auto": ("mixed", "thompson", "mean")}
+
+AUTO_ONLY = frozenset(
+    {"breadth", "floor", "per_token"}
+)  # arguments that preset="paper" has no use for
 
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {
@@ -59,10 +67,31 @@ PRESETS: dict[str, dict[str, Any]] = {
             temperature=0.0,
             prior_successes=1.0,
             prior_failures=1.0,
+            breadth=0.0,
         ),
         "adaptive_implicit_weight": False,
         "estimator": "linear",
         "choice": "thompson",
+        "exploration": 0.0,
+        "representation": "auto",
+    },
+    "auto": {
+        "batch_size": 32,
+        "settings": Settings(
+            target=0.5,
+            rollouts=16,
+            forgetting=0.004,
+            implicit_weight=1.0,
+            capability_momentum=0.9,
+            temperature=0.0,
+            prior_successes=1.0,
+            prior_failures=1.0,
+            breadth=0.1,
+        ),
+        "adaptive_implicit_weight": False,
+        "estimator": "glm",
+        "choice": "mixed",
+        "floor": 50.0,
         "exploration": 0.0,
         "representation": "auto",
     },
@@ -83,6 +112,9 @@ def bots(
     prior: tuple[ArrayLike, ArrayLike] | None = None,
     estimator: str | Estimator | None = None,
     choice: str | None = None,
+    breadth: ArrayLike | None = None,
+    floor: float | None = None,
+    per_token: bool = False,
     exploration: float | None = None,
     quotas: Sequence[int] | None = None,
     num_domains: int | None = None,
@@ -98,12 +130,17 @@ def bots(
     state: they may be traced, and `init(settings=...)` overrides them for one state.
 
     Args:
-      preset: "paper", the published method and its defaults (in brackets below).
+      preset: "paper", the published method and its defaults (in brackets below); "auto", better
+        beliefs with nothing to tune, and a choice with one knob (`auto.py`, docs/auto.md). Its
+        own defaults stand after "auto:".
       batch_size: B, tasks a step [32].
       rollouts: * m, rollouts that each selected task is meant to get [16].
       target: * p*, success probability worth training on [0.5].
-      forgetting: * lambda, share of the posterior pulled to the prior a step [0.1].
-      implicit_weight: * rho, weight of implicit evidence [0.1].
+      forgetting: * lambda, share of the posterior pulled to the prior a step [0.1]. auto: share
+        of what sets a task apart from its references that is forgotten in a step of training;
+        learned unless given here (`init` then sets where the search is centred) [0.004].
+      implicit_weight: * rho, weight of implicit evidence [0.1]. auto: the factor on the
+        pseudo-counts that the estimator claims; learned unless given, likewise [1].
       capability_momentum: * gamma, smoothing of the capability [0.9].
       adaptive_implicit_weight: halve rho after each step in which implicit evidence was
         wrong by 0.25 or more on average over the evaluated tasks [False].
@@ -111,9 +148,17 @@ def bots(
         softmax(-|p^ - p*| / tau), as Gumbel top-B, instead of taking the nearest [0].
         Whether it is 0 is fixed here, unless the value is traced.
       prior: * (alpha0, beta0), pseudo-counts [(1, 1)].
-      estimator: of implicit evidence: "linear", "none", or an `implicit.Estimator`.
+      estimator: of implicit evidence: a name of `implicit.ESTIMATORS`, or an
+        `implicit.Estimator` ["linear"; auto: "glm"].
       choice: "thompson" compares a draw from each posterior with the target, "mean" its
-        mean ["thompson"].
+        mean ["thompson"]. auto only: "mixed", the likeliest mixed groups spread over the
+        pool ["mixed"].
+      breadth: * auto only: c >= 0, what a task's recent visits cost it: larger spreads over
+        more tasks, at fewer mixed groups [0.1].
+      floor: auto only: passes over the pool within which every eligible task is chosen,
+        whatever is expected of it; static [50].
+      per_token: auto only: divide what a task is worth by the tokens that it is expected to
+        generate, learned from `Evidence.tokens`; static [False].
       exploration: share of the batch drawn uniformly [0].
       quotas: tasks of each domain in a batch, summing to B [None: no quotas].
       num_domains: D, where `init` cannot count the domains because they are traced.
@@ -140,16 +185,34 @@ def bots(
         temperature=temperature,
         prior_successes=None if prior is None else prior[0],
         prior_failures=None if prior is None else prior[1],
+        breadth=breadth,
     )
     check_settings(given)
     settings = merge_settings(known["settings"], given)
-    chosen = check_choice("choice", _first(choice, known["choice"]), tuple(_BASES))
+    chosen = check_choice("choice", _first(choice, known["choice"]), CHOICES[preset])
     noisy = not (is_concrete(settings.temperature) and float(np.asarray(settings.temperature)) == 0)
     model_of = _first(estimator, known["estimator"])
     adaptive = bool(_first(adaptive_implicit_weight, known["adaptive_implicit_weight"]))
     plan = make_plan(
         _first(batch_size, known["batch_size"]), _first(exploration, known["exploration"]), quotas
     )
+    if preset == "auto":
+        _refuse_of_paper(adaptive, representation, tolerance, slots)
+        return auto_selector(
+            settings=settings,
+            plan=plan,
+            estimator=make_estimator(model_of),
+            choice=chosen,
+            noisy=noisy,
+            floor=_first(floor, known["floor"]),
+            learn_trust=implicit_weight is None,
+            learn_speed=forgetting is None,
+            per_token=bool(per_token),
+            num_domains=num_domains,
+            expiry=expiry,
+            dtype=dtype,
+        )
+    _refuse_of_auto(breadth, floor, per_token)
     rules = beta_rules(make_estimator(model_of), adaptive)
     dense = compose(
         name="bots",
@@ -182,6 +245,32 @@ def bots(
         slots=check_slots(slots),
     )
     return with_grouped(dense, grouping)
+
+
+def _refuse_of_auto(breadth: Any, floor: float | None, per_token: bool) -> None:
+    """What `preset="paper"` has no use for."""
+    for name, value in (("breadth", breadth), ("floor", floor), ("per_token", per_token or None)):
+        if value is not None:
+            raise ValueError(
+                f"{name}={value} belongs to choice='mixed' of preset='auto'; with preset='paper' "
+                "tasks are chosen by |p^ - p*| alone"
+            )
+
+
+def _refuse_of_paper(
+    adaptive: bool, representation: str | None, tolerance: float | None, slots: int | None
+) -> None:
+    """What `preset="auto"` has no use for."""
+    if adaptive:
+        raise ValueError(
+            "adaptive_implicit_weight=True belongs to preset='paper': preset='auto' learns how "
+            "far to trust implicit evidence"
+        )
+    if representation == "grouped" or tolerance is not None or slots is not None:
+        raise ValueError(
+            f"representation={representation!r}, tolerance={tolerance}, slots={slots}: "
+            "preset='auto' keeps its pools dense; use representation='auto' or preset='paper'"
+        )
 
 
 def _first(value: Any, otherwise: Any) -> Any:

@@ -5,10 +5,12 @@ In: pass rates f[K, C], NaN = unknown. Out: logits f[K, C], finite.
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from bots_jax.reference import Reference
 from bots_jax.sharding import total
@@ -47,8 +49,8 @@ _PRIOR_TASKS = 8.0
 
 def no_levels(reference: Reference) -> Levels:
     """Before any task was evaluated."""
-    zeros = jnp.zeros(reference.rates.shape[:1], reference.rates.dtype)
-    return Levels(zeros, zeros)
+    models, dtype = reference.rates.shape[:1], reference.rates.dtype
+    return Levels(jnp.zeros(models, dtype), jnp.zeros(models, dtype))
 
 
 def learn_levels(levels: Levels, reference: Reference, evaluated: Array) -> Levels:
@@ -80,9 +82,24 @@ def fill(levels: Levels, values: Array, known: Array) -> Array:
         return values
     grand = jnp.sum(levels.sums) / jnp.maximum(jnp.sum(levels.counts), 1)
     level = (levels.sums + _PRIOR_TASKS * grand) / (levels.counts + _PRIOR_TASKS)
-    number = jnp.sum(known, axis=0).astype(values.dtype)
-    moved = jnp.sum(jnp.where(known, values - level[:, None], 0), axis=0) / (number + 1)
+    number = sum_rows(known.astype(values.dtype))
+    moved = sum_rows(jnp.where(known, values - level[:, None], 0)) / (number + 1)
     return jnp.where(known, values, level[:, None] + moved[None])
+
+
+FEW_ROWS = 6
+
+
+def rows_of(values: Array) -> list[Array]:
+    """f[C] each, of f[F, C]."""
+    return [lax.index_in_dim(values, i, keepdims=False) for i in range(values.shape[0])]
+
+
+def sum_rows(values: Array) -> Array:
+    """f[C], over the rows of f[F, C]; of a few, one by one, which XLA fuses with what follows."""
+    if not 0 < values.shape[0] <= FEW_ROWS:
+        return jnp.sum(values, axis=0)
+    return reduce(jnp.add, rows_of(values))
 
 
 def logistic(x: Array) -> Array:

@@ -24,6 +24,7 @@ features and D domains a step costs F^3 + F^2 (D + tasks evaluated), and no D^2.
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import NamedTuple
 
 import jax
@@ -35,13 +36,16 @@ from bots_jax.checks import check_number
 from bots_jax.estimators import misfit
 from bots_jax.estimators.contract import Estimator, Inferred, Own
 from bots_jax.estimators.features import (
+    FEW_ROWS,
     Levels,
     fill,
     learn_levels,
     logistic,
     logits,
     no_levels,
+    rows_of,
     shrink,
+    sum_rows,
 )
 from bots_jax.estimators.misfit import Misfit
 from bots_jax.numerics import safe_ratio
@@ -245,7 +249,7 @@ def _forget(
 
 
 def _line(mean: Coefficients, x: Array, domain: Array | None) -> Array:
-    eta = jnp.sum(mean.weights[:, None] * x, axis=0)
+    eta = sum_rows(mean.weights[:, None] * x)
     return eta if domain is None or not mean.domains.shape[0] else eta + mean.domains[domain]
 
 
@@ -306,4 +310,9 @@ def _variance(params: Regression, x: Array, domain: Array | None) -> Array:
     if domain is not None and domains.shape[0]:
         x = x - (cross / domains[None])[:, domain]
         rest = (1 / domains)[domain]
-    return jnp.sum(x * (params.covariance @ x), axis=0) + rest
+    if x.shape[0] > FEW_ROWS:
+        return jnp.sum(x * (params.covariance @ x), axis=0) + rest
+    # A product of matrices would write f[F, C] and read it again, for a few sums a task.
+    rows = rows_of(x)
+    spread = [sum_rows(row[:, None] * x) for row in params.covariance]
+    return reduce(jnp.add, [a * b for a, b in zip(rows, spread, strict=True)]) + rest

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from bots_jax.checks import check_choice
-from bots_jax.selector import bots
+from bots_jax.selector import AUTO_ONLY, bots
 from bots_jax.strategies.adarft import adarft
 from bots_jax.strategies.balanced import balanced
 from bots_jax.strategies.binned_thompson import binned_thompson
@@ -33,12 +33,15 @@ from bots_jax.strategies.uniform import uniform
 from bots_jax.strategies.vade import vade
 from bots_jax.types import Selector
 
+paper = partial(bots, preset="paper")
+
 STRATEGIES: dict[str, Callable[..., Selector]] = {
-    "bots": bots,
-    "bots-explicit": partial(bots, implicit_weight=0.0),
-    "bots-implicit": partial(bots, implicit_weight=1.0),
-    "bots-no-forgetting": partial(bots, forgetting=0.0, implicit_weight=0.0),
-    "bots-mean": partial(bots, choice="mean"),
+    "bots": paper,
+    "auto": partial(bots, preset="auto"),
+    "bots-explicit": partial(paper, implicit_weight=0.0),
+    "bots-implicit": partial(paper, implicit_weight=1.0),
+    "bots-no-forgetting": partial(paper, forgetting=0.0, implicit_weight=0.0),
+    "bots-mean": partial(paper, choice="mean"),
     "uniform": uniform,
     "easy-to-hard": easy_to_hard,
     "adarft": adarft,
@@ -76,14 +79,16 @@ SETTINGS: dict[str, str] = {
     "implicit_weight": "rho, weight of implicit evidence [0.1]",
     "capability_momentum": "gamma, smoothing of the capability [0.9]",
     "temperature": "tau, noise in the choice [0: the nearest are taken]",
-    "breadth": "c, what balanced and oracle-mixed charge for a task's recent visits [0.1, 0]",
+    "breadth": "c, what auto, balanced and oracle-mixed charge for recent visits [0.1, 0.1, 0]",
     "exploration": "share of the batch that is drawn uniformly [0]",
 }
 
 
 def open_settings(factory: Callable[..., Selector]) -> set[str]:
     """Names of the settings that a factory takes and its name does not fix."""
-    return set(inspect.signature(factory).parameters) - set(getattr(factory, "keywords", {}))
+    fixed = getattr(factory, "keywords", {})
+    names = set(inspect.signature(factory).parameters) - set(fixed)
+    return names - AUTO_ONLY if fixed.get("preset") == "paper" else names
 
 
 def configure(

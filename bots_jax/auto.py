@@ -1,0 +1,105 @@
+"""`preset="auto"`: nothing to tune but how widely to choose.
+
+In: the settings of `bots(preset="auto", ...)`. Out: a `Selector` of the belief of
+`auto_belief.py` (a regression on the references, each task's own offset from it, trust and
+forgetting learned from how well they predict) and the choice of `auto_choice.py` (likely mixed
+groups, spread over the pool). docs/auto.md says it in words, with what was measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from bots_jax.auto_belief import Rules, auto_belief
+from bots_jax.auto_choice import mixed_groups, nearest_draws
+from bots_jax.auto_lengths import add_tokens
+from bots_jax.checks import check_number
+from bots_jax.compose import Choice, compose
+from bots_jax.estimators.contract import Estimator
+from bots_jax.reference import check_given, expand_reference
+from bots_jax.selection import Plan
+from bots_jax.types import ArrayLike, Evidence, Info, Selector, Settings, State
+
+
+def auto_selector(
+    *,
+    settings: Settings,
+    plan: Plan,
+    estimator: Estimator,
+    choice: str,
+    noisy: bool,
+    floor: float | None,
+    learn_trust: bool,
+    learn_speed: bool,
+    per_token: bool,
+    num_domains: int | None,
+    expiry: int | None,
+    dtype: Any,
+) -> Selector:
+    """The selector; arguments as `bots` has checked and merged them.
+
+    Raises:
+      ValueError: if `floor` is below 1.
+    """
+    floor = None if floor is None else check_number("floor", floor, 1, 1e9)
+    rules = Rules(estimator, learn_trust, learn_speed, plan.batch_size, per_token)
+    selector = compose(
+        name="bots-auto",
+        model=auto_belief(rules),
+        choice=_choice(rules, choice, noisy, floor),
+        settings=settings,
+        plan=plan,
+        num_domains=num_domains,
+        expiry=expiry,
+        dtype=dtype,
+        static={
+            "estimator": estimator.name,
+            "choice": choice,
+            "noisy": noisy,
+            "floor": floor,
+            "learn_trust": learn_trust,
+            "learn_speed": learn_speed,
+            "per_token": per_token,
+        },
+    )
+    selector = _with_counts(selector)
+    return _with_tokens(selector) if per_token else selector
+
+
+def _with_counts(selector: Selector) -> Selector:
+    """`selector`, whose `init` also takes `ReferenceCounts` and `ReferenceGroups`."""
+
+    def init(
+        reference: Any = None,
+        settings: Settings | Mapping[str, ArrayLike] | None = None,
+        num_tasks: int | None = None,
+        reference_trials: ArrayLike | None = None,
+        domains: ArrayLike | None = None,
+        capacity: int | None = None,
+    ) -> State:
+        check_given(reference, reference_trials)
+        given, trials, tasks = expand_reference(reference, reference_trials, domains)
+        return selector.init(given, settings, num_tasks, trials, tasks, capacity)
+
+    return selector._replace(init=init)
+
+
+def _with_tokens(selector: Selector) -> Selector:
+    """`selector`, whose `observe` takes note of tokens too."""
+
+    def observe(state: State, evidence: Evidence) -> State:
+        state = selector.observe(state, evidence)
+        lengths = add_tokens(state.belief.lengths, evidence)
+        return state._replace(belief=state.belief._replace(lengths=lengths))
+
+    def update(state: State, evidence: Evidence) -> tuple[State, Info]:
+        return selector.advance(observe(state, evidence))
+
+    return selector._replace(observe=observe, update=update)
+
+
+def _choice(rules: Rules, choice: str, noisy: bool, floor: float | None) -> Choice:
+    if choice == "mixed":
+        return mixed_groups(rules, floor, noisy)
+    return nearest_draws(rules, choice, noisy)

@@ -1,0 +1,467 @@
+"""The belief of `preset="auto"`: what the references tell, and how each task differs from it.
+
+In: the evidence of a step. Out: for every task a success probability, normal in its logit,
+
+    logit p_k ~ N(eta_k + u_k, v_k),   eta_k = logit p~_k of the estimator, as it is now
+
+The offset u_k is the task's own history: how much easier or harder it proved than the
+estimator said. When the policy improves, eta moves and carries visited and unvisited tasks
+along, so nothing has to be forgotten for it; what goes stale is the offset alone. It is taken
+to return to 0 (Ornstein-Uhlenbeck), a steps since the last visit:
+
+    u <- u e,   v <- V + (min(v, V) - V) e^2,   e = exp(-kappa a),   V_k = 4 / (rho c_k)
+
+with c_k the pseudo-counts that the estimator claims (a Beta of c counts about 1/2 has variance
+4 / c in logits), rho how far it is trusted, kappa = -log(1 - lambda). A visit with s of n is
+Bayes' rule about the mode (Laplace):  u maximises s log p + (n - s) log(1 - p) - (u - u0)^2 / 2v.
+
+rho and lambda are learned: each pair of a grid says how likely the latest evidence was,
+
+    L_j = prod_k integral Binomial(s_k | n_k, logistic(eta_k + u)) N(u; u_jk, v_jk) du
+
+before that evidence is used. The weights follow by fixed share (Herbster and Warmuth 1998), so
+that a setting that has become right is found within a few steps, and the filter itself runs
+under the weighted means of log rho and log kappa. That costs evaluated tasks times pairs.
+
+A step of time is a step that brought evidence, which is when a policy moves. Nothing is written
+for the tasks that were not evaluated: a step costs what its batch does, a look at all tasks one
+pass.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from bots_jax.auto_lengths import Lengths, learn_lengths, no_lengths
+from bots_jax.compose import BeliefInfo, BeliefModel
+from bots_jax.estimators.contract import Estimator, Own
+from bots_jax.numerics import masked_mean, rarely, safe_ratio
+from bots_jax.pool import Evaluated, Fused, take
+from bots_jax.reference import Reference
+from bots_jax.sharding import total
+from bots_jax.types import Array, Belief, PyTree, Settings
+
+# What is tried around `Settings.implicit_weight` and `Settings.forgetting`, as factors.
+_TRUSTS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+_SPEEDS = (0.0625, 0.25, 1.0, 4.0, 16.0)
+# Share of the weights that is spread over the whole grid at each step.
+_SHARE = 0.01
+# Nodes of Gauss-Hermite's rule for L_j.
+_NODES = 5
+_NEWTON_STEPS = 4
+_LONGEST_STEP = 2.0  # logits; a Newton step from the flat end of a logistic may overshoot
+_LEAST_RATE = 1e-6  # p~ is kept this far from 0 and 1, where it has no logit
+_MOST_VARIANCE = 1e4
+
+
+class Shared(NamedTuple):
+    """What the evaluated tasks of all steps have told about all."""
+
+    estimator: PyTree  # the estimator's own parameters
+    log_weights: Array  # f[J], of the pairs of the grid; the exponentials sum to 1
+
+
+class History(NamedTuple):
+    """What is known of each task alone, as of its last visit."""
+
+    offset: Array  # f[C], u in logits; 0 before the first visit
+    variance: Array  # f[C], v; huge before the first visit
+    visits: Array  # f[C], as of the last one; a visit counts as long as what it told does
+    seen: Array  # i32[C], clock after the last visit; for a new task, when it came
+
+
+class AutoBelief(NamedTuple):
+    """Shared knowledge, histories, and the clock."""
+
+    shared: Shared
+    history: History
+    clock: Array  # i32, steps that brought evidence
+    lengths: Lengths | None = None  # where choices look at tokens
+
+    def restart(self, settings: Settings, rows: Array) -> AutoBelief:
+        """New tasks have no history, and the visits of the average task: no rush to them."""
+        offset, variance, visits, seen = self.history
+        lengths = self.lengths
+        return self._replace(
+            lengths=None if lengths is None else lengths.restart(rows),
+            history=History(
+                offset.at[rows].set(0, mode="drop"),
+                variance.at[rows].set(_MOST_VARIANCE, mode="drop"),
+                visits.at[rows].set(jnp.mean(visits), mode="drop"),
+                seen.at[rows].set(self.clock, mode="drop"),
+            ),
+        )
+
+
+class Rules(NamedTuple):
+    """What is fixed in the factory."""
+
+    estimator: Estimator
+    learn_trust: bool  # rho from the grid; else it is `Settings.implicit_weight`
+    learn_speed: bool  # lambda likewise
+    batch_size: int
+    per_token: bool = False  # whether tokens are learned
+
+
+class Pairs(NamedTuple):
+    """Settings of the filter: those of the grid f[J], or those in force f[]."""
+
+    trust: Array  # rho
+    speed: Array  # kappa, a step
+
+
+class Expected(NamedTuple):
+    """logit p before a step's evidence, or now."""
+
+    shared: Array  # f[...], eta
+    offset: Array  # f[...], u
+    variance: Array  # f[...], v
+
+
+# --- settings -----------------------------------------------------------------------------
+
+
+def _grid(rules: Rules, settings: Settings) -> Pairs:
+    """The pairs of the grid, f[J]."""
+    dtype = settings.forgetting.dtype
+    trusts = _TRUSTS if rules.learn_trust else (1.0,)
+    speeds = _SPEEDS if rules.learn_speed else (1.0,)
+    pairs = np.array([(trust, speed) for trust in trusts for speed in speeds])
+    factors = jnp.asarray(pairs, dtype)
+    rate = -jnp.log1p(-jnp.minimum(settings.forgetting, 1 - 1e-6))
+    return Pairs(settings.implicit_weight * factors[:, 0], rate * factors[:, 1])
+
+
+def _grid_size(rules: Rules) -> int:
+    return (len(_TRUSTS) if rules.learn_trust else 1) * (len(_SPEEDS) if rules.learn_speed else 1)
+
+
+def in_force(rules: Rules, settings: Settings, shared: Shared) -> Pairs:
+    """The weighted means of log rho and log kappa over the grid, f[]."""
+    grid, weights = _grid(rules, settings), jnp.exp(shared.log_weights)
+
+    def mean(values: Array) -> Array:
+        least = jnp.finfo(values.dtype).tiny
+        return jnp.exp(jnp.sum(weights * jnp.log(jnp.maximum(values, least))))
+
+    return Pairs(mean(grid.trust), mean(grid.speed))
+
+
+def _reweighted(log_weights: Array, told: Array) -> Array:
+    """Bayes' rule, then a share for every pair."""
+    log_weights = jax.nn.log_softmax(log_weights + told)
+    size = log_weights.shape[0]
+    return jnp.log((1 - _SHARE) * jnp.exp(log_weights) + _SHARE / size)
+
+
+# --- one look at some tasks, or all -------------------------------------------------------
+
+
+class _Prior(NamedTuple):
+    """What the estimator says of some tasks."""
+
+    line: Array  # f[R], eta
+    mean: Array  # f[R], p~
+    counts: Array  # f[R], c
+
+
+def _infer(
+    rules: Rules, params: PyTree, settings: Settings, reference: Reference, domain: Array | None
+) -> _Prior:
+    """eta and c; where the estimator knows nothing, those of Beta(alpha0, beta0)."""
+    inferred = rules.estimator.infer(params, reference, domain)
+    prior = settings.prior_successes + settings.prior_failures
+    mean = jnp.where(inferred.known, inferred.mean, settings.prior_successes / prior)
+    mean = jnp.clip(mean, _LEAST_RATE, 1 - _LEAST_RATE)
+    if inferred.concentration is None:
+        counts = jnp.broadcast_to(prior, mean.shape)
+    else:
+        counts = jnp.where(inferred.known, inferred.concentration, prior)
+    return _Prior(jnp.log(mean / (1 - mean)), mean, counts)
+
+
+def _aged(history: History, clock: Array, pairs: Pairs, counts: Array) -> tuple[Array, Array]:
+    """u and v of tasks not seen for a while. Histories and counts must broadcast to pairs."""
+    kept = _kept(history, clock, pairs)
+    most = jnp.minimum(4 / (pairs.trust * counts), _MOST_VARIANCE)
+    at_visit = jnp.minimum(history.variance, most)
+    return history.offset * kept, most + (at_visit - most) * kept * kept
+
+
+def _kept(history: History, clock: Array, pairs: Pairs) -> Array:
+    """e, the share of a history that is not forgotten yet."""
+    return jnp.exp(-pairs.speed * (clock - history.seen).astype(history.offset.dtype))
+
+
+def recent_visits(history: History, clock: Array, pairs: Pairs) -> Array:
+    """f[...]: visits, each for as much as is left of what it told."""
+    return history.visits * _kept(history, clock, pairs)
+
+
+def expect(
+    rules: Rules,
+    belief: AutoBelief,
+    settings: Settings,
+    reference: Reference,
+    domain: Array | None,
+    rows: Any = slice(None),
+) -> Expected:
+    """logit p of some tasks, i32[R] rows, or of all."""
+    known = reference if isinstance(rows, slice) else reference.take(rows)
+    where = domain if domain is None or isinstance(rows, slice) else domain[rows]
+    prior = _infer(rules, belief.shared.estimator, settings, known, where)
+    history = jax.tree.map(lambda values: values[rows], belief.history)
+    pairs = in_force(rules, settings, belief.shared)
+    return Expected(prior.line, *_aged(history, belief.clock, pairs, prior.counts))
+
+
+def moderated(expected: Expected) -> Array:
+    """The logit of E p: of a normal logit it is mean / sqrt(1 + pi v / 8), nearly (MacKay 1992)."""
+    scale = lax.rsqrt(1 + (np.pi / 8) * expected.variance)
+    return (expected.shared + expected.offset) * scale
+
+
+def mean_rate(expected: Expected) -> Array:
+    """E p, in (0, 1)."""
+    return jax.nn.sigmoid(moderated(expected))
+
+
+def draw_rate(rng_key: Array, expected: Expected) -> Array:
+    """One draw of each p."""
+    noise = jax.random.normal(rng_key, expected.shared.shape, expected.shared.dtype)
+    return jax.nn.sigmoid(expected.shared + expected.offset + noise * jnp.sqrt(expected.variance))
+
+
+def as_belief(expected: Expected) -> Belief:
+    """Mean, and the pseudo-counts of the Beta whose logit is as uncertain."""
+    mean = mean_rate(expected)
+    room = jnp.maximum(mean * (1 - mean), _LEAST_RATE)
+    return Belief(mean, 1 / (expected.variance * room))
+
+
+# --- a step -------------------------------------------------------------------------------
+
+
+def _log_likelihood(expected: Expected, successes: Array, trials: Array) -> Array:
+    """log L of each task, up to what all pairs share, by Gauss-Hermite's rule."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(_NODES)
+    spread = jnp.sqrt(expected.variance)
+    terms = []
+    for node, weight in zip(nodes, weights / weights.sum(), strict=True):
+        z = expected.shared + expected.offset + float(node) * spread
+        terms.append(successes * z - trials * jax.nn.softplus(z) + float(np.log(weight)))
+    top = terms[0]
+    for term in terms[1:]:
+        top = jnp.maximum(top, term)
+    return top + jnp.log(sum(jnp.exp(term - top) for term in terms))
+
+
+# Evaluated tasks that the pairs of the grid are compared on, so that a step stays cheap.
+_ENOUGH = 128
+_ENOUGH_ROWS = 4096  # where they stand scattered among all rows
+
+
+def _stride(rules: Rules, batch: Evaluated) -> slice:
+    """Some of the tasks of a batch, evenly: the evaluated come first, one batch as a rule."""
+    rows = batch.trials.shape[0]
+    if batch.rows is None:
+        return slice(0, rows, max(1, rows // _ENOUGH_ROWS))
+    first = min(rows, rules.batch_size)
+    return slice(0, first, max(1, first // _ENOUGH))
+
+
+def _told(
+    rules: Rules,
+    settings: Settings,
+    history: History,
+    clock: Array,
+    prior: _Prior,
+    batch: Evaluated,
+) -> Array:
+    """f[J]: the log-likelihood of a step's evidence under each pair of the grid."""
+    grid = _grid(rules, settings)
+    step = _stride(rules, batch)
+    history, prior, batch = jax.tree.map(lambda values: values[step], (history, prior, batch))
+    column = jax.tree.map(lambda values: values[:, None], history)
+    pairs = Pairs(grid.trust[None], grid.speed[None])
+    expected = Expected(prior.line[:, None], *_aged(column, clock, pairs, prior.counts[:, None]))
+    each = _log_likelihood(expected, batch.successes[:, None], batch.trials[:, None])
+    return jax.vmap(total, in_axes=1)(jnp.where(batch.trials[:, None] > 0, each, 0))
+
+
+def _own(prior: _Prior, expected: Expected) -> Own:
+    """The history as counts beside the c of p~, for the fit of the estimator."""
+    mean, counts = as_belief(expected)
+    counts = jnp.maximum(counts, prior.counts)
+    return Own(counts * mean - prior.counts * prior.mean, counts - prior.counts)
+
+
+def _visited(expected: Expected, successes: Array, trials: Array) -> tuple[Array, Array]:
+    """u and v after s of n."""
+    line, start, variance = expected
+    offset = start
+    for _ in range(_NEWTON_STEPS):
+        rate = jax.nn.sigmoid(line + offset)
+        slope = successes - trials * rate - (offset - start) / variance
+        bend = trials * rate * (1 - rate) + 1 / variance
+        offset += jnp.clip(slope / bend, -_LONGEST_STEP, _LONGEST_STEP)
+    rate = jax.nn.sigmoid(line + offset)
+    return offset, 1 / (trials * rate * (1 - rate) + 1 / variance)
+
+
+def auto_belief(rules: Rules) -> BeliefModel:
+    """The belief under these rules."""
+
+    def init(settings: Settings, reference: Reference, num_domains: int) -> AutoBelief:
+        models, capacity = reference.rates.shape
+        if 0 < models < rules.estimator.models:
+            raise ValueError(
+                f"reference has {models} row(s), estimator={rules.estimator.name!r} needs "
+                f"{rules.estimator.models}: add a model, or use estimator='glm'"
+            )
+        dtype, size = reference.rates.dtype, _grid_size(rules)
+
+        def zeros() -> Array:  # an array each, so that a state can be donated
+            return jnp.zeros((capacity,), dtype)
+
+        return AutoBelief(
+            Shared(
+                rules.estimator.init(reference, num_domains),
+                jnp.full((size,), -np.log(size), dtype),
+            ),
+            History(
+                zeros(),
+                zeros() + _MOST_VARIANCE,
+                zeros(),
+                jnp.zeros((capacity,), jnp.int32),
+            ),
+            jnp.zeros((), jnp.int32),
+            no_lengths(capacity, dtype) if rules.per_token else None,
+        )
+
+    def fuse(
+        belief: AutoBelief, settings: Settings, reference: Reference, fused: Fused
+    ) -> tuple[AutoBelief, BeliefInfo]:
+        batch = _evaluated(fused)
+        learned, error, anything = _learn(rules, belief, settings, reference, fused, batch)
+        history = _remember(rules, belief, learned, settings, reference, fused)
+        trust = in_force(rules, settings, learned).trust
+        info = BeliefInfo(rules.estimator.capability(learned.estimator), trust, error)
+        clock = belief.clock + anything.astype(jnp.int32)
+        lengths = belief.lengths
+        if lengths is not None:
+            line = _infer(rules, learned.estimator, settings, reference, fused.domain).line
+            lengths = learn_lengths(lengths, line, fused.trials > 0)
+        return AutoBelief(learned, history, clock, lengths), info
+
+    def at(
+        belief: AutoBelief,
+        settings: Settings,
+        reference: Reference,
+        domain: Array | None,
+        rows: Any,
+    ) -> Belief:
+        if isinstance(rows, slice):
+            return as_belief(expect(rules, belief, settings, reference, domain))
+        flat = as_belief(expect(rules, belief, settings, reference, domain, rows.ravel()))
+        return jax.tree.map(lambda values: values.reshape(rows.shape), flat)
+
+    def predict(belief: AutoBelief, settings: Settings, reference: Reference, rows: Any) -> Belief:
+        return at(belief, settings, reference, None, rows)
+
+    def draw(rng_key: Array, belief: AutoBelief, settings: Settings, reference: Reference) -> Array:
+        return draw_rate(rng_key, expect(rules, belief, settings, reference, None))
+
+    return BeliefModel(init, fuse, predict, draw, at)
+
+
+def _evaluated(fused: Fused) -> Evaluated:
+    """The tasks to learn of all from.
+
+    As many as are listed: if a step brings evidence of more, the others move their own histories
+    alone. Going through all rows instead would have the loop hold on to all of the state.
+    """
+    if fused.rows is None:
+        return Evaluated(None, fused.successes, fused.trials)
+    capacity = fused.trials.shape[0]
+    at, present = jnp.minimum(fused.rows, capacity - 1), fused.rows < capacity
+    successes, trials = (jnp.where(present, x[at], 0) for x in (fused.successes, fused.trials))
+    return Evaluated(at, successes, trials)
+
+
+def _learn(
+    rules: Rules,
+    belief: AutoBelief,
+    settings: Settings,
+    reference: Reference,
+    fused: Fused,
+    batch: Evaluated,
+) -> tuple[Shared, Array, Array]:
+    """The weights of the pairs, then the estimator; and the error of p~, and whether any came."""
+    shared, clock = belief.shared, belief.clock
+    known = reference.take(batch.rows)
+    domain = None if fused.domain is None else take(fused.domain, batch.rows)
+    history = jax.tree.map(lambda values: take(values, batch.rows), belief.history)
+    prior = _infer(rules, shared.estimator, settings, known, domain)
+    log_weights = _reweighted(
+        shared.log_weights, _told(rules, settings, history, clock, prior, batch)
+    )
+    shared = shared._replace(log_weights=log_weights)
+    pairs = in_force(rules, settings, shared)
+    before = Expected(prior.line, *_aged(history, clock, pairs, prior.counts))
+    few = Fused(batch.successes, batch.trials, domain, fused.num_domains)
+    params = rules.estimator.fit(shared.estimator, settings, known, few, _own(prior, before))
+    tried = batch.trials > 0
+    off = jnp.abs(prior.mean - safe_ratio(batch.successes, batch.trials))
+    anything = jnp.any(tried)  # if not, no policy was trained, and nothing is forgotten
+    after = jax.tree.map(
+        lambda new, old: jnp.where(anything, new, old),
+        Shared(params, log_weights),
+        belief.shared,
+    )
+    return after, masked_mean(off, tried), anything
+
+
+def _remember(
+    rules: Rules,
+    belief: AutoBelief,
+    learned: Shared,
+    settings: Settings,
+    reference: Reference,
+    fused: Fused,
+) -> History:
+    """The histories of the evaluated tasks after this step; the others as they were."""
+    clock = belief.clock
+    pairs = in_force(rules, settings, learned)
+
+    def after(history: History, rows: Array | None, successes: Array, trials: Array) -> History:
+        domain = None if fused.domain is None else take(fused.domain, rows)
+        prior = _infer(rules, learned.estimator, settings, reference.take(rows), domain)
+        expected = Expected(prior.line, *_aged(history, clock, pairs, prior.counts))
+        offset, variance = _visited(expected, successes, trials)
+        visits = recent_visits(history, clock, pairs) + 1
+        return History(offset, variance, visits, jnp.full_like(history.seen, 1) + clock)
+
+    def all_rows(history: History) -> History:
+        """Those that are not done yet."""
+        # Tied to what is replaced, or XLA moves it in front of the loop that seldom turns.
+        s, n, history = lax.optimization_barrier((fused.successes, fused.trials, history))
+        new = after(history, None, s, n)
+        tried = (n > 0) & (history.seen <= clock)
+        return jax.tree.map(lambda fresh, old: jnp.where(tried, fresh, old), new, history)
+
+    capacity = fused.trials.shape[0]
+    if fused.rows is None or fused.overflow is None:
+        return all_rows(belief.history)
+    at = jnp.minimum(fused.rows, capacity - 1)
+    tried = (fused.rows < capacity) & (fused.trials[at] > 0)
+    before = jax.tree.map(lambda values: values[at], belief.history)
+    new = after(before, at, fused.successes[at], fused.trials[at])
+    rows = jnp.where(tried, fused.rows, capacity)
+    few = jax.tree.map(lambda old, fresh: old.at[rows].set(fresh, mode="drop"), belief.history, new)
+    return rarely(fused.overflow, all_rows, few)

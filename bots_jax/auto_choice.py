@@ -1,0 +1,120 @@
+"""The choice of `preset="auto"`: likely mixed groups, spread over the pool.
+
+In: the belief of `auto_belief.py`. Out: the tasks with the largest
+
+    V_k / t_k - c log(v_k + 1),    V = 1 - p^m - (1 - p)^m
+
+V is the chance that m rollouts are not all alike, at the mean of the belief; v_k a task's recent
+visits (relative to the mean or not is the same: all shift alike); c, the breadth, is what they
+cost it; and t_k, where asked for, the tokens that it is
+expected to generate relative to the average task. V is flat in the middle, so nothing is gained
+by narrowing to p = 1/2; c moves along the frontier of mixed groups and breadth.
+
+No task starves: one that was not visited for `floor` passes over the pool comes first, however
+little is expected of it. (Each task has a limit of its own between half of that and all of it,
+so that a whole pool does not come due in one step.) In the long run at most 4 / (3 floor) of the
+visits are spent on that.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from bots_jax.auto_belief import Rules, draw_rate, expect, in_force, mean_rate, recent_visits
+from bots_jax.auto_lengths import relative_length
+from bots_jax.compose import BeliefModel, Choice
+from bots_jax.numerics import gumbel
+from bots_jax.types import Array, State
+
+# Puts what is overdue before all else: V / t - c log v is far above minus this.
+_FIRST = 1e4
+_BITS = 7  # of m
+
+
+def mixed_groups(rules: Rules, floor: float | None, noisy: bool) -> Choice:
+    """The equation above.
+
+    Args:
+      floor: passes over the pool; None for no floor.
+      noisy: whether Gumbel noise times the temperature is added, as in `nearest_target`.
+    """
+
+    def score(rng_key: Array, model: BeliefModel, state: State) -> tuple[Array, Array]:
+        noise_key, lottery_key = jax.random.split(rng_key)
+        belief, settings, tasks = state.belief, state.settings, state.pool
+        expected = expect(rules, belief, settings, state.reference, tasks.domain)
+        rate = mean_rate(expected)
+        value = chance_of_mixed(rate, settings.rollouts)
+        if belief.lengths is not None:
+            value = value / relative_length(belief.lengths, expected.shared)
+        pairs = in_force(rules, settings, belief.shared)
+        visits = recent_visits(belief.history, belief.clock, pairs)
+        turn = jax.random.bits(lottery_key, (), jnp.uint32)
+        scores = settings.breadth * jnp.log(1 + visits) - value + _lottery(turn, value)
+        if noisy:
+            scores -= settings.temperature * gumbel(noise_key, scores.shape, scores.dtype)
+        if floor is not None:
+            late = _overdue(rules, state, floor)
+            scores = jnp.where(late > 0, -_FIRST - late, scores)
+        return scores, rate
+
+    return Choice(score)
+
+
+def _lottery(turn: Array, like: Array) -> Array:
+    """f[C] in [0, .001), another order of the tasks at each turn.
+
+    Tasks without a visit often tie. Told apart here they need no second search among all; it is
+    enough that a hash (the finaliser of MurmurHash3) looks random. Less than .001 matters to
+    nobody.
+    """
+    x = jnp.arange(like.shape[0], dtype=jnp.uint32) ^ turn
+    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+    return (x >> 8).astype(like.dtype) * jnp.asarray(1e-3 * 2.0**-24, like.dtype)
+
+
+def chance_of_mixed(rate: Array, rollouts: Array) -> Array:
+    """V = 1 - p^m - (1 - p)^m, for m rounded to a whole number in [1, 127].
+
+    By squaring: seven products for each power, in a pass over all tasks, where a logarithm and
+    two exponentials would be most of what the pass costs.
+    """
+    count = jnp.clip(jnp.round(rollouts), 1, 2**_BITS - 1).astype(jnp.int32)
+    powers = []
+    for base in (rate, 1 - rate):
+        power = jnp.ones_like(base)
+        for bit in range(_BITS):
+            power = jnp.where((count >> bit) & 1 == 1, power * base, power)
+            base = base * base
+        powers.append(power)
+    return 1 - powers[0] - powers[1]
+
+
+def _overdue(rules: Rules, state: State, floor: float) -> Array:
+    """f[C]: passes since the last visit, beyond the task's limit."""
+    history, clock = state.belief.history, state.belief.clock
+    dtype = history.offset.dtype
+    tasks = jnp.maximum(jnp.sum(state.pool.domain_sizes), 1).astype(dtype)
+    passes = (clock - history.seen).astype(dtype) * (rules.batch_size / tasks)
+    turn = jnp.arange(history.seen.shape[0], dtype=jnp.uint32) * jnp.uint32(2654435769)
+    share = (turn >> 8).astype(dtype) * jnp.asarray(2.0**-24, dtype)  # golden ratio: evenly spread
+    return passes - floor * (0.5 + 0.5 * share)
+
+
+def nearest_draws(rules: Rules, base: str, noisy: bool) -> Choice:
+    """|p^ - p*| as in the paper, p^ a draw ("thompson") or the mean of this belief."""
+
+    def score(rng_key: Array, model: BeliefModel, state: State) -> tuple[Array, Array]:
+        draw_key, noise_key = jax.random.split(rng_key)
+        domain = state.pool.domain
+        expected = expect(rules, state.belief, state.settings, state.reference, domain)
+        rate = draw_rate(draw_key, expected) if base == "thompson" else mean_rate(expected)
+        distance = jnp.abs(rate - state.settings.target)
+        if noisy:
+            noise = gumbel(noise_key, distance.shape, distance.dtype)
+            distance -= state.settings.temperature * noise
+        return distance, rate
+
+    return Choice(score)

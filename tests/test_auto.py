@@ -1,0 +1,220 @@
+"""`preset="auto"`: its equations in NumPy, what it promises, and that it compiles once."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bots_jax import Evidence, Selector, State, bots
+from bots_jax.auto_choice import chance_of_mixed
+from bots_jax.auto_lengths import relative_length
+
+BATCH, ROLLOUTS, TASKS = 5, 8, 60
+
+
+def make(**settings: object) -> Selector:
+    return bots(preset="auto", batch_size=BATCH, rollouts=ROLLOUTS, **settings)  # type: ignore[arg-type]
+
+
+SELECTOR = make()
+
+
+def play(
+    selector: Selector, state: State, rates: np.ndarray, steps: int, seed: int = 0, broken: int = 0
+) -> tuple[State, np.ndarray]:
+    """Visits of each task at each step, bool[T, N]; the first `broken` steps see rewards of 0."""
+    rng, chosen = np.random.default_rng(seed), np.zeros((steps, len(rates)), bool)
+    for step in range(steps):
+        state, selection = selector.select(jax.random.key(seed * 10_000 + step), state)
+        ids = np.asarray(selection.task_ids)
+        solved = rng.binomial(ROLLOUTS, rates[ids]) * (step >= broken)
+        state, _ = selector.update(
+            state, Evidence(ids, solved.astype(np.float32), ROLLOUTS, selection.visit)
+        )
+        chosen[step, ids] = True
+    return state, chosen
+
+
+# --- the equations, in NumPy float64 ---------------------------------------------------------
+
+
+class Plain:
+    """The filter of one task after another, without references: p~ = 1/2 from Beta(1, 1)."""
+
+    def __init__(self, tasks: int, trust: float, speed: float) -> None:
+        self.most, self.speed = 4 / (trust * 2), -np.log1p(-speed)
+        self.offset, self.variance = np.zeros(tasks), np.full(tasks, np.inf)
+        self.seen, self.clock = np.zeros(tasks), 0
+
+    def now(self, task: int) -> tuple[float, float]:
+        kept = np.exp(-self.speed * (self.clock - self.seen[task]))
+        at_visit = min(self.variance[task], self.most)
+        return self.offset[task] * kept, self.most + (at_visit - self.most) * kept**2
+
+    def update(self, ids: np.ndarray, successes: np.ndarray) -> None:
+        for task, s in zip(ids, successes, strict=True):
+            start, variance = self.now(task)
+            grid = start + np.linspace(-12, 12, 240_001)  # the mode, by looking everywhere
+            value = s * grid - ROLLOUTS * np.logaddexp(0, grid) - (grid - start) ** 2 / 2 / variance
+            self.offset[task] = grid[np.argmax(value)]
+            rate = 1 / (1 + np.exp(-self.offset[task]))
+            self.variance[task] = 1 / (1 / variance + ROLLOUTS * rate * (1 - rate))
+            self.seen[task] = self.clock + 1
+        self.clock += 1
+
+    def mean(self, task: int) -> float:
+        offset, variance = self.now(task)
+        return float(1 / (1 + np.exp(-offset / np.sqrt(1 + np.pi * variance / 8))))
+
+
+def test_agrees_with_the_equations() -> None:
+    selector = make(estimator="none", forgetting=0.02, implicit_weight=1.0)
+    state, plain = selector.init(num_tasks=TASKS), Plain(TASKS, 1.0, 0.02)
+    rng = np.random.default_rng(3)
+    for _ in range(12):
+        ids = rng.choice(TASKS, BATCH, replace=False).astype(np.int32)
+        solved = rng.integers(0, ROLLOUTS + 1, BATCH)
+        state, _ = selector.update(state, Evidence(ids, solved.astype(np.float32), ROLLOUTS))
+        plain.update(ids, solved)
+    expected = [plain.mean(task) for task in range(TASKS)]
+    # Newton's steps are few: the mode of 8 of 8 from far away is within .02.
+    np.testing.assert_allclose(selector.predict(state).mean, expected, atol=2e-3)
+
+
+@given(st.floats(-8, 8), st.integers(2, 32))
+def test_chance_of_a_mixed_group(logit: float, rollouts: int) -> None:
+    rate = np.float32(1 / (1 + np.exp(-logit))).astype(np.float64)
+    expected = 1 - rate**rollouts - (1 - rate) ** rollouts
+    found = chance_of_mixed(jnp.float32(rate), jnp.float32(rollouts))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+# --- promises --------------------------------------------------------------------------------
+
+
+def test_nobody_starves(reference: np.ndarray) -> None:
+    """Every task, hopeless ones too, within `floor` passes and the queue of those overdue."""
+    selector = make(floor=4, breadth=0.0)
+    rates = np.where(np.arange(TASKS) < 20, 0.5, 0.0)
+    _, chosen = play(selector, selector.init(reference), rates, 12 * TASKS // BATCH)
+    waits = [np.diff(np.flatnonzero(np.r_[True, seen, True])) for seen in chosen.T]
+    assert max(wait.max() for wait in waits) <= 5 * TASKS // BATCH
+
+
+def test_recovers_from_a_grader_that_was_broken(reference: np.ndarray) -> None:
+    """All rewards 0 for 8 steps: after that each quarter of the pool gets half of its visits.
+
+    Visits of a quarter, some 150, differ between seeds by about a tenth; the sum over three
+    seeds falls below half of the clean run's by chance with probability far under 1e-6.
+    """
+    rates, visits = reference.mean(axis=0), {0: np.zeros(4), 8: np.zeros(4)}
+    quarter = np.argsort(np.argsort(rates, kind="stable"), kind="stable") * 4 // TASKS
+    for broken in visits:
+        for seed in range(3):
+            _, chosen = play(SELECTOR, SELECTOR.init(reference), rates, 130, seed, broken)
+            visits[broken] += np.bincount(quarter, chosen[8:].sum(axis=0), 4)
+    assert np.all(visits[8] >= 0.5 * visits[0])
+
+
+def test_wrong_references_lose_their_weight(reference: np.ndarray) -> None:
+    """Shuffled references: in the end the belief is as good as without any."""
+    rates = np.random.default_rng(1).beta(0.5, 0.5, TASKS)
+    rng, error = np.random.default_rng(2), {}
+    told = np.stack([rates[rng.permutation(TASKS)], rates[rng.permutation(TASKS)]])
+    for name, known in {"shuffled": told.astype(np.float32), "none": None}.items():
+        state = SELECTOR.init(known, num_tasks=TASKS)
+        state, _ = play(SELECTOR, state, rates, 60)
+        error[name] = np.sqrt(np.mean((np.asarray(SELECTOR.predict(state).mean) - rates) ** 2))
+    assert error["shuffled"] <= error["none"] + 0.03
+
+
+def test_learns_to_trust_references_that_are_right(reference: np.ndarray) -> None:
+    """Trust ends higher under true references than under shuffled ones."""
+    rates = np.random.default_rng(1).beta(0.5, 0.5, TASKS).astype(np.float32)
+    trust = []
+    for known in (rates, np.random.default_rng(2).permutation(rates)):
+        state = SELECTOR.init(np.stack([known, known]))
+        state, _ = play(SELECTOR, state, rates, 30)
+        _, info = SELECTOR.advance(state)
+        trust.append(float(info.implicit_weight))
+    assert trust[0] > trust[1]
+
+
+@given(st.integers(0, 1000))
+def test_the_order_of_the_tasks_does_not_matter(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    known = (rng.integers(0, 9, (2, TASKS)) / 8).astype(np.float32)
+    turn = rng.permutation(TASKS)
+    back = np.argsort(turn)
+    ids = rng.choice(TASKS, BATCH, replace=False).astype(np.int32)
+    solved = rng.integers(0, ROLLOUTS + 1, BATCH).astype(np.float32)
+    left, _ = SELECTOR.update(SELECTOR.init(known), Evidence(ids, solved, ROLLOUTS))
+    moved = back[ids].astype(np.int32)
+    right, _ = SELECTOR.update(SELECTOR.init(known[:, turn]), Evidence(moved, solved, ROLLOUTS))
+    np.testing.assert_allclose(
+        np.asarray(SELECTOR.predict(left).mean)[turn], SELECTOR.predict(right).mean, atol=1e-4
+    )
+
+
+def test_steps_without_evidence_forget_nothing(reference: np.ndarray) -> None:
+    """A policy that was not trained has not moved."""
+    state, _ = SELECTOR.update(SELECTOR.init(reference), Evidence([3, 4], [8.0, 0.0], 8))
+    later = state
+    for _ in range(5):
+        later, _ = SELECTOR.advance(later)
+    np.testing.assert_array_equal(SELECTOR.predict(later).mean, SELECTOR.predict(state).mean)
+
+
+# --- domains, tokens, compilation ------------------------------------------------------------
+
+
+def test_without_references_domains_tell(reference: np.ndarray) -> None:
+    domains = np.arange(TASKS) % 2
+    state = SELECTOR.init(num_tasks=TASKS, domains=domains)
+    for step in range(6):
+        ids = np.arange(10, dtype=np.int32) + 10 * (step % 3)
+        state, _ = SELECTOR.update(state, Evidence(ids, 7.0 * (domains[ids] == 1), ROLLOUTS))
+    mean = np.asarray(SELECTOR.predict(state).mean)
+    assert mean[50:][domains[50:] == 1].min() > mean[50:][domains[50:] == 0].max() + 0.3
+
+
+def test_long_tasks_are_chosen_less(reference: np.ndarray) -> None:
+    selector = make(per_token=True, floor=1000)
+    state, long = selector.init(num_tasks=TASKS), np.arange(TASKS) % 2 == 0
+    count = np.zeros(TASKS)
+    for step in range(60):
+        state, selection = selector.select(jax.random.key(step), state)
+        ids = np.asarray(selection.task_ids)
+        tokens = ROLLOUTS * np.where(long[ids], 4000.0, 1000.0)
+        told = Evidence(ids, np.full(BATCH, 4.0), ROLLOUTS, selection.visit, tokens)
+        state, _ = selector.update(state, told)
+        count[ids] += 1
+    ratio = relative_length(state.belief.lengths, jnp.zeros((TASKS,)))
+    assert np.median(ratio[long]) > 2 * np.median(ratio[~long])
+    assert count[long].sum() < 0.5 * count[~long].sum()
+
+
+def test_one_compilation(reference: np.ndarray, compilations: list[str]) -> None:
+    """Whatever the breadth, and through a sweep."""
+    selector = make()
+    play(selector, selector.init(reference, {"breadth": 0.05}), np.full(TASKS, 0.5), 2)
+    before = len(compilations)
+    play(selector, selector.init(reference, {"breadth": 0.3}), np.full(TASKS, 0.5), 3, seed=1)
+    assert len(compilations) == before
+
+
+def test_refuses() -> None:
+    with pytest.raises(ValueError, match=r"breadth=0\.2 belongs to"):
+        bots(preset="paper", breadth=0.2)
+    with pytest.raises(ValueError, match="adaptive_implicit_weight=True belongs to"):
+        bots(preset="auto", adaptive_implicit_weight=True)
+    with pytest.raises(ValueError, match="representation='grouped'"):
+        bots(preset="auto", representation="grouped")
+    with pytest.raises(ValueError, match=r"floor=0\.5"):
+        bots(preset="auto", floor=0.5)
+    with pytest.raises(ValueError, match="breadth=-1"):
+        bots(preset="auto", breadth=-1)
