@@ -52,8 +52,12 @@ class Lengths(NamedTuple):
 
 def no_lengths(capacity: int, dtype: jnp.dtype) -> Lengths:
     """Nothing known."""
-    own = [jnp.zeros((capacity,), dtype) for _ in range(4)]  # an array each: states are donated
-    return Lengths(*own, Line(*(jnp.zeros((), dtype) for _ in range(5))))  # type: ignore[call-arg]
+
+    def zeros(*shape: int) -> Array:  # an array each: states are donated
+        return jnp.zeros(shape, dtype)
+
+    line = Line(zeros(), zeros(), zeros(), zeros(), zeros())
+    return Lengths(zeros(capacity), zeros(capacity), zeros(capacity), zeros(capacity), line)
 
 
 def add_tokens(lengths: Lengths, evidence: Evidence) -> Lengths:
