@@ -9,7 +9,10 @@ ARGS ?=
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.3
 
-.PHONY: finetune test lint types unit format clean
+# Frameworks with an adapter that is tested inside them, each in an environment of its own.
+ADAPTERS := $(notdir $(patsubst %/,%,$(dir $(wildcard tests/adapters/*/requirements.txt))))
+
+.PHONY: finetune test lint types unit format clean test-adapters wheel-check
 
 finetune: $(VENV)/.run  ## finetune a small policy on tasks that the engine selects; goes on where it stopped
 	$(BIN)/bots-jax finetune --out $(OUT) --resume $(ARGS)
@@ -25,6 +28,23 @@ types: $(VENV)/.test
 
 unit: $(VENV)/.test
 	$(BIN)/pytest -n $(WORKERS) --dist worksteal $(ARGS)
+
+test-adapters: $(ADAPTERS:%=test-adapter-%)  ## each framework's environment, and the tests inside it
+
+test-adapter-%: .venv-%/.test
+	.venv-$*/bin/python -m pytest tests/adapters/$* $(ARGS)
+
+.venv-%/.test: tests/adapters/%/requirements.txt pyproject.toml
+	$(PYTHON) -m venv .venv-$*
+	.venv-$*/bin/python -m pip install --quiet --editable . --requirement $<
+	if [ -e tests/adapters/$*/no-deps.txt ]; then .venv-$*/bin/python -m pip install --quiet \
+	  --no-deps --requirement tests/adapters/$*/no-deps.txt; fi
+	touch $@
+
+.PRECIOUS: .venv-%/.test
+
+wheel-check:  ## the built wheel in clean environments, on each Python and extra at hand
+	$(PYTHON) benchmarks/wheel_check.py
 
 format: $(VENV)/.test
 	$(BIN)/ruff check --fix .
@@ -43,4 +63,4 @@ $(VENV)/.test: $(VENV)/bin/python pyproject.toml
 	touch $@ $(VENV)/.run
 
 clean:
-	rm -rf $(VENV) .cache runs .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-* .cache runs .mypy_cache .ruff_cache .pytest_cache .hypothesis

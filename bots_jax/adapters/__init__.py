@@ -4,6 +4,6 @@ Nothing here is imported by `import bots_jax`, and each file imports its framewo
 when its class is made. Mutation (locks, iterators, queues) lives in this folder alone.
 """
 
-from bots_jax.adapters.host import Batch, NotEnoughTasksError, TaskSampler
+from bots_jax.adapters.host import Batch, ClosedError, NotEnoughTasksError, TaskSampler
 
-__all__ = ["Batch", "NotEnoughTasksError", "TaskSampler"]
+__all__ = ["Batch", "ClosedError", "NotEnoughTasksError", "TaskSampler"]

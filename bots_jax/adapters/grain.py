@@ -22,11 +22,14 @@ from typing import Any
 import grain
 import numpy as np
 
-from bots_jax.adapters.host import TaskSampler
+from bots_jax.adapters.host import ClosedError, TaskSampler
 
 
 class TaskDataset(grain.IterDataset):
-    """Endless elements {"task_id", "visit", **record}, or "record" where it is no mapping.
+    """Elements {"task_id", "visit", **record}, or "record" where it is no mapping.
+
+    They end when the sampler is closed. Do that before an iterator that reads ahead is closed:
+    its thread may be waiting for evidence, and would be waited for.
 
     Args:
       sampler: hands out the tasks; give it a `delay` if anything reads ahead.
@@ -50,7 +53,10 @@ class TaskIterator(grain.DatasetIterator):
         self._sampler, self._source = sampler, source
 
     def __next__(self) -> dict[str, Any]:
-        batch = self._sampler.next_batch(1)
+        try:
+            batch = self._sampler.next_batch(1)
+        except ClosedError:
+            raise StopIteration from None
         tags = {"task_id": batch.task_ids[0], "visit": np.int32(batch.visits[0])}
         if self._source is None:
             return tags

@@ -55,6 +55,10 @@ class NotEnoughTasksError(RuntimeError):
     """Fewer tasks than asked for can be handed out now; nothing was handed out."""
 
 
+class ClosedError(RuntimeError):
+    """The sampler was closed: it hands out nothing any more."""
+
+
 class Batch(NamedTuple):
     """Tasks handed out: distinct, and not in flight before."""
 
@@ -136,6 +140,7 @@ class TaskSampler:
         self._notes = StepNotes()
         self._handed = 0  # tasks handed out since the step began
         self._warned = False
+        self._closed = False
 
     # --- the loop ----------------------------------------------------------------------------
 
@@ -150,13 +155,16 @@ class TaskSampler:
         Raises:
           NotEnoughTasksError: if fewer can be handed out; then none is.
           TimeoutError: with `delay`, if evidence is missing for longer than `patience`.
+          ClosedError: after `close`, also if it was waiting.
         """
         count = self.batch_size if n is None else check_count("n", n)
         with self._lock, self._engine.on_device():
+            if self._closed:
+                raise ClosedError("this sampler was closed")
             rows = self._ledger.take_again(count)
             try:
                 fresh = self._fresh(count - len(rows), eligible) if len(rows) < count else []
-            except (NotEnoughTasksError, TimeoutError):
+            except (NotEnoughTasksError, TimeoutError, ClosedError):
                 self._put_back(rows)
                 raise
             return self._batch(rows + fresh)
@@ -244,6 +252,16 @@ class TaskSampler:
         """
         with self._lock:
             self._ledger.redeliver()
+
+    def close(self) -> None:
+        """Hand out nothing any more; threads that wait for evidence are let go.
+
+        Call it before closing a loader that reads ahead on a thread. Evidence is still taken,
+        and the state may still be saved.
+        """
+        with self._lock:
+            self._closed = True
+            self._lock.notify_all()
 
     # --- pool ----------------------------------------------------------------------------------
 
@@ -497,7 +515,10 @@ class TaskSampler:
         """Whether nothing that this step fuses is out; if not, after waiting for some."""
         if self.delay is None or not self._ledger.any_open(self.step - self.delay):
             return True
-        if not self._lock.wait(self.patience):
+        heard = self._lock.wait(self.patience)
+        if self._closed:
+            raise ClosedError("this sampler was closed while it waited for evidence")
+        if not heard:
             raise TimeoutError(
                 f"no evidence came for {self.patience:g} s, and with delay={self.delay} step "
                 f"{self.step} needs that of every task selected up to step "

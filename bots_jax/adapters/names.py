@@ -176,6 +176,8 @@ def _plain(name: Any) -> Name:
 
 
 def _listed(task_ids: Any) -> list[Any]:
+    if hasattr(task_ids, "tolist"):  # arrays and tensors
+        task_ids = task_ids.tolist()
     if isinstance(task_ids, str | int):
         return [task_ids]
     return list(task_ids)

@@ -123,7 +123,8 @@ class BotsSelector(BaseSelector):
         path = self._folder / f"state_{self.current_index:010d}_{self._sampler.step:08d}.npz"
         partial = path.with_suffix(".partial")
         with partial.open("wb") as file:
-            np.savez(file, **flatten(self._sampler.state_dict()))
+            arrays: dict[str, Any] = flatten(self._sampler.state_dict())
+            np.savez(file, **arrays)
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)

@@ -22,7 +22,7 @@ def live(script: Path, folder: Path, *arguments: object, die_at: int = -1) -> li
     )
     expected = -signal.SIGKILL if die_at >= 0 else 0
     assert ran.returncode == expected, ran.stderr[-3000:]
-    return [json.loads(line) for line in ran.stdout.splitlines() if line.startswith("{")]
+    return [json.loads(line) for line in ran.stdout.splitlines() if line.startswith('{"')]
 
 
 def assert_a_kill_changes_nothing(

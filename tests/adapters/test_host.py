@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import sys
 import threading
 import time
@@ -17,7 +18,7 @@ import numpy as np
 import pytest
 
 from bots_jax import Evidence, bots
-from bots_jax.adapters import NotEnoughTasksError, TaskSampler
+from bots_jax.adapters import ClosedError, NotEnoughTasksError, TaskSampler
 from bots_jax.checkpoint import CheckpointError
 from bots_jax.grouped import enlarge
 from bots_jax.reference import ReferenceCounts
@@ -149,6 +150,11 @@ def test_a_fixed_delay_says_what_it_waits_for(reference: np.ndarray) -> None:
         sampler.next_batch()
     sampler.abandon(batch.task_ids)
     assert len(sampler.next_batch().rows) == B
+    sampler.patience = 60
+    waiting = threading.Timer(0.05, sampler.close)
+    waiting.start()
+    with pytest.raises(ClosedError, match="while it waited"):
+        sampler.next_batch()
     with pytest.raises(ValueError, match="expiry=2 must be above delay=3"):
         make(reference, delay=3, expiry=2)
 
@@ -259,7 +265,7 @@ def test_names_and_a_pool_that_changes(reference: np.ndarray, tmp_path: Path) ->
         sampler.add_tasks(["new-a"], reference[:, :1], domains=[0])
     with pytest.raises(ValueError, match="'nobody', which was never in this pool"):
         sampler.observe(["nobody"], [1], M)
-    sampler.observe(batch.task_ids[1:], [4] * (B - 1), M)
+    sampler.observe(batch.task_ids[1:].tolist(), [4] * (B - 1), M)
     assert int(sampler.advance().evaluated) == B - 1
     everything = sampler.next_batch(61)
     assert set(everything.task_ids.tolist()) == {*names, "new-a", "new-b"} - {leaving}
@@ -450,3 +456,13 @@ def test_eight_threads_keep_a_ledger(reference: np.ndarray) -> None:
     tally = hammer(make(reference), 200, seconds)
     sys.stdout.write(f"{dict(tally)}\n")  # shown by pytest -s
     assert tally["steps"] >= 200 // (2 * B)
+
+
+def test_the_example_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (Path(__file__).parents[2] / "docs/adapters/host.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(compile(code, "host.md", "exec"), names)
+    assert names["sampler"].step == 9
+    assert names["metrics"]["completed"] == 160

@@ -79,7 +79,8 @@ def main(folder: str, die_at: int, delay: int) -> None:
         )
         manager.wait_until_finished()
         tell(step=step, tasks=batch["task_id"].tolist(), weights=np.asarray(weights).tolist())
-    sampler.abandon(sampler.in_flight().task_ids)  # so that the reading thread can end
+    sampler.close()  # first: the reading thread waits for evidence
+    batches.close()
     manager.close()
 
 

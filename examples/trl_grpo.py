@@ -1,0 +1,146 @@
+"""GRPO with TRL on tasks that BOTS selects.
+
+    JAX_PLATFORMS=cpu accelerate launch examples/trl_grpo.py --model Qwen/Qwen2.5-0.5B-Instruct \
+        --data tasks.jsonl --out runs/trl
+
+`tasks.jsonl` has a line a task: {"prompt": ..., "answer": ..., "weak": 0.1, "strong": 0.6}, the
+last two the pass rates of two reference models, where they are known. What to take over into a
+trainer of your own: `BotsGRPOTrainer`, `reporting` and `SaveSampler`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate.utils import gather_object
+from datasets import Dataset
+from transformers import TrainerCallback
+from trl import GRPOConfig, GRPOTrainer
+
+from bots_jax import bots
+from bots_jax.adapters import TaskSampler
+from bots_jax.adapters.flat import flatten, unflatten
+from bots_jax.adapters.pytorch import TaskIndices
+
+
+class BotsGRPOTrainer(GRPOTrainer):
+    """A GRPOTrainer whose batches are chosen by a `TaskSampler`; row i of it is row i of the data.
+
+    Each process draws with the same seed and is told the same, so all draw the same indices.
+    """
+
+    def __init__(self, *args: Any, task_sampler: TaskSampler, **more: Any):
+        self.task_sampler = task_sampler
+        super().__init__(*args, **more)
+
+    def _get_train_sampler(self, dataset: Any = None) -> TaskIndices:
+        args = self.args
+        tasks = args.generation_batch_size // self.num_generations
+        return TaskIndices(
+            self.task_sampler,
+            batch_size=tasks,
+            repeats=self.num_generations,
+            rounds=self.num_iterations * args.steps_per_generation,
+            num_batches=max(1, len(self.train_dataset) // tasks),
+            whole=False,
+        )
+
+    def log(self, logs: dict[str, float], *args: Any, **more: Any) -> None:
+        """TRL's own numbers and the selection's."""
+        told = self.task_sampler.metrics()
+        super().log({**logs, **{f"bots/{name}": told[name] for name in told}}, *args, **more)
+
+
+def reporting(reward: Callable[..., list[float]], sampler: TaskSampler) -> Callable[..., Any]:
+    """A reward function that also reports: solved is a reward above 0.
+
+    Leave `task_id` out of the evaluation data, and evaluation reports nothing.
+    """
+
+    def rewarded(prompts: list, completions: list, **columns: Any) -> list[float]:
+        rewards = reward(prompts=prompts, completions=completions, **columns)
+        if "task_id" in columns:
+            ids = gather_object(list(columns["task_id"]))  # of all processes, to each of them
+            values = gather_object([float(value) for value in rewards])
+            sampler.observe(ids, np.array(values) > 0, trials=1)
+        return rewards
+
+    return rewarded
+
+
+class SaveSampler(TrainerCallback):
+    """Saves the sampler inside each checkpoint of the trainer."""
+
+    def __init__(self, sampler: TaskSampler):
+        self.sampler = sampler
+
+    def on_save(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        """Beside the model that has just been written."""
+        if state.is_world_process_zero:
+            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            arrays: dict[str, Any] = flatten(self.sampler.state_dict())
+            np.savez(folder / "bots.npz", **arrays)
+
+
+def load(sampler: TaskSampler, checkpoint: str | None) -> None:
+    """What `SaveSampler` wrote; tasks that were drawn ahead are drawn again first."""
+    if checkpoint:
+        with np.load(Path(checkpoint) / "bots.npz") as flat:
+            sampler.load_state_dict(unflatten(flat))
+
+
+def right(completions: list, answer: list, **_: Any) -> list[float]:
+    """1 where the answer stands in the completion; plain text or messages."""
+    texts = [text if isinstance(text, str) else text[-1]["content"] for text in completions]
+    return [float(str(a) in text) for text, a in zip(texts, answer, strict=True)]
+
+
+def make_sampler(rows: list[dict[str, Any]], tasks: int, rollouts: int, seed: int) -> TaskSampler:
+    """A sampler of these rows, with their reference pass rates where they have any."""
+    rates = np.array([[row.get(k, np.nan) for row in rows] for k in ("weak", "strong")], np.float32)
+    return TaskSampler(
+        bots(batch_size=tasks, rollouts=rollouts), rates, seed=seed, expiry=50, device="cpu"
+    )
+
+
+def main() -> None:
+    """Train."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--out", default="runs/trl")
+    parser.add_argument("--tasks", type=int, default=16, help="tasks of a batch")
+    parser.add_argument("--rollouts", type=int, default=8, help="completions of a task")
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--resume", help="a checkpoint of an earlier run")
+    asked = parser.parse_args()
+    rows = [json.loads(line) for line in Path(asked.data).read_text().splitlines()]
+    data = Dataset.from_list([{**row, "task_id": i} for i, row in enumerate(rows)])
+    sampler = make_sampler(rows, asked.tasks, asked.rollouts, seed=0)
+    load(sampler, asked.resume)
+    trainer = BotsGRPOTrainer(
+        asked.model,
+        reward_funcs=reporting(right, sampler),
+        args=GRPOConfig(
+            output_dir=asked.out,
+            num_generations=asked.rollouts,
+            # One step a batch. With more, TRL keeps completions that a checkpoint does not hold.
+            per_device_train_batch_size=asked.tasks * asked.rollouts,
+            generation_batch_size=asked.tasks * asked.rollouts,
+            max_steps=asked.steps,
+            ignore_data_skip=True,  # the sampler knows by itself where it was
+        ),
+        train_dataset=data,
+        callbacks=[SaveSampler(sampler)],
+        task_sampler=sampler,
+    )
+    trainer.train(resume_from_checkpoint=asked.resume)
+
+
+if __name__ == "__main__":
+    main()
