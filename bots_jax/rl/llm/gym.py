@@ -28,6 +28,8 @@ from bots_jax.rl.tasks import TaskPool, Verifier, VerifierError
 Array = jax.Array
 
 INSTRUCTION = "Answer with the result alone."
+# Without them a small model explains until its tokens are used up.
+EXAMPLES = (("Calculate 3 + 4.", "7"), ("Spell this word backward: cat", "tac"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,17 +131,24 @@ def to_pool(tasks: GymTasks, tokenizer: Tokenizer, max_prompt: int) -> TaskPool:
       ValueError: if a prompt is longer than `max_prompt` tokens.
     """
     rows = [
-        tokenizer.encode(tokenizer.chat(question, INSTRUCTION)) for question in questions(tasks)
+        tokenizer.encode(tokenizer.chat(question, INSTRUCTION, EXAMPLES))
+        for question in questions(tasks)
     ]
     nothing = np.zeros((len(rows), 1), np.int32)
     return TaskPool(tokenizer.pad(rows, max_prompt), nothing, tasks.level, tasks.level)
 
 
-def answer_in(completion: str) -> str:
-    """What a completion answers: between <answer> tags, or after the last "=", or all of it."""
+def answers_in(completion: str) -> tuple[str, ...]:
+    """What a completion may be read as: what is between <answer> tags, and nothing else; or
+    all of it; or what follows the last "=" in its line, else the last word.
+    """
     _, tagged, rest = completion.rpartition("<answer>")
-    text = rest.partition("</answer>")[0] if tagged else completion.rpartition("=")[2]
-    return text.strip().removesuffix(".")
+    if tagged:
+        return (rest.partition("</answer>")[0].strip(),)
+    whole = completion.strip().removesuffix(".")
+    _, equals, result = whole.rpartition("=")
+    last = result.strip().partition("\n")[0] if equals else whole.rpartition(" ")[2]
+    return tuple(dict.fromkeys((whole, last.strip().removesuffix("."))))
 
 
 def gym_verifier(tasks: GymTasks, tokenizer: Tokenizer) -> Verifier:
@@ -164,11 +173,17 @@ def gym_verifier(tasks: GymTasks, tokenizer: Tokenizer) -> Verifier:
 
 
 def _solved(tasks: GymTasks, task_id: int, completion: str) -> bool:
-    entry, answer = tasks.entries[task_id], answer_in(completion)
+    entry, score = tasks.entries[task_id], tasks.scores[tasks.level[task_id]]
+    return any(_is_answer(score, answer, entry) for answer in answers_in(completion))
+
+
+def _is_answer(
+    score: Callable[[str, Mapping[str, Any]], float], answer: str, entry: Mapping[str, Any]
+) -> bool:
     if answer == entry["answer"]:
         return True
     try:
-        return float(tasks.scores[tasks.level[task_id]](answer, entry)) >= 1.0
+        return float(score(answer, entry)) >= 1.0
     except (ValueError, ArithmeticError, SyntaxError, TypeError, IndexError, KeyError):
         return False  # several families parse an answer without looking at it first
     except Exception as error:

@@ -57,13 +57,22 @@ class Tokenizer:
         text: str = self._model.decode(self._theirs[row].tolist(), skip_special_tokens=True)
         return text
 
-    def chat(self, user: str, system: str | None = None) -> str:
-        """The prompt that asks the model to answer `user`, by the file's template."""
+    def chat(
+        self, user: str, system: str | None = None, examples: Sequence[tuple[str, str]] = ()
+    ) -> str:
+        """The prompt that asks the model to answer `user`, by the file's template.
+
+        Args:
+          system: how to answer; None for what the template says.
+          examples: questions and answers, shown as if they had been said before.
+        """
         from jinja2.sandbox import ImmutableSandboxedEnvironment
 
         if self._template is None:
             raise ValueError(f"{self.path} has no chat template: write the prompt yourself")
-        said = [{"role": "user", "content": user}]
+        turns = [turn for example in examples for turn in example]
+        roles = ("user", "assistant")
+        said = [{"role": roles[i % 2], "content": text} for i, text in enumerate([*turns, user])]
         if system is not None:
             said.insert(0, {"role": "system", "content": system})
         environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
