@@ -18,6 +18,8 @@ visits are spent on that.
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -25,6 +27,7 @@ from bots_jax.auto_belief import Rules, draw_rate, expect, in_force, mean_rate, 
 from bots_jax.auto_lengths import relative_length
 from bots_jax.compose import BeliefModel, Choice
 from bots_jax.numerics import gumbel
+from bots_jax.selection import lowest
 from bots_jax.types import Array, State
 
 # Puts what is overdue before all else: V / t - c log v is far above minus this.
@@ -40,12 +43,16 @@ def mixed_groups(rules: Rules, floor: float | None, noisy: bool) -> Choice:
       noisy: whether Gumbel noise times the temperature is added, as in `nearest_target`.
     """
 
-    def score(rng_key: Array, model: BeliefModel, state: State) -> tuple[Array, Array]:
+    def rates(state: State, rows: Any = slice(None)) -> Array:
+        belief, domain = state.belief, state.pool.domain
+        expected = expect(rules, belief, state.settings, state.reference, domain, rows)
+        return mean_rate(expected)
+
+    def weigh(rng_key: Array, state: State) -> Array:
         noise_key, lottery_key = jax.random.split(rng_key)
         belief, settings, tasks = state.belief, state.settings, state.pool
         expected = expect(rules, belief, settings, state.reference, tasks.domain)
-        rate = mean_rate(expected)
-        value = chance_of_mixed(rate, settings.rollouts)
+        value = chance_of_mixed(mean_rate(expected), settings.rollouts)
         if belief.lengths is not None:
             value = value / relative_length(belief.lengths, expected.shared)
         pairs = in_force(rules, settings, belief.shared)
@@ -57,9 +64,19 @@ def mixed_groups(rules: Rules, floor: float | None, noisy: bool) -> Choice:
         if floor is not None:
             late = _overdue(rules, state, floor)
             scores = jnp.where(late > 0, -_FIRST - late, scores)
-        return scores, rate
+        return scores
 
-    return Choice(score)
+    def score(rng_key: Array, model: BeliefModel, state: State) -> tuple[Array, Array]:
+        return weigh(rng_key, state), rates(state)
+
+    def best(
+        rng_key: Array, model: BeliefModel, state: State, allowed: Array, count: int
+    ) -> tuple[Array, Array, Array]:
+        # Rates of the chosen alone: the pass over all tasks then writes nothing but scores.
+        ids, valid = lowest(None, weigh(rng_key, state), allowed, count)
+        return ids, rates(state, jnp.minimum(ids, allowed.shape[0] - 1)), valid
+
+    return Choice(score, best)
 
 
 def _lottery(turn: Array, like: Array) -> Array:
@@ -67,7 +84,7 @@ def _lottery(turn: Array, like: Array) -> Array:
 
     Tasks without a visit often tie. Told apart here they need no second search among all; it is
     enough that a hash (the finaliser of MurmurHash3) looks random. Less than .001 matters to
-    nobody.
+    nobody. (Of tasks that a float cannot tell apart even so, those of lower ids come first.)
     """
     x = jnp.arange(like.shape[0], dtype=jnp.uint32) ^ turn
     x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)

@@ -77,8 +77,11 @@ def choose(
     return jnp.where(valid, ids, -1), jnp.where(valid, draws, 0), valid
 
 
-def lowest(rng_key: Array, scores: Array, allowed: Array, count: int) -> tuple[Array, Array]:
+def lowest(rng_key: Array | None, scores: Array, allowed: Array, count: int) -> tuple[Array, Array]:
     """The `count` allowed tasks of lowest score, ties broken at random.
+
+    Args:
+      rng_key: None: equals stand in the order of their ids, for scores with noise of their own.
 
     Returns:
       i32[count] ids ordered by score, and bool[count], False where too few are allowed.
@@ -91,6 +94,8 @@ def lowest(rng_key: Array, scores: Array, allowed: Array, count: int) -> tuple[A
         return jnp.pad(ids, (0, count - size)), jnp.pad(valid, (0, count - size))
     scores = jnp.where(allowed, scores, jnp.inf)
     negated, first = top_k(-scores, count)
+    if rng_key is None:
+        return first.astype(jnp.int32), allowed[first]
     # Not -negated[-1]: XLA on CPU knows top_k by its shape, and slicing the result again
     # turns it into a sort of everything, a hundred times slower at a million tasks.
     last = -jnp.min(negated)

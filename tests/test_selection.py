@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from bots_jax import Evidence, Selector, Settings, State, bots
+from bots_jax import Evidence, Selector, Settings, State, bots, sharding
 from bots_jax.selection import lowest
 
 # A right engine fails a test of this file with at most this probability.
@@ -178,3 +178,13 @@ def test_lowest_agrees_with_sorting(count: int) -> None:
     assert len(set(taken.tolist())) == min(count, allowed.sum()) == len(taken)
     assert np.all(allowed[taken])
     np.testing.assert_array_equal(scores[taken], np.sort(scores[allowed])[: len(taken)])
+
+
+@pytest.mark.parametrize("size", [4 * 64 * 5, 4 * 64 * 5 + 37, 64 * 5])
+def test_top_k_by_blocks_is_top_k(size: int) -> None:
+    """Also among equals, which stand in the order of their ids."""
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        values = jnp.asarray(rng.integers(0, 3 + 40 * (seed % 2), size).astype(np.float32))
+        for ours, exact in zip(sharding.top_k(values, 5), jax.lax.top_k(values, 5), strict=True):
+            np.testing.assert_array_equal(ours, exact)

@@ -26,14 +26,14 @@ def logits(reference: Reference) -> tuple[Array, Array]:
     0 where unknown. n is `reference.trials`, or 8 where it was not told: rates of 0 and 1
     are then +-2.8 and not +-inf.
     """
-    known = jnp.isfinite(reference.rates)
-    rates = jnp.where(known, reference.rates, 0.5)
-    attempts = reference.trials
-    if attempts is None:
-        solved, failed = _TRIALS * rates + 0.5, _TRIALS * (1 - rates) + 0.5
-    else:
-        solved, failed = attempts * rates + 0.5, attempts * (1 - rates) + 0.5
-    return jnp.log(solved / failed), known
+    return _shrunk_logit(reference.rates, reference.trials)
+
+
+def _shrunk_logit(rates: Array, trials: Array | None) -> tuple[Array, Array]:
+    known = jnp.isfinite(rates)
+    rates = jnp.where(known, rates, 0.5)
+    attempts: Array | float = _TRIALS if trials is None else trials
+    return jnp.log((attempts * rates + 0.5) / (attempts * (1 - rates) + 0.5)), known
 
 
 class Levels(NamedTuple):
@@ -80,11 +80,40 @@ def fill(levels: Levels, values: Array, known: Array) -> Array:
     """
     if not values.shape[0]:
         return values
-    grand = jnp.sum(levels.sums) / jnp.maximum(jnp.sum(levels.counts), 1)
-    level = (levels.sums + _PRIOR_TASKS * grand) / (levels.counts + _PRIOR_TASKS)
+    level = _mean_levels(levels)
     number = sum_rows(known.astype(values.dtype))
     moved = sum_rows(jnp.where(known, values - level[:, None], 0)) / (number + 1)
     return jnp.where(known, values, level[:, None] + moved[None])
+
+
+def _mean_levels(levels: Levels) -> Array:
+    grand = jnp.sum(levels.sums) / jnp.maximum(jnp.sum(levels.counts), 1)
+    return (levels.sums + _PRIOR_TASKS * grand) / (levels.counts + _PRIOR_TASKS)
+
+
+def filled_rows(levels: Levels, reference: Reference) -> list[Array]:
+    """`fill(levels, *logits(reference))` row by row, f[C] each.
+
+    Of a few models: what is made of single rows XLA fuses into one pass over the tasks, where
+    an array of all rows would be written and read again.
+    """
+    trials = reference.trials
+    pairs = [
+        _shrunk_logit(row, None if trials is None else trials[model])
+        for model, row in enumerate(rows_of(reference.rates))
+    ]
+    if not pairs:
+        return []
+    level = _mean_levels(levels)
+    number = reduce(jnp.add, [known.astype(values.dtype) for values, known in pairs])
+    above = [
+        jnp.where(known, values - level[model], 0) for model, (values, known) in enumerate(pairs)
+    ]
+    moved = reduce(jnp.add, above) / (number + 1)
+    return [
+        jnp.where(known, values, level[model] + moved)
+        for model, (values, known) in enumerate(pairs)
+    ]
 
 
 FEW_ROWS = 6

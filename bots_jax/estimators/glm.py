@@ -39,6 +39,7 @@ from bots_jax.estimators.features import (
     FEW_ROWS,
     Levels,
     fill,
+    filled_rows,
     learn_levels,
     logistic,
     logits,
@@ -149,6 +150,17 @@ def _features(levels: Levels, reference: Reference) -> Array:
     return jnp.concatenate(parts)
 
 
+def _feature_rows(levels: Levels, reference: Reference) -> list[Array] | Array:
+    """The same, a few of them as a list of rows."""
+    embeddings = reference.embeddings
+    more = 0 if embeddings is None else embeddings.shape[0]
+    if 1 + reference.rates.shape[0] + more > FEW_ROWS:
+        return _features(levels, reference)
+    ones = jnp.ones(reference.rates.shape[1:], reference.rates.dtype)
+    rest = [] if embeddings is None else rows_of(embeddings)
+    return [ones, *filled_rows(levels, reference), *rest]
+
+
 def _prior(scales: Prior, reference: Reference, num_domains: int) -> tuple[Coefficients, Precision]:
     models, dtype = reference.rates.shape[0], reference.rates.dtype
     more = 0 if reference.embeddings is None else reference.embeddings.shape[0]
@@ -248,8 +260,11 @@ def _forget(
     return _solve(mixed, pulled), mixed
 
 
-def _line(mean: Coefficients, x: Array, domain: Array | None) -> Array:
-    eta = sum_rows(mean.weights[:, None] * x)
+def _line(mean: Coefficients, x: Array | list[Array], domain: Array | None) -> Array:
+    if isinstance(x, list):
+        eta = reduce(jnp.add, [weight * row for weight, row in zip(mean.weights, x, strict=True)])
+    else:
+        eta = sum_rows(mean.weights[:, None] * x)
     return eta if domain is None or not mean.domains.shape[0] else eta + mean.domains[domain]
 
 
@@ -294,7 +309,7 @@ def _learn(
 
 
 def _infer(params: Regression, reference: Reference, domain: Array | None) -> Inferred:
-    x = _features(params.levels, reference)
+    x = _feature_rows(params.levels, reference)
     eta = _line(params.mean, x, domain)
     variance = _variance(params, x, domain)
     mean = logistic(shrink(eta, variance))
@@ -302,17 +317,23 @@ def _infer(params: Regression, reference: Reference, domain: Array | None) -> In
     return Inferred(mean, known, misfit.concentration(params.misfit, mean, variance))
 
 
-def _variance(params: Regression, x: Array, domain: Array | None) -> Array:
+def _variance(params: Regression, x: Array | list[Array], domain: Array | None) -> Array:
     """Of w . x + u: (x - c)' S (x - c) + 1 / l, S the covariance of the weights, l and
     c = cross / l those of the domain."""
-    rest = jnp.zeros((), x.dtype)
     _, cross, domains = params.precision
-    if domain is not None and domains.shape[0]:
-        x = x - (cross / domains[None])[:, domain]
+    rest = jnp.zeros((), domains.dtype)
+    by_domain = domain is not None and domains.shape[0]
+    if by_domain:
         rest = (1 / domains)[domain]
-    if x.shape[0] > FEW_ROWS:
+    if not isinstance(x, list):
+        if by_domain:
+            x = x - (cross / domains[None])[:, domain]
         return jnp.sum(x * (params.covariance @ x), axis=0) + rest
+    if by_domain:
+        x = [row - (own / domains)[domain] for own, row in zip(cross, x, strict=True)]
     # A product of matrices would write f[F, C] and read it again, for a few sums a task.
-    rows = rows_of(x)
-    spread = [sum_rows(row[:, None] * x) for row in params.covariance]
-    return reduce(jnp.add, [a * b for a, b in zip(rows, spread, strict=True)]) + rest
+    spread = [
+        reduce(jnp.add, [one * row for one, row in zip(weights, x, strict=True)])
+        for weights in params.covariance
+    ]
+    return reduce(jnp.add, [a * b for a, b in zip(x, spread, strict=True)]) + rest
