@@ -42,7 +42,7 @@ from bots_jax.beta_belief import beta_belief, beta_rules
 from bots_jax.checks import check_choice, check_settings, is_concrete
 from bots_jax.compose import BeliefModel, Choice, compose, merge_settings
 from bots_jax.grouped import DEFAULT_TOLERANCE, check_slots, check_tolerance
-from bots_jax.implicit import Estimator, make_estimator
+from bots_jax.implicit import Estimator, glm, make_estimator
 from bots_jax.numerics import gumbel
 from bots_jax.representation import REPRESENTATIONS, Grouping, with_grouped
 from bots_jax.selection import make_plan
@@ -201,7 +201,7 @@ def bots(
         return auto_selector(
             settings=settings,
             plan=plan,
-            estimator=make_estimator(model_of),
+            estimator=glm(least_counts=0.0) if model_of == "glm" else make_estimator(model_of),
             choice=chosen,
             noisy=noisy,
             floor=_first(floor, known["floor"]),

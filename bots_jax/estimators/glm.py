@@ -94,13 +94,19 @@ class Regression(NamedTuple):
 _ITERATIONS = 8
 
 
-def glm(forgetting: float = 0.02, prior: Prior | None = None) -> Estimator:
+def glm(
+    forgetting: float = 0.02,
+    prior: Prior | None = None,
+    least_counts: float = misfit.LEAST_COUNTS,
+) -> Estimator:
     """Regression on all references and domains.
 
     Args:
       forgetting: f in [0, 1), static: share of the posterior that gives way to the prior at a
         step; evidence counts for about 1 / f steps.
       prior: standard deviations; None for those of `Prior`.
+      least_counts: the fewest pseudo-counts that p~ claims, static. A Beta of less than 2 is
+        U-shaped; a belief whose draws are not needs no floor.
     """
     keep = 1 - check_number("forgetting", forgetting, 0, 1)
     scales = Prior() if prior is None else prior
@@ -128,7 +134,10 @@ def glm(forgetting: float = 0.02, prior: Prior | None = None) -> Estimator:
         before = _forget(params, at_first, keep)
         return _learn(before, params.misfit, levels, x, fused, own)
 
-    return Estimator("glm", 0, init, fit, _infer, _capability)
+    def infer(params: Regression, reference: Reference, domain: Array | None) -> Inferred:
+        return _infer(params, reference, domain, least_counts)
+
+    return Estimator("glm", 0, init, fit, infer, _capability)
 
 
 def _capability(params: Regression) -> Array:
@@ -308,13 +317,15 @@ def _learn(
     return Regression(mean, precision, _covariance(precision), levels, learned)
 
 
-def _infer(params: Regression, reference: Reference, domain: Array | None) -> Inferred:
+def _infer(
+    params: Regression, reference: Reference, domain: Array | None, least: float
+) -> Inferred:
     x = _feature_rows(params.levels, reference)
     eta = _line(params.mean, x, domain)
     variance = _variance(params, x, domain)
     mean = logistic(shrink(eta, variance))
     known = jnp.ones(mean.shape, bool)
-    return Inferred(mean, known, misfit.concentration(params.misfit, mean, variance))
+    return Inferred(mean, known, misfit.concentration(params.misfit, mean, variance, least))
 
 
 def _variance(params: Regression, x: Array | list[Array], domain: Array | None) -> Array:

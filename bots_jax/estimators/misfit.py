@@ -27,7 +27,7 @@ _PRIOR_PHI, _PRIOR_WEIGHT = 0.25, 2.0
 # phi is kept in here: c from 1/19 to 199.
 _LEAST_PHI, _MOST_PHI = 0.005, 0.95
 _FLOOR = 1e-3  # of p (1 - p), so that one surprise at p~ = 0 is not all there is
-_LEAST_COUNTS = 2.0
+LEAST_COUNTS = 2.0
 KEEP = 0.98  # share of earlier steps' evidence of phi that still counts
 
 
@@ -118,12 +118,15 @@ def learn(
     )
 
 
-def concentration(misfit: Misfit, mean: Array, variance: Array) -> Array:
+def concentration(
+    misfit: Misfit, mean: Array, variance: Array, least: float = LEAST_COUNTS
+) -> Array:
     """Pseudo-counts f[C] that p~ is worth.
 
     Args:
       mean: f[C], p~.
       variance: f[C], of logit p~, from what is uncertain of the estimator's parameters.
+      least: the fewest.
 
     A Beta of c counts has variance about 1 / (c p (1 - p)) in logits, so parameters alone
     would give 1 / (p (1 - p) v) + 1 (a uniform at v = pi^2 / 3); variances of independent
@@ -132,4 +135,4 @@ def concentration(misfit: Misfit, mean: Array, variance: Array) -> Array:
     """
     phi = phi_of(misfit)
     scaled = mean * (1 - mean) * variance
-    return jnp.maximum(1 / (phi / (1 - phi) + scaled / (1 + scaled)), _LEAST_COUNTS)
+    return jnp.maximum(1 / (phi / (1 - phi) + scaled / (1 + scaled)), least)
