@@ -382,10 +382,11 @@ def _finish(rng_key: Array, state: State, eligible: Array | None, result: Result
     """
     groups, target = state.pool.groups, state.settings.target
     count, slots = result.task_ids.shape[0], state.pool.slot_ids.shape[0]
-    parts = _CHUNK // _DRAWN
+    drawn, parts = _DRAWN, _CHUNK // _DRAWN
     if groups.of_task is not None:
-        parts = min(parts, -(-(slots + groups.of_task.shape[0]) // _DRAWN))
-    size = parts * _DRAWN
+        everything = slots + groups.of_task.shape[0]
+        drawn, parts = min(drawn, everything), min(parts, -(-everything // drawn))
+    size = parts * drawn
     accepted = jnp.where(jnp.arange(count) < result.found, result.task_ids, PADDING)
     slot = table.find(state.pool.slot_ids, accepted)
     turn = jnp.where(slot < slots, slot, slots + accepted)
@@ -400,8 +401,8 @@ def _finish(rng_key: Array, state: State, eligible: Array | None, result: Result
             lambda part: race.draw_outside(part[0], part[1], part[2], target, result.explored),
             (
                 jax.random.split(draw_key, parts),
-                more.alpha.reshape(parts, _DRAWN),
-                more.beta.reshape(parts, _DRAWN),
+                more.alpha.reshape(parts, drawn),
+                more.beta.reshape(parts, drawn),
             ),
         ).ravel()
         here = (accepted >= 0) & (turn >= start) & (turn - start < size)

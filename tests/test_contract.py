@@ -182,8 +182,8 @@ def test_traced_code_ignores_and_counts_poison(selector: Selector, state: State)
 
 def test_numbered_poison_closes_its_visit(selector: Selector, state: State) -> None:
     """Nothing is learned, nobody waits for what cannot come, and the tasks come back."""
-    observe, select = jax.jit(selector.observe), jax.jit(selector.select)
-    state, selection = select(jax.random.key(0), state)
+    observe = jax.jit(selector.observe)
+    state, selection = selector.select(jax.random.key(0), state)
     successes = np.array([np.nan, np.inf, -1, 9, 4], np.float32)
     trials = np.array([8, 8, 8, 8, np.nan], np.float32)
     ids, visit = selection.task_ids, selection.visit
@@ -199,7 +199,7 @@ def test_numbered_poison_closes_its_visit(selector: Selector, state: State) -> N
     _, info = selector.advance(late)
     assert (int(info.stale), int(info.evaluated)) == (BATCH, 0)
     eligible = np.isin(np.arange(TASKS), ids)
-    _, again = select(jax.random.key(1), poisoned, eligible)
+    _, again = selector.select(jax.random.key(1), poisoned, eligible)
     assert sorted(again.task_ids.tolist()) == sorted(ids.tolist())
 
 

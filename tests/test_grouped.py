@@ -122,7 +122,7 @@ def after_steps(selector: Selector, reference: np.ndarray, steps: int, rows: int
 def test_small_pool_inclusions_pairs_and_distance(form: str) -> None:
     rng = np.random.default_rng(3)
     size, batch, runs = 200, 4, 2500
-    selector = bots(batch_size=batch, rollouts=ROLLOUTS, representation=form)
+    selector = bots(batch_size=batch, rollouts=ROLLOUTS, representation=form, slots=512)
     state = after_steps(selector, grid_reference(rng, size), 40, 6)
     alpha, beta = counts(selector, state)
     keys = jax.random.split(jax.random.key(0), runs)
