@@ -28,7 +28,7 @@ from bots_jax.strategies import make_strategy
         ({"rollouts": 0}, r"rollouts=0.0 must lie in"),
         ({"prior": (0.0, 1.0)}, r"prior_successes=0.0 must lie in"),
         ({"forgetting": np.array([0.1, 0.2])}, r"forgetting has shape \(2,\), expected a scalar"),
-        ({"estimator": "spline"}, r"estimator='spline' is not known: choose one of linear, none"),
+        ({"estimator": "spline"}, r"estimator='spline' is not known: choose one of linear, "),
         ({"choice": "greedy"}, r"choice='greedy' is not known"),
         ({"exploration": 2.0}, r"exploration=2.0 must lie in \[0, 1\]"),
         ({"quotas": (3, 4), "batch_size": 8}, r"quotas=\(3, 4\) sum to 7, not to batch_size=8"),

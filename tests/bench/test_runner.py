@@ -102,7 +102,7 @@ def test_entry_points_are_found(monkeypatch):
 
     monkeypatch.setattr(registry.metadata, "entry_points", entry_points)
     strategy, origin = registry.make_strategy(read_specs("theirs")[0])
-    assert strategy.make(batch_size=4, rollouts=2).static["strategy"] == "uniform"
+    assert strategy.make(batch_size=4, rollouts=4).static["strategy"] == "uniform"
     assert "package:rule" in origin
     assert asked == ["bots_jax.strategies"]
 
