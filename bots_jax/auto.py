@@ -8,7 +8,6 @@ groups, spread over the pool). docs/auto.md says it in words, with what was meas
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from bots_jax.auto_belief import Rules, auto_belief
@@ -17,9 +16,8 @@ from bots_jax.auto_lengths import add_tokens
 from bots_jax.checks import check_number
 from bots_jax.compose import Choice, compose
 from bots_jax.estimators.contract import Estimator
-from bots_jax.reference import check_given, expand_reference
 from bots_jax.selection import Plan
-from bots_jax.types import ArrayLike, Evidence, Info, Selector, Settings, State
+from bots_jax.types import Evidence, Info, Selector, Settings, State
 
 
 def auto_selector(
@@ -63,26 +61,7 @@ def auto_selector(
             "per_token": per_token,
         },
     )
-    selector = _with_counts(selector)
     return _with_tokens(selector) if per_token else selector
-
-
-def _with_counts(selector: Selector) -> Selector:
-    """`selector`, whose `init` also takes `ReferenceCounts` and `ReferenceGroups`."""
-
-    def init(
-        reference: Any = None,
-        settings: Settings | Mapping[str, ArrayLike] | None = None,
-        num_tasks: int | None = None,
-        reference_trials: ArrayLike | None = None,
-        domains: ArrayLike | None = None,
-        capacity: int | None = None,
-    ) -> State:
-        check_given(reference, reference_trials)
-        given, trials, tasks = expand_reference(reference, reference_trials, domains)
-        return selector.init(given, settings, num_tasks, trials, tasks, capacity)
-
-    return selector._replace(init=init)
 
 
 def _with_tokens(selector: Selector) -> Selector:

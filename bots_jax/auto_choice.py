@@ -28,6 +28,7 @@ from bots_jax.auto_lengths import relative_length
 from bots_jax.compose import BeliefModel, Choice
 from bots_jax.numerics import gumbel
 from bots_jax.selection import lowest
+from bots_jax.short_lists import hash_bits
 from bots_jax.types import Array, State
 
 # Puts what is overdue before all else: V / t - c log v is far above minus this.
@@ -83,13 +84,11 @@ def _lottery(turn: Array, like: Array) -> Array:
     """f[C] in [0, .001), another order of the tasks at each turn.
 
     Tasks without a visit often tie. Told apart here they need no second search among all; it is
-    enough that a hash (the finaliser of MurmurHash3) looks random. Less than .001 matters to
+    enough that a hash looks random. Less than .001 matters to
     nobody. (Of tasks that a float cannot tell apart even so, those of lower ids come first.)
     """
-    x = jnp.arange(like.shape[0], dtype=jnp.uint32) ^ turn
-    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
-    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
-    return (x >> 8).astype(like.dtype) * jnp.asarray(1e-3 * 2.0**-24, like.dtype)
+    mixed = hash_bits(jnp.arange(like.shape[0], dtype=jnp.uint32) ^ turn)
+    return (mixed >> 8).astype(like.dtype) * jnp.asarray(1e-3 * 2.0**-24, like.dtype)
 
 
 def chance_of_mixed(rate: Array, rollouts: Array) -> Array:

@@ -19,7 +19,13 @@ from bots_jax.checks import check_count, check_settings, is_concrete
 from bots_jax.evidence import Rows, as_rows, refuse_poison
 from bots_jax.numerics import safe_ratio, zero_after
 from bots_jax.pool import Evaluated, Fused, over_evaluated
-from bots_jax.reference import Reference, make_reference, reference_dtype
+from bots_jax.reference import (
+    Reference,
+    check_given,
+    expand_reference,
+    make_reference,
+    reference_dtype,
+)
 from bots_jax.selection import Plan, Ranking, as_mask, check_quotas, choose, lowest
 from bots_jax.sharding import replicated, stay_spread, total
 from bots_jax.types import (
@@ -137,9 +143,11 @@ def compose(
         domains: ArrayLike | None = None,
         capacity: int | None = None,
     ) -> State:
+        check_given(reference, reference_trials)
         float_dtype = reference_dtype(dtype, reference)
         numbers = settings_of(factory_settings, settings, float_dtype)
-        known, tasks = make_reference(reference, reference_trials, num_tasks, capacity, float_dtype)
+        rates, trials, domains = expand_reference(reference, reference_trials, domains)
+        known, tasks = make_reference(rates, trials, num_tasks, capacity, float_dtype)
         rows = known.rates.shape[1]
         _check_room(tasks, rows, plan.batch_size, grows=capacity is not None)
         domain, count = _make_domains(domains, tasks, num_domains)

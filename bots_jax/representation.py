@@ -26,7 +26,6 @@ from bots_jax.reference import (
     ReferenceGroups,
     TaskFeatures,
     check_given,
-    expand_reference,
     reference_dtype,
 )
 from bots_jax.selection import Plan
@@ -86,8 +85,7 @@ def with_grouped(dense: Selector, grouping: Grouping) -> Selector:
                 f"representation='grouped' needs a reference and no capacity, got "
                 f"capacity={capacity}: pools that grow are dense"
             )
-        given, trials, tasks = expand_reference(reference, reference_trials, domains)
-        return dense.init(given, settings, num_tasks, trials, tasks, capacity)
+        return dense.init(reference, settings, num_tasks, reference_trials, domains, capacity)
 
     def select(
         rng_key: Array, state: State, eligible: ArrayLike | None = None

@@ -65,9 +65,6 @@ def pass_by(weights: list[Array], threshold: Array) -> tuple[Array, Array]:
 
 # --- repeats ----------------------------------------------------------------------------------
 
-# Up to this many values all pairs are compared where sorting has not settled it.
-_FEW = 1024
-
 
 def repeats(values: Array, where: Array) -> Array:
     """bool: whether any two of i32[M] `values` are the same, among those `where`."""
@@ -78,21 +75,38 @@ def repeats(values: Array, where: Array) -> Array:
     return jnp.any(same)
 
 
+# Up to this many values enough bits are left beside their places.
+_MOST_BY_WORD = 4096
+
+
+def bits_of_places(size: int) -> int:
+    """How many bits it takes to number so many entries."""
+    return max(1, (size - 1).bit_length())
+
+
+def sort_with_places(keys: Array) -> tuple[Array, Array]:
+    """u32[M] keys in order, and the i32[M] places they had; equals in the order of their places.
+
+    Key and place stand in one word of 32 bits, which a CPU sorts several times faster than words
+    beside places: keys must be below 2 ** (32 - `bits_of_places(M)`).
+    """
+    size = keys.shape[0]
+    places = bits_of_places(size)
+    ranked = jnp.sort((keys << places) | jnp.arange(size, dtype=jnp.uint32))
+    return ranked >> places, (ranked & jnp.uint32((1 << places) - 1)).astype(jnp.int32)
+
+
 def seen_before(values: Array) -> Array:
     """bool[M]: whether an earlier entry of i32[M] is the same.
 
-    Few values are sorted by 32 bits, of which the lowest tell the place and the others are a
-    hash of the value: a CPU sorts single words several times faster than words with places.
-    What is the same then stands side by side, but for values that share a hash.
+    Few values are sorted by a hash: what is the same then stands side by side, but for values
+    that share it.
     """
     size = values.shape[0]
-    places = max(1, (size - 1).bit_length())
-    if size > 4 * _FEW:
+    if size > _MOST_BY_WORD:
         return _seen_before_by_place(values)
-    low = jnp.uint32((1 << places) - 1)
-    ranked = jnp.sort((hash_bits(values) & ~low) | jnp.arange(size, dtype=jnp.uint32))
-    place = (ranked & low).astype(jnp.int32)
-    mixed, value = ranked >> places, values[place]
+    mixed, place = sort_with_places(hash_bits(values) >> bits_of_places(size))
+    value = values[place]
 
     def shifted(entries: Array, by: int) -> Array:
         """Whether each is the same as the one that stands so far in front of it."""

@@ -16,11 +16,13 @@ from jax import lax
 
 from bots_jax.numerics import rarely
 from bots_jax.short_lists import (
+    bits_of_places,
     columns,
     hash_bits,
     of_part,
     part_sums,
     pass_by,
+    sort_with_places,
     total_of,
     which_lane,
 )
@@ -95,15 +97,14 @@ _CROWD = 8
 def _turn(bucket: Array, buckets: int) -> Array:
     """i32[M]: how many earlier entries name the same bucket; negative ones name none.
 
-    Sorted by bucket and place, in one word each, the entries of a bucket stand side by side.
+    Sorted, the entries of a bucket stand side by side.
     """
     size = bucket.shape[0]
-    places = max(1, (size - 1).bit_length())
-    if buckets >> (32 - places):
+    if buckets >> (32 - bits_of_places(size)):
         return _turn_by_pairs(bucket)
-    key = jnp.where(bucket < 0, buckets, bucket).astype(jnp.uint32) << places
-    ranked = jnp.sort(key | jnp.arange(size, dtype=jnp.uint32))
-    here, place = (ranked >> places).astype(jnp.int32), ranked & jnp.uint32((1 << places) - 1)
+    key = jnp.where(bucket < 0, buckets, bucket).astype(jnp.uint32)
+    ranked, place = sort_with_places(key)
+    here = ranked.astype(jnp.int32)
     padded = jnp.concatenate([jnp.full(_CROWD, -1, jnp.int32), here])
 
     def shared(by: int) -> Array:

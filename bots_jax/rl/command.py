@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
@@ -244,8 +245,33 @@ def make_config(args: argparse.Namespace) -> FinetuneConfig:
 
 def finetune_command(args: argparse.Namespace) -> int:
     """Run `bots-jax finetune`: the exit status."""
+
+    def run(config: FinetuneConfig, folder: RunFolder) -> list[dict[str, Any]]:
+        try:
+            return _run(config, folder, Path(args.cache))
+        except jax.errors.JaxRuntimeError as error:
+            if (told := _of_the_verifier(error)) is None:
+                raise
+            raise ValueError(f"{told}; every step before is saved") from error
+
+    return comparison_command("finetune", "all", args, make_config, run)
+
+
+def comparison_command(
+    program: str,
+    extra: str,
+    args: argparse.Namespace,
+    make: Callable[[argparse.Namespace], Any],
+    run: Callable[[Any, RunFolder], list[dict[str, Any]]],
+) -> int:
+    """Run a comparison in the folder that was asked for: the exit status.
+
+    Args:
+      program, extra: its name, and what of the package has all that it needs.
+      make: args -> a `finetune.Comparison`. run: its runs, as `finetune.compare` returns them.
+    """
     try:
-        config = make_config(args)
+        config = make(args)
         folder = RunFolder(args.out)
         folder.open(
             config.saved(),
@@ -253,21 +279,15 @@ def finetune_command(args: argparse.Namespace) -> int:
             overwrite=args.overwrite,
             may_differ=finetune.MAY_DIFFER,
         )
-        runs = _run(config, folder, Path(args.cache))
-        write_results(folder.path, config, runs)
+        write_results(folder.path, config, run(config, folder))
     except StoppedError:
         say(f"stopped; everything is saved: the same command with --resume goes on ({args.out})")
         return INTERRUPTED
-    except jax.errors.JaxRuntimeError as error:
-        if (told := _of_the_verifier(error)) is None:
-            raise
-        say(f"bots-jax finetune: {told}; every step before is saved")
-        return 2
     except ModuleNotFoundError as error:
-        say(f"bots-jax finetune: {error}: pip install 'bots-jax[all]' has all that it needs")
+        say(f"bots-jax {program}: {error}: pip install 'bots-jax[{extra}]' has all that it needs")
         return 2
     except (ValueError, OSError) as error:
-        say(f"bots-jax finetune: {error}")
+        say(f"bots-jax {program}: {error}")
         return 2
     return 0
 
@@ -279,12 +299,7 @@ def _of_the_verifier(error: Exception) -> str | None:
 
 
 def _run(config: FinetuneConfig, folder: RunFolder, cache: Path) -> list[dict[str, Any]]:
-    names = [
-        f"{name}-{config.first_seed + seed}"
-        for seed in range(config.seeds)
-        for name in config.strategies
-    ]
-    done = sum(max(len(folder.lines(name)) - 1, 0) for name in names)
+    done = finetune.steps_done(config, folder)
     with ProgressBar(config, done) as bar, finetune.stop_signals(bar.request_stop):
         problem = finetune.prepare(config, cache, bar)
         never, always = finetune.spread(problem.reference[0])

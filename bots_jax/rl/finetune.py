@@ -94,12 +94,7 @@ class FinetuneConfig:
     warmup: WarmupConfig = WarmupConfig()
 
     def __post_init__(self) -> None:
-        for name in ("seeds", "steps", "batch_size", "eval_every", "eval_rollouts", "num_tasks",
-                     "num_held_out", "reference_rollouts", "checkpoint_every"):  # fmt: skip
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-        if not self.strategies or len(set(self.strategies)) < len(self.strategies):
-            raise ValueError(f"strategies={self.strategies} must name at least one, each once")
+        check_comparison(self)
         check_choice("verifier_kind", self.verifier_kind, VERIFIER_KINDS)
         if self.verifier is not None and self.tasks is None:
             raise ValueError(f"verifier={self.verifier!r} is for tasks of your own: give tasks too")
@@ -330,6 +325,26 @@ def compile_pieces(config: Comparison, problem: Problem) -> Compiled:
     )
     selectors = {name: compiled(config.selector(name)) for name in config.strategies}
     return Compiled(selectors, jax.jit(act), jax.jit(learn), jax.jit(evaluate))
+
+
+_COUNTS = ("seeds", "steps", "batch_size", "eval_every", "eval_rollouts", "num_tasks",
+           "num_held_out", "reference_rollouts", "checkpoint_every")  # fmt: skip
+
+
+def check_comparison(config: Any, *more_counts: str) -> None:
+    """Refuse what no comparison can have: counts below 1, no strategies or one twice."""
+    for name in (*_COUNTS, *more_counts):
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name}={getattr(config, name)} must be at least 1")
+    if not config.strategies or len(set(config.strategies)) < len(config.strategies):
+        raise ValueError(f"strategies={config.strategies} must name at least one, each once")
+
+
+def steps_done(config: Comparison, folder: RunFolder) -> int:
+    """Steps of all runs that the folder holds already."""
+    seeds = range(config.first_seed, config.first_seed + config.seeds)
+    runs = [f"{name}-{seed}" for seed in seeds for name in config.strategies]
+    return sum(max(len(folder.lines(run)) - 1, 0) for run in runs)
 
 
 def compare(

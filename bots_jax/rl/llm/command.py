@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from bots_jax.rl import finetune
-from bots_jax.rl.command import INTERRUPTED, ProgressBar, say, write_results
-from bots_jax.rl.finetune import MAY_DIFFER, StoppedError
+from bots_jax.rl.command import ProgressBar, comparison_command
 from bots_jax.rl.llm.finetune import LlmConfig, prepare
 from bots_jax.rl.llm.gguf_file import installed_weights
 from bots_jax.rl.llm.gym import LEVELS, Level
@@ -135,33 +134,11 @@ def make_config(args: argparse.Namespace) -> LlmConfig:
 
 def finetune_llm_command(args: argparse.Namespace) -> int:
     """Run `bots-jax finetune-llm`: the exit status."""
-    try:
-        config = make_config(args)
-        folder = RunFolder(args.out)
-        folder.open(
-            config.saved(), resume=args.resume, overwrite=args.overwrite, may_differ=MAY_DIFFER
-        )
-        runs = _run(config, folder)
-        write_results(folder.path, config, runs)
-    except StoppedError:
-        say(f"stopped; everything is saved: the same command with --resume goes on ({args.out})")
-        return INTERRUPTED
-    except ModuleNotFoundError as error:
-        say(f"bots-jax finetune-llm: {error}: pip install 'bots-jax[llm]' has all that it needs")
-        return 2
-    except (ValueError, OSError) as error:
-        say(f"bots-jax finetune-llm: {error}")
-        return 2
-    return 0
+    return comparison_command("finetune-llm", "llm", args, make_config, _run)
 
 
 def _run(config: LlmConfig, folder: RunFolder) -> list[dict[str, Any]]:
-    names = [
-        f"{name}-{config.first_seed + seed}"
-        for seed in range(config.seeds)
-        for name in config.strategies
-    ]
-    done = sum(max(len(folder.lines(name)) - 1, 0) for name in names)
+    done = finetune.steps_done(config, folder)
     with ProgressBar(config, done) as bar, finetune.stop_signals(bar.request_stop):
         problem = prepare(config, Path(folder.path), bar)
         bar.say(f"{problem.reference.shape[1]} tasks of {len(config.levels)} levels")

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bots_jax.rl.finetune import Problem, Watcher
+from bots_jax.rl.finetune import Problem, Watcher, check_comparison
 from bots_jax.rl.llm.gguf_file import GgufFile, load_gguf
 from bots_jax.rl.llm.gym import LEVELS, Level, gym_verifier, make_tasks, questions, to_pool
 from bots_jax.rl.llm.tokenizer import Tokenizer
@@ -74,17 +74,11 @@ class LlmConfig:
     loop: LoopConfig = dataclasses.field(default_factory=_loop)
 
     def __post_init__(self) -> None:
-        for name in ("seeds", "steps", "batch_size", "eval_every", "eval_rollouts", "num_tasks",
-                     "num_held_out", "reference_rollouts", "checkpoint_every",
-                     "max_prompt"):  # fmt: skip
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        check_comparison(self, "max_prompt")
         if self.reference_steps < 0:
             raise ValueError(f"reference_steps={self.reference_steps} must be at least 0")
         if self.reference is not None and self.reference_steps:
             raise ValueError("reference and reference_steps exclude each other: give one of them")
-        if not self.strategies or len(set(self.strategies)) < len(self.strategies):
-            raise ValueError(f"strategies={self.strategies} must name at least one, each once")
         for name in self.strategies:
             self.selector(name)
 
