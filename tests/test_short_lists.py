@@ -45,6 +45,14 @@ def test_seen_before_of_many() -> None:
     assert np.asarray(seen).tolist() == seen_before_by_loop(values)
 
 
+@jax.jit
+def put(slot_ids: jax.Array, entries: jax.Array, wanted: jax.Array) -> tuple[jax.Array, ...]:
+    wanted &= table.find(slot_ids, entries) == slot_ids.shape[0]
+    placed = table.place(slot_ids, entries, wanted, lambda at: at.astype(jnp.float32))
+    slot_ids = slot_ids.at[placed.slots].set(entries, mode="drop")
+    return slot_ids, placed.slots, placed.displaced, table.find(slot_ids, entries)
+
+
 @settings(deadline=None, max_examples=60)
 @given(
     new=st.lists(st.integers(0, 2**31 - 1), min_size=SIZE, max_size=SIZE, unique=True),
@@ -53,14 +61,6 @@ def test_seen_before_of_many() -> None:
 def test_a_placed_task_is_found_and_nobody_is_lost(new: list[int], held: list[int]) -> None:
     """Two buckets of 64 for up to 138 tasks: some must make room for others."""
     free = jnp.full((2 * table.WAYS,), table.FREE, jnp.int32)
-
-    @jax.jit
-    def put(slot_ids: jax.Array, entries: jax.Array, wanted: jax.Array) -> tuple[jax.Array, ...]:
-        wanted &= table.find(slot_ids, entries) == slot_ids.shape[0]
-        placed = table.place(slot_ids, entries, wanted, lambda at: at.astype(jnp.float32))
-        slot_ids = slot_ids.at[placed.slots].set(entries, mode="drop")
-        return slot_ids, placed.slots, placed.displaced, table.find(slot_ids, entries)
-
     before = np.array([entry for entry in held if entry not in new], np.int32)
     padded = np.pad(before, (0, 90 - len(before)), constant_values=-1)
     slot_ids, *_ = put(free, jnp.asarray(padded), jnp.asarray(padded >= 0))
