@@ -6,13 +6,14 @@ BIN := $(VENV)/bin
 WORKERS ?= 2
 OUT ?= runs/finetune
 ARGS ?=
+SITE ?= .cache/site
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.3
 
 # Frameworks with an adapter that is tested inside them, each in an environment of its own.
 ADAPTERS := $(notdir $(patsubst %/,%,$(dir $(wildcard tests/adapters/*/requirements.txt))))
 
-.PHONY: finetune test lint types unit format notebooks clean test-adapters wheel-check
+.PHONY: finetune test lint types unit format notebooks clean test-adapters wheel-check site
 
 finetune: $(VENV)/.run  ## finetune a small policy on tasks that the engine selects; goes on where it stopped
 	$(BIN)/bots-jax finetune --out $(OUT) --resume $(ARGS)
@@ -45,6 +46,14 @@ test-adapter-%: .venv-%/.test
 
 wheel-check:  ## the built wheel in clean environments, on each Python and extra at hand
 	$(PYTHON) benchmarks/wheel_check.py
+
+site: .venv-site/.site  ## the pages, notebooks and docstrings as HTML; a dead link is an error
+	.venv-site/bin/python docs/make_site.py --out $(SITE)
+
+.venv-site/.site: pyproject.toml
+	$(PYTHON) -m venv .venv-site
+	.venv-site/bin/python -m pip install --quiet --editable '.[site]'
+	touch $@
 
 format: $(VENV)/.test
 	$(BIN)/ruff check --fix .

@@ -216,8 +216,8 @@ def as_map(
       columns: blocks of steps.
 
     Returns:
-      `step`, the middles of the blocks; `belief` and `truth`, percent [R][columns]; and
-      `visits` [R][columns], how often each task was selected in each block.
+      `step`, the middles of the blocks; `belief` and `truth`, percent, R lists of `columns`; and
+      `visits`, likewise, how often each task was selected in each block.
     """
     steps = len(np.asarray(belief))
     edges = np.linspace(0, steps, min(columns, steps) + 1).round().astype(int)

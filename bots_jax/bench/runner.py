@@ -40,8 +40,7 @@ def run_plan(plan: Plan, store: Store, tell: Told) -> Outcome:
       store: what is there already, and where the rest goes.
       tell: is told how far it is.
 
-    Raises:
-      Whatever an environment raises but ValueError; what was finished is in the store.
+    What an environment raises is raised, but for ValueError; what was finished is in the store.
     """
     have = store.read()
     cells = {(i, seed): job.cell(seed) for i, job in enumerate(plan.jobs) for seed in job.seeds}

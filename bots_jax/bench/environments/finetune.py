@@ -73,8 +73,8 @@ def finetune_environment(
     """Finetune the small policy of `bots-jax finetune`.
 
     Args:
-      steps, batch_size, rollouts, num_tasks, num_held_out, eval_every, eval_rollouts,
-        reference_rollouts: as there.
+      steps, batch_size, rollouts, num_tasks, num_held_out, eval_every: as there.
+      eval_rollouts, reference_rollouts: as there.
       warmup_steps: of the base policy, the references in proportion; None as there.
       workspace: folder for unfinished runs; None for one that goes with the process.
       cache: folder that keeps the warm-up; None as in `bots-jax finetune`.
