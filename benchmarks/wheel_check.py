@@ -1,4 +1,4 @@
-"""Build the wheel and install it in clean environments: each Python, then each extra.
+"""Build the wheel and install it in clean environments: each extra on each Python.
 
 In: the repository, `python3.11` to `python3.13` on the path (those that are missing are named
 and left out), a package index. Out: exit status 0 if every environment imports and runs it.
@@ -62,7 +62,7 @@ def check(python: str, wheel: Path, extra: str, folder: Path) -> bool:
 
 
 def main() -> int:
-    """Each Python without extras, then each extra on the first."""
+    """Each Python without extras, then with each of them."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--extras", nargs="*", choices=sorted(EXTRAS), default=list(EXTRAS))
     asked = parser.parse_args()
@@ -84,8 +84,7 @@ def main() -> int:
         ]
         subprocess.run(build, check=True)
         (wheel,) = folder.glob("*.whl")
-        cases = [(python, "") for python in pythons]
-        cases += [(pythons[0], extra) for extra in asked.extras]
+        cases = [(python, extra) for python in pythons for extra in ("", *asked.extras)]
         results = [check(python, wheel, extra, folder) for python, extra in cases]
     print(f"{sum(results)} passed, {len(results) - sum(results)} failed")
     return int(not all(results))
