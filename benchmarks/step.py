@@ -60,7 +60,13 @@ def reference_groups(size: int) -> ReferenceGroups:
 
 def our_step(form: str, size: int, forgetting: float) -> Step:
     """A step of one representation; the state is donated, as in a user's own loop."""
-    selector = bots(batch_size=BATCH, rollouts=ROLLOUTS, forgetting=forgetting, representation=form)
+    selector = bots(
+        preset="paper",
+        batch_size=BATCH,
+        rollouts=ROLLOUTS,
+        forgetting=forgetting,
+        representation=form,
+    )
     reference: Any = reference_groups(size)
     if size <= 10**7:
         reference = ReferenceCounts(reference_counts(size), ROLLOUTS)
