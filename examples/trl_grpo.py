@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from accelerate.utils import gather_object
 from datasets import Dataset
 from transformers import TrainerCallback
@@ -49,6 +50,15 @@ class BotsGRPOTrainer(GRPOTrainer):
             num_batches=max(1, len(self.train_dataset) // tasks),
             whole=False,
         )
+
+    def get_train_dataloader(self) -> Any:
+        """With a generator of its own for the seed that PyTorch draws at the start of an epoch.
+
+        On resume the trainer restores the global one first, which this draw would then move on.
+        """
+        loader = super().get_train_dataloader()
+        getattr(loader, "base_dataloader", loader).generator = torch.Generator()
+        return loader
 
     def log(self, logs: dict[str, float], *args: Any, **more: Any) -> None:
         """TRL's own numbers and the selection's."""
