@@ -41,7 +41,8 @@ from bots_jax.auto import auto_selector
 from bots_jax.beta_belief import beta_belief, beta_rules
 from bots_jax.checks import check_choice, check_settings, is_concrete
 from bots_jax.compose import BeliefModel, Choice, compose, merge_settings
-from bots_jax.grouped import DEFAULT_TOLERANCE, check_slots, check_tolerance
+from bots_jax.grouped import check_slots, check_tolerance
+from bots_jax.grouped_betas import DEFAULT_TOLERANCE, group_betas
 from bots_jax.implicit import Estimator, glm, make_estimator
 from bots_jax.numerics import gumbel
 from bots_jax.representation import REPRESENTATIONS, Grouping, with_grouped
@@ -234,10 +235,11 @@ def bots(
         representation=check_choice(
             "representation", _first(representation, known["representation"]), REPRESENTATIONS
         ),
-        rules=rules,
+        model=group_betas(rules),
         settings=settings,
         plan=plan,
         can_group=chosen == "thompson" and not noisy and not plan.exploration and not quotas,
+        serves="choice='thompson' without temperature, exploration and quotas",
         num_domains=num_domains,
         expiry=expiry,
         dtype=dtype,
