@@ -13,7 +13,8 @@ by narrowing to p = 1/2; c moves along the frontier of mixed groups and breadth.
 No task starves: one that was not visited for `floor` passes over the pool comes first, however
 little is expected of it. (Each task has a limit of its own between half of that and all of it,
 so that a whole pool does not come due in one step.) In the long run at most 4 / (3 floor) of the
-visits are spent on that.
+visits are spent on that. (In grouped pools nothing is known of tasks without a history but their
+group: there a sweep does this, see `grouped_mixed.py`.)
 """
 
 from __future__ import annotations
@@ -89,16 +90,16 @@ def lottery(task_ids: Array, turn: Array, like: Array) -> Array:
     """f[M], exponential of mean `LOTTERY`: another order of the tasks at each u32 turn.
 
     Tasks without a visit often tie. Told apart here they need no second search among all; it is
-    enough that a hash looks random. Exponential, because then the first of many tasks alike are
-    as easily drawn as one (`grouped_mixed.py`).
+    enough that a hash looks random. (Of tasks that a float cannot tell apart even so, those of
+    lower ids come first.) Exponential, because then the first of many tasks alike are as easily
+    drawn as one (`grouped_mixed.py`).
     """
     return exponential(hash_bits(task_ids.astype(jnp.uint32) ^ turn), like.dtype)
 
 
 def exponential(bits: Array, dtype: jnp.dtype) -> Array:
-    """f[...] of mean `LOTTERY` from random integers; finest near 0, where the first ones are."""
-    below_one = jnp.minimum(open_uniform(bits, dtype), 1 - jnp.finfo(dtype).epsneg)
-    return -LOTTERY * jnp.log1p(-below_one)
+    """f[...] of mean `LOTTERY`, from random integers."""
+    return -LOTTERY * jnp.log(open_uniform(bits, dtype))
 
 
 def chance_of_alike(rate: Array, rollouts: Array) -> Array:

@@ -58,11 +58,12 @@ from bots_jax.selection import lowest
 from bots_jax.short_lists import seen_before
 from bots_jax.types import Array, State
 
-# A group takes part in the race if so many times more of its tasks have no slot than hits are
-# drawn at a time; then few are hit twice.
-_LARGE = 8
+# A group takes part in the race if of its tasks without a slot there are so many times more than
+# hits drawn at a time, so that few are hit twice, and if they are at least one in `_RARE` of all its
+# tasks, so that they are soon found. Else a walk costs less.
+_LARGE, _RARE = 4, 16
 _ROUNDS = 4  # of hits, after which what is left is walked
-_MOST_TRIES = 1 << 14  # to find a task without a slot; at `_LARGE` they never come to that
+_MOST_TRIES = 1 << 10  # to find a task without a slot: (15 / 16) ** 1024 is 1e-29
 _CHUNK = 1 << 13  # tasks walked at a time
 _NEVER = 4.0  # above every 1 - V
 
@@ -105,9 +106,10 @@ def mixed_in_groups(rules: Rules, floor: float | None) -> Choose:
         slots_key, race_key, walk_key = jax.random.split(rng_key, 3)
         swept, belief = _sweep(state, eligible, floor, count)
         score, rate = _score_groups(rules, state)
-        free = state.pool.groups.sizes - belief.apart
+        sizes = state.pool.groups.sizes
+        free = sizes - belief.apart
+        raced = (free >= _LARGE * _hits_at_a_time(count)) & (free >= sizes // _RARE)
         least = jnp.min(jnp.where(free > 0, score, _NEVER))
-        raced = free >= _LARGE * _hits_at_a_time(count)
         line = _Groups(score - least, free, raced)
         of_slots = _best_slots(slots_key, rules, state, eligible, swept, least, count)
         race = _run(race_key, state, eligible, line, swept, of_slots, count)
