@@ -59,8 +59,8 @@ from bots_jax.short_lists import seen_before
 from bots_jax.types import Array, State
 
 # A group takes part in the race if of its tasks without a slot there are so many times more than
-# hits drawn at a time, so that few are hit twice, and if they are at least one in `_RARE` of all its
-# tasks, so that they are soon found. Else a walk costs less.
+# hits drawn at a time, so that few are hit twice, and if they are at least one in `_RARE` of all
+# its tasks, so that they are soon found. Else a walk costs less.
 _LARGE, _RARE = 4, 16
 _ROUNDS = 4  # of hits, after which what is left is walked
 _MOST_TRIES = 1 << 10  # to find a task without a slot: (15 / 16) ** 1024 is 1e-29
