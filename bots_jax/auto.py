@@ -3,7 +3,8 @@
 In: the settings of `bots(preset="auto", ...)`. Out: a `Selector` of the belief of
 `auto_belief.py` (a regression on the references, each task's own offset from it, trust and
 forgetting learned from how well they predict) and the choice of `auto_choice.py` (likely mixed
-groups, spread over the pool). docs/auto.md says it in words, with what was measured.
+groups, spread over the pool); in large pools, of both by groups (`grouped_auto.py`,
+`grouped_mixed.py`). docs/auto.md says it in words, with what was measured.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from bots_jax.auto_lengths import add_tokens
 from bots_jax.checks import check_number
 from bots_jax.compose import Choice, compose
 from bots_jax.estimators.contract import Estimator
+from bots_jax.grouped_auto import AUTO_TOLERANCE, group_auto
+from bots_jax.representation import Grouping, with_grouped
 from bots_jax.selection import Plan
 from bots_jax.types import Evidence, Info, Selector, Settings, State
 
@@ -33,6 +36,9 @@ def auto_selector(
     per_token: bool,
     num_domains: int | None,
     expiry: int | None,
+    representation: str,
+    tolerance: float | None,
+    slots: int | None,
     dtype: Any,
 ) -> Selector:
     """The selector; arguments as `bots` has checked and merged them.
@@ -61,7 +67,21 @@ def auto_selector(
             "per_token": per_token,
         },
     )
-    return _with_tokens(selector) if per_token else selector
+    plain = choice == "mixed" and not noisy and not per_token
+    grouping = Grouping(
+        representation=representation,
+        model=group_auto(rules, floor),
+        settings=settings,
+        plan=plan,
+        can_group=plain and not plan.exploration and plan.quotas is None,
+        serves="choice='mixed' without temperature, per_token, exploration and quotas",
+        num_domains=num_domains,
+        expiry=expiry,
+        dtype=dtype,
+        tolerance=AUTO_TOLERANCE if tolerance is None else tolerance,
+        slots=slots,
+    )
+    return with_grouped(_with_tokens(selector) if per_token else selector, grouping)
 
 
 def _with_tokens(selector: Selector) -> Selector:

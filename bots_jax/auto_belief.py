@@ -30,6 +30,7 @@ pass.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -73,6 +74,16 @@ class History(NamedTuple):
     variance: Array  # f[C], v; huge before the first visit
     visits: Array  # f[C], as of the last one; a visit counts as long as what it told does
     seen: Array  # i32[C], clock after the last visit; for a new task, when it came
+
+
+def no_history(capacity: int, dtype: jnp.dtype) -> History:
+    """As before the first visit. An array each, so that a state can be donated."""
+    return History(
+        jnp.zeros((capacity,), dtype),
+        jnp.full((capacity,), _MOST_VARIANCE, dtype),
+        jnp.zeros((capacity,), dtype),
+        jnp.zeros((capacity,), jnp.int32),
+    )
 
 
 class AutoBelief(NamedTuple):
@@ -188,9 +199,14 @@ def _infer(
 def _aged(history: History, clock: Array, pairs: Pairs, counts: Array) -> tuple[Array, Array]:
     """u and v of tasks not seen for a while. Histories and counts must broadcast to pairs."""
     kept = _kept(history, clock, pairs)
-    most = jnp.minimum(4 / (pairs.trust * counts), _MOST_VARIANCE)
+    most = _most_variance(pairs, counts)
     at_visit = jnp.minimum(history.variance, most)
     return history.offset * kept, most + (at_visit - most) * kept * kept
+
+
+def _most_variance(pairs: Pairs, counts: Array) -> Array:
+    """V, that of a task without a history."""
+    return jnp.minimum(4 / (pairs.trust * counts), _MOST_VARIANCE)
 
 
 def _kept(history: History, clock: Array, pairs: Pairs) -> Array:
@@ -218,6 +234,28 @@ def expect(
     history = jax.tree.map(lambda values: values[rows], belief.history)
     pairs = in_force(rules, settings, belief.shared)
     return Expected(prior.line, *_aged(history, belief.clock, pairs, prior.counts))
+
+
+def expect_unvisited(
+    rules: Rules, shared: Shared, settings: Settings, reference: Reference, domain: Array | None
+) -> Expected:
+    """logit p of tasks without a history, such as most of a large pool."""
+    prior = _infer(rules, shared.estimator, settings, reference, domain)
+    variance = _most_variance(in_force(rules, settings, shared), prior.counts)
+    return Expected(prior.line, jnp.zeros_like(prior.line), variance)
+
+
+def what_is_left(
+    rules: Rules, belief: AutoBelief, settings: Settings, pick: Callable[[Array], Array]
+) -> Array:
+    """f[...]: how far the histories that `pick` picks still differ from none: e max(|u|, visits).
+
+    In logits and visits; 0 before the first visit.
+    """
+    history = jax.tree.map(pick, belief.history)
+    kept = _kept(history, belief.clock, in_force(rules, settings, belief.shared))
+    size = jnp.maximum(jnp.abs(history.offset), history.visits)
+    return jnp.where(history.visits > 0, kept * size, 0)
 
 
 def moderated(expected: Expected) -> Array:
@@ -326,20 +364,12 @@ def auto_belief(rules: Rules) -> BeliefModel:
             )
         dtype, size = reference.rates.dtype, _grid_size(rules)
 
-        def zeros() -> Array:  # an array each, so that a state can be donated
-            return jnp.zeros((capacity,), dtype)
-
         return AutoBelief(
             Shared(
                 rules.estimator.init(reference, num_domains),
                 jnp.full((size,), -np.log(size), dtype),
             ),
-            History(
-                zeros(),
-                zeros() + _MOST_VARIANCE,
-                zeros(),
-                jnp.zeros((capacity,), jnp.int32),
-            ),
+            no_history(capacity, dtype),
             jnp.zeros((), jnp.int32),
             no_lengths(capacity, dtype) if rules.per_token else None,
         )

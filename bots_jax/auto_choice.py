@@ -13,7 +13,8 @@ by narrowing to p = 1/2; c moves along the frontier of mixed groups and breadth.
 No task starves: one that was not visited for `floor` passes over the pool comes first, however
 little is expected of it. (Each task has a limit of its own between half of that and all of it,
 so that a whole pool does not come due in one step.) In the long run at most 4 / (3 floor) of the
-visits are spent on that.
+visits are spent on that. (In grouped pools nothing is known of tasks without a history but their
+group: there a sweep does this, see `grouped_mixed.py`.)
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import jax.numpy as jnp
 from bots_jax.auto_belief import Rules, draw_rate, expect, in_force, mean_rate, recent_visits
 from bots_jax.auto_lengths import relative_length
 from bots_jax.compose import BeliefModel, Choice
-from bots_jax.numerics import gumbel
+from bots_jax.numerics import gumbel, open_uniform
 from bots_jax.selection import lowest
 from bots_jax.short_lists import hash_bits
 from bots_jax.types import Array, State
@@ -53,13 +54,14 @@ def mixed_groups(rules: Rules, floor: float | None, noisy: bool) -> Choice:
         noise_key, lottery_key = jax.random.split(rng_key)
         belief, settings, tasks = state.belief, state.settings, state.pool
         expected = expect(rules, belief, settings, state.reference, tasks.domain)
-        value = chance_of_mixed(mean_rate(expected), settings.rollouts)
+        cost = chance_of_alike(mean_rate(expected), settings.rollouts)
         if belief.lengths is not None:
-            value = value / relative_length(belief.lengths, expected.shared)
+            cost = -(1 - cost) / relative_length(belief.lengths, expected.shared)
         pairs = in_force(rules, settings, belief.shared)
         visits = recent_visits(belief.history, belief.clock, pairs)
         turn = jax.random.bits(lottery_key, (), jnp.uint32)
-        scores = settings.breadth * jnp.log(1 + visits) - value + _lottery(turn, value)
+        tasks_in_turn = jnp.arange(cost.shape[0], dtype=jnp.int32)
+        scores = cost + settings.breadth * jnp.log(1 + visits) + lottery(tasks_in_turn, turn, cost)
         if noisy:
             scores -= settings.temperature * gumbel(noise_key, scores.shape, scores.dtype)
         if floor is not None:
@@ -80,22 +82,32 @@ def mixed_groups(rules: Rules, floor: float | None, noisy: bool) -> Choice:
     return Choice(score, best)
 
 
-def _lottery(turn: Array, like: Array) -> Array:
-    """f[C] in [0, .001), another order of the tasks at each turn.
+# Mean of the lottery. Less than .001 matters to nobody.
+LOTTERY = 5e-4
+
+
+def lottery(task_ids: Array, turn: Array, like: Array) -> Array:
+    """f[M], exponential of mean `LOTTERY`: another order of the tasks at each u32 turn.
 
     Tasks without a visit often tie. Told apart here they need no second search among all; it is
-    enough that a hash looks random. Less than .001 matters to
-    nobody. (Of tasks that a float cannot tell apart even so, those of lower ids come first.)
+    enough that a hash looks random. (Of tasks that a float cannot tell apart even so, those of
+    lower ids come first.) Exponential, because then the first of many tasks alike are as easily
+    drawn as one (`grouped_mixed.py`).
     """
-    mixed = hash_bits(jnp.arange(like.shape[0], dtype=jnp.uint32) ^ turn)
-    return (mixed >> 8).astype(like.dtype) * jnp.asarray(1e-3 * 2.0**-24, like.dtype)
+    return exponential(hash_bits(task_ids.astype(jnp.uint32) ^ turn), like.dtype)
 
 
-def chance_of_mixed(rate: Array, rollouts: Array) -> Array:
-    """V = 1 - p^m - (1 - p)^m, for m rounded to a whole number in [1, 127].
+def exponential(bits: Array, dtype: jnp.dtype) -> Array:
+    """f[...] of mean `LOTTERY`, from random integers."""
+    return -LOTTERY * jnp.log(open_uniform(bits, dtype))
+
+
+def chance_of_alike(rate: Array, rollouts: Array) -> Array:
+    """1 - V = p^m + (1 - p)^m, for m rounded to a whole number in [1, 127].
 
     By squaring: seven products for each power, in a pass over all tasks, where a logarithm and
-    two exponentials would be most of what the pass costs.
+    two exponentials would be most of what the pass costs. Near 0 it is told apart more finely
+    than V is near 1.
     """
     count = jnp.clip(jnp.round(rollouts), 1, 2**_BITS - 1).astype(jnp.int32)
     powers = []
@@ -105,7 +117,12 @@ def chance_of_mixed(rate: Array, rollouts: Array) -> Array:
             power = jnp.where((count >> bit) & 1 == 1, power * base, power)
             base = base * base
         powers.append(power)
-    return 1 - powers[0] - powers[1]
+    return powers[0] + powers[1]
+
+
+def chance_of_mixed(rate: Array, rollouts: Array) -> Array:
+    """V."""
+    return 1 - chance_of_alike(rate, rollouts)
 
 
 def _overdue(rules: Rules, state: State, floor: float) -> Array:

@@ -3,8 +3,8 @@
 In: what `init` is given. Out: a selector whose `init` decides, and whose other functions do
 what the state they are handed calls for. `State.representation` says which it is.
 
-A pool is grouped where that is cheaper: large, with references on a grid, selected by
-Thompson sampling alone, and with a lambda that lets evaluated tasks return to their groups
+A pool is grouped where that is cheaper: large, with references on a grid, selected by a choice
+that has a grouped form, and with a lambda that lets evaluated tasks return to their groups
 soon enough that they are a small part of the pool.
 """
 
@@ -17,9 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from bots_jax import grouped
-from bots_jax.beta_belief import BetaRules
 from bots_jax.checks import is_concrete
 from bots_jax.compose import TOUCHED_PER_SELECTED, settings_of
+from bots_jax.grouped_slots import GroupModel
 from bots_jax.groups import MOST_GROUPS, Groups, find_codes, groups_of_sizes, make_groups
 from bots_jax.reference import (
     ReferenceCounts,
@@ -42,10 +42,11 @@ class Grouping(NamedTuple):
     """What grouped states of a selector are made with; static."""
 
     representation: str  # auto | dense | grouped
-    rules: BetaRules
+    model: GroupModel
     settings: Settings  # the factory's
     plan: Plan
     can_group: bool  # whether the choice has a grouped form
+    serves: str  # and which choices have one, in words
     num_domains: int | None
     expiry: int | None
     dtype: Any
@@ -57,11 +58,11 @@ def with_grouped(dense: Selector, grouping: Grouping) -> Selector:
     """`dense`, whose `init` may make grouped states, which the other functions then serve."""
     if grouping.representation == "grouped" and not grouping.can_group:
         raise ValueError(
-            "representation='grouped' serves choice='thompson' without temperature, exploration "
-            "and quotas: use representation='dense' or 'auto' for the others"
+            f"representation='grouped' serves {grouping.serves}: use representation='dense' or "
+            "'auto' for the others"
         )
     few = grouped.grouped_functions(
-        grouping.rules, grouping.plan, grouping.expiry, grouping.tolerance
+        grouping.model, grouping.plan, grouping.expiry, grouping.tolerance
     )
 
     def init(
@@ -149,7 +150,7 @@ def _try_grouped(
     count = grouping.num_domains or count
     room = TOUCHED_PER_SELECTED * grouping.plan.batch_size
     ages = grouping.expiry is not None
-    return grouped.make_grouped(settings, groups, grouping.rules, count, size, room, ages)
+    return grouped.make_grouped(settings, groups, grouping.model, count, size, room, ages)
 
 
 def _refuse(forced: bool, why: str) -> None:
@@ -162,7 +163,7 @@ def _table_size(grouping: Grouping, settings: Settings, tasks: int) -> int:
     forgetting, rollouts = settings.forgetting, settings.rollouts
     if not is_concrete(forgetting, rollouts):
         forgetting, rollouts = 0.0, 1.0
-    return grouped.slots_needed(
+    return grouping.model.slots_needed(
         grouping.plan.batch_size, float(rollouts), float(forgetting), grouping.tolerance, tasks
     )
 

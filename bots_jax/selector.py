@@ -41,7 +41,8 @@ from bots_jax.auto import auto_selector
 from bots_jax.beta_belief import beta_belief, beta_rules
 from bots_jax.checks import check_choice, check_settings, is_concrete
 from bots_jax.compose import BeliefModel, Choice, compose, merge_settings
-from bots_jax.grouped import DEFAULT_TOLERANCE, check_slots, check_tolerance
+from bots_jax.grouped import check_slots, check_tolerance
+from bots_jax.grouped_betas import DEFAULT_TOLERANCE, group_betas
 from bots_jax.implicit import Estimator, glm, make_estimator
 from bots_jax.numerics import gumbel
 from bots_jax.representation import REPRESENTATIONS, Grouping, with_grouped
@@ -163,13 +164,14 @@ def bots(
       quotas: tasks of each domain in a batch, summing to B [None: no quotas].
       num_domains: D, where `init` cannot count the domains because they are traced.
       expiry: close visits older than this many steps [None: never].
-      representation: "dense", a posterior each task; "grouped", one for all tasks alike and
+      representation: "dense", a belief each task; "grouped", one for all tasks alike and
         one for each evaluated lately, so that a step does not cost more in a larger pool;
         "auto", what is cheaper ["auto"]. `State.representation` tells which it became.
-      tolerance: grouped only: pseudo-counts of its own that a task may lose when it returns
-        to its group [1e-5].
+      tolerance: grouped only: what a task may lose when it returns to its group: pseudo-counts
+        of its own [1e-5]; auto: logits of its offset, and visits [1e-3].
       slots: grouped only: tasks that may differ from their group at a time, a multiple of 64
-        [twice as many as will by lambda]. The table grows between steps, not in traced code.
+        [twice as many as will by lambda; auto: by the lambda that the search is centred on].
+        The table grows between steps, not in traced code.
       dtype: float32 or float64; None follows the reference, float32 without one.
 
     Raises:
@@ -196,8 +198,13 @@ def bots(
     plan = make_plan(
         _first(batch_size, known["batch_size"]), _first(exploration, known["exploration"]), quotas
     )
+    form = check_choice(
+        "representation", _first(representation, known["representation"]), REPRESENTATIONS
+    )
+    tolerance = None if tolerance is None else check_tolerance(tolerance)
+    slots = check_slots(slots)
     if preset == "auto":
-        _refuse_of_paper(adaptive, representation, tolerance, slots)
+        _refuse_of_paper(adaptive)
         return auto_selector(
             settings=settings,
             plan=plan,
@@ -210,6 +217,9 @@ def bots(
             per_token=bool(per_token),
             num_domains=num_domains,
             expiry=expiry,
+            representation=form,
+            tolerance=tolerance,
+            slots=slots,
             dtype=dtype,
         )
     _refuse_of_auto(breadth, floor, per_token)
@@ -231,18 +241,17 @@ def bots(
         },
     )
     grouping = Grouping(
-        representation=check_choice(
-            "representation", _first(representation, known["representation"]), REPRESENTATIONS
-        ),
-        rules=rules,
+        representation=form,
+        model=group_betas(rules),
         settings=settings,
         plan=plan,
         can_group=chosen == "thompson" and not noisy and not plan.exploration and not quotas,
+        serves="choice='thompson' without temperature, exploration and quotas",
         num_domains=num_domains,
         expiry=expiry,
         dtype=dtype,
-        tolerance=check_tolerance(_first(tolerance, DEFAULT_TOLERANCE)),
-        slots=check_slots(slots),
+        tolerance=_first(tolerance, DEFAULT_TOLERANCE),
+        slots=slots,
     )
     return with_grouped(dense, grouping)
 
@@ -257,19 +266,12 @@ def _refuse_of_auto(breadth: Any, floor: float | None, per_token: bool) -> None:
             )
 
 
-def _refuse_of_paper(
-    adaptive: bool, representation: str | None, tolerance: float | None, slots: int | None
-) -> None:
+def _refuse_of_paper(adaptive: bool) -> None:
     """What `preset="auto"` has no use for."""
     if adaptive:
         raise ValueError(
             "adaptive_implicit_weight=True belongs to preset='paper': preset='auto' learns how "
             "far to trust implicit evidence"
-        )
-    if representation == "grouped" or tolerance is not None or slots is not None:
-        raise ValueError(
-            f"representation={representation!r}, tolerance={tolerance}, slots={slots}: "
-            "preset='auto' keeps its pools dense; use representation='auto' or preset='paper'"
         )
 
 

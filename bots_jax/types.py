@@ -111,7 +111,7 @@ class State(NamedTuple):
     settings: Settings
     pool: Any  # pool.PoolState: visits, eligibility, pending evidence, growth
     reference: Any  # reference.Reference: pass rates of reference models
-    belief: Any  # the pytree of a compose.BeliefModel, or grouped.GroupedBelief
+    belief: Any  # the pytree of a compose.BeliefModel, or grouped_slots.GroupedBelief
 
     @property
     def representation(self) -> str:

@@ -212,8 +212,8 @@ def test_refuses() -> None:
         bots(preset="paper", breadth=0.2)
     with pytest.raises(ValueError, match="adaptive_implicit_weight=True belongs to"):
         bots(preset="auto", adaptive_implicit_weight=True)
-    with pytest.raises(ValueError, match="representation='grouped'"):
-        bots(preset="auto", representation="grouped")
+    with pytest.raises(ValueError, match="representation='grouped' serves choice='mixed'"):
+        bots(preset="auto", representation="grouped", choice="mean")
     with pytest.raises(ValueError, match=r"floor=0\.5"):
         bots(preset="auto", floor=0.5)
     with pytest.raises(ValueError, match="breadth=-1"):
