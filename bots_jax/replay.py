@@ -363,7 +363,7 @@ def _whole(name: str, arrays: Arrays, key: str, otherwise: int) -> int:
 # --- comparing ------------------------------------------------------------------------
 
 DEFAULT_STRATEGIES = (
-    "uniform,easy-to-hard,bots,bots-explicit,bots-implicit,bots-no-forgetting,bots-mean,oracle"
+    "uniform,easy-to-hard,auto,bots,bots-explicit,bots-implicit,bots-no-forgetting,bots-mean,oracle"
 )
 EARLY_STEPS = 50
 COLUMNS = (

@@ -22,6 +22,10 @@ The method of `preset="paper"` (arXiv 2510.26374), and where each step stands:
     6 halve rho where p~ was wrong on the batch            beta_belief.learn
     5 forget, add explicit and implicit evidence           posterior.fuse     (posterior.py)
 
+`preset="auto"`, the default, has the same steps with other insides (`auto.py`): the regression of
+step 3 takes any number of references, what a task differs from it is its own to remember
+(`auto_belief.py`), and likely mixed groups are chosen, spread over the pool (`auto_choice.py`).
+
 Steps 3 and 6 look at the evaluated tasks, step 5 at every task. Step 1 draws only the tasks
 that may be chosen, and a large pool whose references are on a grid is kept by groups
 (`representation.py`, `grouped.py`): both change what a step costs, not what comes out of it.
@@ -101,7 +105,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 def bots(
     *,
-    preset: str = "paper",
+    preset: str = "auto",
     batch_size: int | None = None,
     rollouts: ArrayLike | None = None,
     target: ArrayLike | None = None,
@@ -131,9 +135,9 @@ def bots(
     state: they may be traced, and `init(settings=...)` overrides them for one state.
 
     Args:
-      preset: "paper", the published method and its defaults (in brackets below); "auto", better
-        beliefs with nothing to tune, and a choice with one knob (`auto.py`, docs/auto.md). Its
-        own defaults stand after "auto:".
+      preset: "auto", better beliefs with nothing to tune, and a choice with one knob (`auto.py`,
+        docs/auto.md); "paper", the published method. Defaults in brackets below are the paper's;
+        those of auto, where they differ, stand after "auto:".
       batch_size: B, tasks a step [32].
       rollouts: * m, rollouts that each selected task is meant to get [16].
       target: * p*, success probability worth training on [0.5].

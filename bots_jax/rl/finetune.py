@@ -62,7 +62,14 @@ from bots_jax.strategies import configure
 from bots_jax.types import Selector, State
 
 VERIFIER_KINDS = ("python", "jax")
-DEFAULT_STRATEGIES = ("uniform", "easy-to-hard", "bots", "bots-explicit", "bots-implicit")
+DEFAULT_STRATEGIES = (
+    "uniform",
+    "easy-to-hard",
+    "auto",
+    "bots",
+    "bots-explicit",
+    "bots-implicit",
+)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -51,7 +51,7 @@ class LlmConfig:
     """
 
     weights: str = ""  # a GGUF file
-    strategies: tuple[str, ...] = ("uniform", "bots")
+    strategies: tuple[str, ...] = ("uniform", "auto", "bots")
     seeds: int = 2
     first_seed: int = 0
     steps: int = 100
