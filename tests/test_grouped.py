@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import jax
@@ -26,11 +27,18 @@ def grid_reference(rng: np.random.Generator, size: int, missing: float = 0.1) ->
     return np.where(rng.random((2, size)) < missing, np.nan, rates).astype(np.float32)
 
 
-def both(**settings: object) -> tuple[Selector, Selector]:
-    return tuple(
-        bots(representation=form, rollouts=ROLLOUTS, **settings)  # type: ignore[arg-type]
+@cache  # what is compiled for one case serves the others: their numbers are in the states
+def grouped(batch_size: int) -> Selector:
+    return bots(batch_size=batch_size, representation="grouped")
+
+
+@cache
+def both() -> tuple[Selector, Selector]:
+    dense, few = (
+        bots(batch_size=8, rollouts=ROLLOUTS, adaptive_implicit_weight=True, representation=form)
         for form in ("dense", "grouped")
-    )  # type: ignore[return-value]
+    )
+    return dense, few
 
 
 def some_evidence(rng: np.random.Generator, size: int, rows: int) -> Evidence:
@@ -50,8 +58,9 @@ def test_posteriors_are_those_of_the_dense_engine(implicit_weight: float, domain
     size = 3000
     reference = grid_reference(rng, size)
     domain = rng.integers(0, 3, size) if domains else None
-    dense, few = both(batch_size=8, implicit_weight=implicit_weight, adaptive_implicit_weight=True)
-    states = [selector.init(reference, domains=domain) for selector in (dense, few)]
+    dense, few = both()
+    settings = Settings(implicit_weight=implicit_weight)
+    states = [selector.init(reference, settings, domains=domain) for selector in (dense, few)]
     assert [state.representation for state in states] == ["dense", "grouped"]
     for step in range(64):
         evidence = some_evidence(rng, size, 24)
@@ -74,14 +83,14 @@ def test_posteriors_are_those_of_the_dense_engine(implicit_weight: float, domain
 def test_golden(case: str) -> None:
     golden = np.load(shared_file("golden", f"dev_{case}.npz"))
     rollouts = golden["rollouts"].item()
-    selector = bots(
+    of_case = bots(
         batch_size=16,
         rollouts=rollouts,
         representation="grouped",
         forgetting=golden["forgetting"].item(),
         implicit_weight=golden["implicit_weight"].item(),
     )
-    state = selector.init(np.stack([golden["weak"], golden["strong"]]))
+    state, selector = of_case.init(np.stack([golden["weak"], golden["strong"]])), grouped(16)
     for step, task_ids in enumerate(golden["task_ids"]):
         evidence = Evidence(task_ids, golden["pass_rates"][step] * rollouts, rollouts)
         state, _ = selector.update(state, evidence)
