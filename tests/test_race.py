@@ -14,6 +14,7 @@ from scipy import stats
 from bots_jax import race
 from bots_jax.numerics import log_beta_density, random_below
 from bots_jax.types import Array
+from tests.conftest import OPTIMISED
 from tests.test_selection import FAILURE, assert_same_rates, brute_force, membership
 
 
@@ -31,7 +32,7 @@ def nearest_of_each(count: int) -> Callable[..., tuple[Array, Array, Array]]:
         one = lambda key: race.nearest(key, *given, count)  # noqa: E731
         return jax.lax.map(one, keys, batch_size=500)
 
-    return jax.jit(find)
+    return jax.jit(find, compiler_options=OPTIMISED)
 
 
 def random_counts(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -186,7 +187,8 @@ def test_a_biased_race_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(race, "_accept", lambda runner, *_: runner.runs)
     keys = jax.random.split(jax.random.key(5), runs)
     find = partial(race.nearest, allowed=jnp.ones(size, bool), target=jnp.float32(0.5), count=batch)
-    ids = jax.jit(lambda keys: jax.lax.map(lambda key: find(key, *given)[0], keys))(keys)
+    each = lambda keys: jax.lax.map(lambda key: find(key, *given)[0], keys, batch_size=500)  # noqa: E731
+    ids = jax.jit(each, compiler_options=OPTIMISED)(keys)
     brute = [brute_force(rng, alpha, beta, batch, 0.5)[0] for _ in range(runs)]
     with pytest.raises(AssertionError):
         assert_same_rates(
