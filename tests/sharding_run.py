@@ -39,12 +39,14 @@ def run(
     steps: int = 10,
     eligible: Callable[[jax.Array], jax.Array] | None = None,
     more: Evidence | None = None,
+    compiler_options: dict[str, Any] | None = None,
 ) -> tuple[State, Any]:
     """One jitted call of `steps` steps: the state, and what each step selected and told.
 
     Args:
       eligible: step -> bool[C].
       more: evidence that comes at every step beside that of the selected tasks.
+      compiler_options: of `jax.jit`.
     """
 
     def step(state: State, index: jax.Array) -> tuple[State, Any]:
@@ -57,8 +59,9 @@ def run(
         return state, (selection, info)
 
     rng_key = jax.random.key(3)
-    scan = jax.jit(lambda state: jax.lax.scan(step, state, jnp.arange(steps, dtype=jnp.int32)))
-    return scan(state)
+    turns = jnp.arange(steps, dtype=jnp.int32)
+    scan = lambda state: jax.lax.scan(step, state, turns)  # noqa: E731
+    return jax.jit(scan, compiler_options=compiler_options)(state)
 
 
 def main(address: str, processes: int, process: int, devices: int, out: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,10 @@ from bots_jax.types import (
 
 BATCH, ROLLOUTS, TASKS = 5, 8, 60
 GROUPED = "bots, grouped"  # another representation behind the same contract
+EVERYONE = np.ones(TASKS, bool)
+# Pool, visits and checks of values are shared by all that `compose` makes; these stand for it:
+# the dense pool, the grouped one, the one that wraps `compose`, and a belief of another shape.
+THOROUGH = ("bots", GROUPED, "auto", "kgps")
 PROTOCOLS = {
     "init": InitFn,
     "select": SelectFn,
@@ -37,11 +42,18 @@ PROTOCOLS = {
 }
 
 
+# Most of what this file takes is compiling: one mask, one number of rows and one size of pool
+# throughout, so that each selector compiles `select` and `update` once.
+@cache
+def selector_of(name: str) -> Selector:
+    if name == GROUPED:
+        return bots(batch_size=BATCH, rollouts=ROLLOUTS, expiry=3, representation="grouped")
+    return make_strategy(name, batch_size=BATCH, rollouts=ROLLOUTS, expiry=3)
+
+
 @pytest.fixture(scope="module", params=[*sorted(STRATEGIES), GROUPED])
 def selector(request: pytest.FixtureRequest) -> Selector:
-    if request.param == GROUPED:
-        return bots(batch_size=BATCH, rollouts=ROLLOUTS, expiry=3, representation="grouped")
-    return make_strategy(request.param, batch_size=BATCH, rollouts=ROLLOUTS, expiry=3)
+    return selector_of(request.param)
 
 
 @pytest.fixture
@@ -67,16 +79,16 @@ def shapes(tree: object) -> list[tuple[tuple[int, ...], object, bool]]:
 # --- every selector ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", PROTOCOLS)
-def test_argument_names(selector: Selector, name: str) -> None:
-    expected = list(inspect.signature(PROTOCOLS[name].__call__).parameters)[1:]
-    assert list(inspect.signature(getattr(selector, name)).parameters) == expected
+def test_argument_names(selector: Selector) -> None:
+    for name, protocol in PROTOCOLS.items():
+        expected = list(inspect.signature(protocol.__call__).parameters)[1:]
+        assert list(inspect.signature(getattr(selector, name)).parameters) == expected, name
 
 
 def test_selects_distinct_valid_tasks_not_in_flight(selector: Selector, state: State) -> None:
     seen: set[int] = set()
     for step in range(TASKS // BATCH):
-        state, selection = selector.select(jax.random.key(step), state)
+        state, selection = selector.select(jax.random.key(step), state, EVERYONE)
         ids = np.asarray(selection.task_ids)
         assert ids.dtype == np.int32
         assert np.all(selection.valid)
@@ -85,7 +97,7 @@ def test_selects_distinct_valid_tasks_not_in_flight(selector: Selector, state: S
         assert not seen & set(ids.tolist())  # nothing came back, so all are still in flight
         seen |= set(ids.tolist())
     assert len(seen) == TASKS
-    state, selection = selector.select(jax.random.key(99), state)
+    state, selection = selector.select(jax.random.key(99), state, EVERYONE)
     assert not np.any(selection.valid)
     np.testing.assert_array_equal(selection.task_ids, -1)
     np.testing.assert_array_equal(selection.visit, -1)
@@ -105,8 +117,8 @@ def test_mask_and_padding(selector: Selector, state: State) -> None:
 
 
 def test_deterministic_and_keeps_structure(selector: Selector, state: State) -> None:
-    first, chosen = selector.select(jax.random.key(5), state)
-    again, same = selector.select(jax.random.key(5), state)
+    first, chosen = selector.select(jax.random.key(5), state, EVERYONE)
+    again, same = selector.select(jax.random.key(5), state, EVERYONE)
     assert leaves_equal((first, chosen), (again, same))
     after, _ = selector.update(first, rewards(chosen))
     assert jax.tree.structure(after) == jax.tree.structure(state)
@@ -114,15 +126,8 @@ def test_deterministic_and_keeps_structure(selector: Selector, state: State) -> 
     assert shapes(selector.abandon(first, chosen.task_ids)) == shapes(state)
 
 
-def test_update_is_observe_then_advance(selector: Selector, state: State) -> None:
-    state, selection = selector.select(jax.random.key(0), state)
-    whole, info = selector.update(state, rewards(selection))
-    parts, told = selector.advance(selector.observe(state, rewards(selection)))
-    assert leaves_equal((whole, info), (parts, told))
-
-
 def test_reports_what_happened(selector: Selector, state: State) -> None:
-    state, selection = selector.select(jax.random.key(0), state)
+    state, selection = selector.select(jax.random.key(0), state, EVERYONE)
     successes = np.array([0.0, 8.0, 4.0, 1.0, 0.0])
     evidence = Evidence(selection.task_ids, successes, ROLLOUTS, selection.visit)
     state, info = selector.update(state, evidence)
@@ -135,8 +140,9 @@ def test_reports_what_happened(selector: Selector, state: State) -> None:
 
 def test_belief_follows_evidence(selector: Selector, state: State) -> None:
     """Many successes of one task and failures of another move the belief apart."""
+    padded = np.pad([7, 8], (0, BATCH - 2), constant_values=-1)
     for _ in range(5):
-        state, _ = selector.update(state, Evidence([7, 8], [8.0, 0.0], 8))
+        state, _ = selector.update(state, Evidence(padded, 8.0 * (padded == 7), 8))
     belief = selector.predict(state, np.array([7, 8]))
     assert float(belief.mean[0]) > 0.8
     assert float(belief.mean[1]) < 0.2
@@ -145,11 +151,19 @@ def test_belief_follows_evidence(selector: Selector, state: State) -> None:
     np.testing.assert_array_equal(everything.mean[7], belief.mean[0])
 
 
+def test_a_step_without_evidence(selector: Selector, state: State) -> None:
+    state, selection = selector.select(jax.random.key(0), state, EVERYONE)
+    nothing = rewards(selection._replace(task_ids=np.full(BATCH, -1), valid=np.zeros(BATCH, bool)))
+    state, info = selector.update(state, nothing)
+    assert (int(info.evaluated), int(info.invalid), int(info.in_flight)) == (0, 0, BATCH)
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves((state.belief, info)))
+
+
 def test_runs_in_scan_and_vmap(selector: Selector, state: State) -> None:
     """A whole run inside jit, over four seeds at once, equals the run step by step."""
 
     def step(state: State, rng_key: jax.Array) -> tuple[State, jax.Array]:
-        state, selection = selector.select(rng_key, state)
+        state, selection = selector.select(rng_key, state, EVERYONE)
         successes = (selection.task_ids % 3).astype(jnp.float32)
         evidence = Evidence(selection.task_ids, successes, ROLLOUTS, selection.visit)
         return selector.update(state, evidence)[0], selection.task_ids
@@ -166,6 +180,36 @@ def test_runs_in_scan_and_vmap(selector: Selector, state: State) -> None:
     np.testing.assert_array_equal(batched[2], by_hand)
 
 
+def test_grows_and_shrinks(selector: Selector, reference: np.ndarray) -> None:
+    if selector.static.get("representation") == "grouped":
+        pytest.skip("grouped pools grow without room: tests/test_grouped.py")
+    state = selector.init(reference[:, : TASKS - 3], capacity=TASKS)
+    before = shapes(state)
+    state = retire(state, [0, 1])
+    state, ids = add_tasks(state, np.array([[0.2] * 4, [0.6] * 4]))
+    assert shapes(state) == before
+    np.testing.assert_array_equal(ids, [57, 58, 59, 0])  # fresh rows before used ones
+    seen: list[int] = []
+    for step in range(12):
+        state, selection = selector.select(jax.random.key(step), state, EVERYONE)
+        seen += np.asarray(selection.task_ids)[np.asarray(selection.valid)].tolist()
+    assert sorted(seen) == [0, *range(2, TASKS)]
+
+
+# --- what `compose` and the pool do for every selector ------------------------------------
+
+thorough = pytest.mark.parametrize("selector", THOROUGH, indirect=True, scope="module")
+
+
+@thorough
+def test_update_is_observe_then_advance(selector: Selector, state: State) -> None:
+    state, selection = selector.select(jax.random.key(0), state, EVERYONE)
+    whole, info = selector.update(state, rewards(selection))
+    parts, told = selector.advance(selector.observe(state, rewards(selection)))
+    assert leaves_equal((whole, info), (parts, told))
+
+
+@thorough
 def test_traced_code_ignores_and_counts_poison(selector: Selector, state: State) -> None:
     evidence = Evidence(
         np.array([-1, 0, 1, 2, 3, 4, TASKS, -7], np.int32),
@@ -180,10 +224,11 @@ def test_traced_code_ignores_and_counts_poison(selector: Selector, state: State)
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves((poisoned.belief, info)))
 
 
+@thorough
 def test_numbered_poison_closes_its_visit(selector: Selector, state: State) -> None:
     """Nothing is learned, nobody waits for what cannot come, and the tasks come back."""
     observe = jax.jit(selector.observe)
-    state, selection = selector.select(jax.random.key(0), state)
+    state, selection = selector.select(jax.random.key(0), state, EVERYONE)
     successes = np.array([np.nan, np.inf, -1, 9, 4], np.float32)
     trials = np.array([8, 8, 8, 8, np.nan], np.float32)
     ids, visit = selection.task_ids, selection.visit
@@ -203,6 +248,7 @@ def test_numbered_poison_closes_its_visit(selector: Selector, state: State) -> N
     assert sorted(again.task_ids.tolist()) == sorted(ids.tolist())
 
 
+@thorough
 def test_host_refuses_poison(selector: Selector, state: State) -> None:
     with pytest.raises(ValueError, match=r"evidence.successes\[1\]=9.0 exceeds the trials"):
         selector.observe(state, Evidence([3, 4], [8.0, 9.0], 8))
@@ -210,22 +256,6 @@ def test_host_refuses_poison(selector: Selector, state: State) -> None:
         selector.update(state, Evidence([3], [np.nan], 8))
     with pytest.raises(ValueError, match=r"evidence.task_ids\[0\]=60 is no task of this pool"):
         selector.update(state, Evidence([60], [1.0], 8))
-
-
-def test_grows_and_shrinks(selector: Selector, reference: np.ndarray) -> None:
-    if selector.static.get("representation") == "grouped":
-        pytest.skip("grouped pools grow without room: tests/test_grouped.py")
-    state = selector.init(reference, capacity=TASKS + 3)
-    before = shapes(state)
-    state = retire(state, [0, 1])
-    state, ids = add_tasks(state, np.array([[0.2] * 4, [0.6] * 4]))
-    assert shapes(state) == before
-    np.testing.assert_array_equal(ids, [60, 61, 62, 0])  # fresh rows before used ones
-    seen: list[int] = []
-    for step in range(13):
-        state, selection = selector.select(jax.random.key(step), state)
-        seen += np.asarray(selection.task_ids)[np.asarray(selection.valid)].tolist()
-    assert sorted(seen) == [0, *range(2, TASKS + 3)]
 
 
 @pytest.mark.parametrize("x64", [False, True])
@@ -241,8 +271,13 @@ def test_dtype_follows_the_reference(x64: bool) -> None:
 # --- visits --------------------------------------------------------------------------------
 
 
+@cache
+def bots_of_four(**settings: object) -> Selector:
+    return bots(batch_size=4, rollouts=8, **settings)  # type: ignore[arg-type]
+
+
 def bots_state(**settings: object) -> tuple[Selector, State, Selection]:
-    selector = bots(batch_size=4, rollouts=8, **settings)  # type: ignore[arg-type]
+    selector = bots_of_four(**settings)
     state = selector.init(num_tasks=20)
     state, selection = selector.select(jax.random.key(0), state)
     return selector, state, selection

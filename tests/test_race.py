@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Callable
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,26 @@ from scipy import stats
 
 from bots_jax import race
 from bots_jax.numerics import log_beta_density, random_below
+from bots_jax.types import Array
+from tests.conftest import OPTIMISED
 from tests.test_selection import FAILURE, assert_same_rates, brute_force, membership
+
+
+@cache
+def nearest(count: int) -> Callable[..., tuple[Array, Array, Array]]:
+    """The race, jitted: compiled once for all tests of one size."""
+    return jax.jit(partial(race.nearest, count=count))
+
+
+@cache
+def nearest_of_each(count: int) -> Callable[..., tuple[Array, Array, Array]]:
+    """The same for many keys."""
+
+    def find(keys: Array, *given: Array) -> tuple[Array, Array, Array]:
+        one = lambda key: race.nearest(key, *given, count)  # noqa: E731
+        return jax.lax.map(one, keys, batch_size=500)
+
+    return jax.jit(find, compiler_options=OPTIMISED)
 
 
 def random_counts(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -114,10 +134,7 @@ def test_small_pool_inclusions_pairs_and_distance(kind: str, target: float) -> N
     given = [jnp.asarray(x, jnp.float32) for x in (alpha, beta)]
     allowed, p = jnp.ones(size, bool), jnp.float32(target)
     keys = jax.random.split(jax.random.key(5), runs)
-    find = jax.jit(lambda keys: jax.lax.map(
-        lambda key: race.nearest(key, *given, allowed, p, batch), keys, batch_size=500
-    ))  # fmt: skip
-    ids, draws, valid = (np.asarray(x) for x in find(keys))
+    ids, draws, valid = (np.asarray(x) for x in nearest_of_each(batch)(keys, *given, allowed, p))
     assert valid.all()
     brute = [brute_force(rng, alpha, beta, batch, target) for _ in range(runs)]
     ours, theirs = membership(ids, size), membership(np.array([x for x, _ in brute]), size)
@@ -147,11 +164,10 @@ def test_large_pool_inclusions_by_class_and_distance(concentrated: bool) -> None
     alpha, beta = alpha[kind], beta[kind]
     given = [jnp.asarray(x, jnp.float32) for x in (alpha, beta)]
     allowed, p = jnp.ones(size, bool), jnp.float32(0.5)
-    find = jax.jit(lambda key: race.nearest(key, *given, allowed, p, batch))
     ours, theirs = np.zeros((2, classes))
     ours_last, theirs_last = [], []
     for key in jax.random.split(jax.random.key(7), runs):
-        ids, draws, valid = find(key)
+        ids, draws, valid = nearest(batch)(key, *given, allowed, p)
         assert bool(valid.all())
         ours += np.bincount(kind[np.asarray(ids)], minlength=classes)
         ours_last.append(float(jnp.abs(draws - 0.5).max()))
@@ -171,7 +187,8 @@ def test_a_biased_race_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(race, "_accept", lambda runner, *_: runner.runs)
     keys = jax.random.split(jax.random.key(5), runs)
     find = partial(race.nearest, allowed=jnp.ones(size, bool), target=jnp.float32(0.5), count=batch)
-    ids = jax.jit(lambda keys: jax.lax.map(lambda key: find(key, *given)[0], keys))(keys)
+    each = lambda keys: jax.lax.map(lambda key: find(key, *given)[0], keys, batch_size=500)  # noqa: E731
+    ids = jax.jit(each, compiler_options=OPTIMISED)(keys)
     brute = [brute_force(rng, alpha, beta, batch, 0.5)[0] for _ in range(runs)]
     with pytest.raises(AssertionError):
         assert_same_rates(
@@ -183,9 +200,7 @@ def test_masks_and_too_few() -> None:
     size = 5000
     alpha = jnp.full(size, 3.0)
     allowed = jnp.arange(size) % 2 == 0
-    find = jax.jit(lambda key, allowed: race.nearest(
-        key, alpha, alpha, allowed, jnp.float32(0.5), 16
-    ))  # fmt: skip
+    find = lambda key, allowed: nearest(16)(key, alpha, alpha, allowed, jnp.float32(0.5))  # noqa: E731
     for seed in range(20):
         ids, _, valid = find(jax.random.key(seed), allowed)
         assert bool(valid.all())

@@ -9,26 +9,28 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bots_jax import Settings, bots, metrics
+from bots_jax import Settings, bots, metrics, simulator
 from bots_jax.simulator import (
     Config,
     World,
     calibrated,
-    learn,
+    learning,
     make_references,
     new_policy,
     run_simulation,
-    success_rate,
 )
 from bots_jax.simulator import calibrate as fitting
-from bots_jax.simulator.learning import used_up
-from bots_jax.simulator.world import Tasks, binomial, describe_tasks
+from bots_jax.simulator import world as worlds
+from bots_jax.simulator.world import Tasks, binomial
 from bots_jax.strategies import make_strategy
 from tests.conftest import shared_file
 
 stats = pytest.importorskip("scipy.stats")
 
 SMALL = {"num_tasks": 60, "rollouts": 4, "sample": 50}
+# Jitted, as a run has them: operation by operation dozens of small programs would be compiled.
+learn, success_rate = jax.jit(simulator.learn), jax.jit(simulator.success_rate)
+used_up, describe_tasks = jax.jit(learning.used_up), jax.jit(worlds.describe_tasks)
 
 
 @cache  # a selector is compiled once

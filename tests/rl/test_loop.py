@@ -155,10 +155,11 @@ def test_checkpoints_learn(start: WarmStart) -> None:
     from bots_jax.rl.policy_gradient import completion_logprobs
 
     targets = jnp.asarray(POOL.answers)[:, None]
+    logprobs_of = jax.jit(completion_logprobs, static_argnums=0)
 
     def likelihood(params: object) -> float:
         prompts = jnp.asarray(POOL.prompts)
-        logprobs = completion_logprobs(start.graphdef, params, prompts, targets)
+        logprobs = logprobs_of(start.graphdef, params, prompts, targets)
         return float(jnp.sum(jnp.where(targets != 0, logprobs, 0)))
 
     assert likelihood(start.early) < likelihood(start.base) < likelihood(start.late)

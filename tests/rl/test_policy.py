@@ -9,13 +9,24 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bots_jax.rl.policy import PolicyConfig, extend, full_logits, make_policy, prefill
-from bots_jax.rl.policy_gradient import completion_logprobs
-from bots_jax.rl.rollouts import pass_rates, rollout
+from bots_jax.rl import policy as policies
+from bots_jax.rl import policy_gradient, rollouts
+from bots_jax.rl.policy import PolicyConfig, make_policy
+from bots_jax.rl.rollouts import pass_rates
 from bots_jax.rl.tasks import EOS, PAD, encode_prompts, exact_verifier
 
 CONFIG = PolicyConfig(width=16, depth=2, heads=2, mlp_width=32)
 GROUP, LENGTH = 3, 6
+# Jitted, as they are used: operation by operation hundreds of small programs would be compiled.
+full_logits = jax.jit(policies.full_logits, static_argnums=0)
+prefill = jax.jit(policies.prefill, static_argnums=(0, 3, 4))
+extend = jax.jit(policies.extend, static_argnums=0)
+rollout = jax.jit(
+    rollouts.rollout,
+    static_argnums=0,
+    static_argnames=("group_size", "max_new_tokens", "temperature"),
+)
+completion_logprobs = jax.jit(policy_gradient.completion_logprobs, static_argnums=(0, 4))
 
 
 @pytest.fixture(scope="module")

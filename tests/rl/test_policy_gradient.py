@@ -91,7 +91,8 @@ def lived() -> tuple:
         PolicyConfig(width=16, depth=1, heads=2, mlp_width=32), jax.random.key(0)
     )
     prompts = jnp.asarray(encode_prompts(["1+2", "34+5"], 8))
-    found = rollout(graphdef, params, prompts, jax.random.key(1), group_size=4, max_new_tokens=4)
+    sample = jax.jit(rollout, static_argnums=0, static_argnames=("group_size", "max_new_tokens"))
+    found = sample(graphdef, params, prompts, jax.random.key(1), group_size=4, max_new_tokens=4)
     return graphdef, params, prompts, found
 
 
@@ -107,8 +108,10 @@ def test_a_step_makes_rewarded_completions_likelier(lived: tuple) -> None:
     step = jax.jit(make_train_step(graphdef, config))
     state, metrics = step(init_train_state(params, config), make_batch(lived, rewards, [True] * 2))
 
+    likelihood = jax.jit(completion_logprobs, static_argnums=0)
+
     def score(params: object) -> float:
-        logprobs = completion_logprobs(graphdef, params, prompts, found.tokens)
+        logprobs = likelihood(graphdef, params, prompts, found.tokens)
         total = jnp.sum(jnp.where(found.mask, logprobs, 0), axis=-1)
         return float(jnp.sum(jnp.where(rewards > 0, total, 0)))
 

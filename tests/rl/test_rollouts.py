@@ -20,6 +20,7 @@ from bots_jax.rl.tasks import python_verifier as from_python
 WIDTH = 16
 CONFIG = PolicyConfig(width=WIDTH, depth=2, heads=2, mlp_width=32)
 TINY = PolicyConfig(width=8, depth=1, heads=2, mlp_width=8)
+sample = jax.jit(rollout, static_argnums=0, static_argnames=("group_size", "max_new_tokens"))
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +58,6 @@ def plain_rollout(policy: Any, prompts: jax.Array, key: jax.Array, group: int, l
 
 def test_stopping_early_changes_nothing(policy: Any, prompts: jax.Array) -> None:
     stopped_early = 0
-    sample = jax.jit(rollout, static_argnums=0, static_argnames=("group_size", "max_new_tokens"))
     for seed in range(3):
         key = jax.random.key(seed)
         found = sample(*policy, prompts, key, group_size=2, max_new_tokens=8)
@@ -67,8 +67,8 @@ def test_stopping_early_changes_nothing(policy: Any, prompts: jax.Array) -> None
 
 
 def test_fewer_columns_of_room_cut_the_same_completions(policy: Any, prompts: jax.Array) -> None:
-    long = rollout(*policy, prompts, jax.random.key(5), group_size=4, max_new_tokens=8)
-    short = rollout(*policy, prompts, jax.random.key(5), group_size=4, max_new_tokens=3)
+    long = sample(*policy, prompts, jax.random.key(5), group_size=4, max_new_tokens=8)
+    short = sample(*policy, prompts, jax.random.key(5), group_size=4, max_new_tokens=3)
     np.testing.assert_array_equal(short.tokens, long.tokens[..., :3])
     np.testing.assert_allclose(short.logprobs, long.logprobs[..., :3], rtol=1e-4, atol=1e-5)
 

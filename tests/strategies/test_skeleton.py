@@ -50,6 +50,7 @@ def selector(skeleton: ModuleType) -> Selector:
         contract.test_update_is_observe_then_advance,
         contract.test_reports_what_happened,
         contract.test_belief_follows_evidence,
+        contract.test_a_step_without_evidence,
         contract.test_runs_in_scan_and_vmap,
         contract.test_traced_code_ignores_and_counts_poison,
         contract.test_numbered_poison_closes_its_visit,
