@@ -71,7 +71,7 @@ def main(address: str, processes: int, process: int, devices: int, out: str) -> 
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
         jax.distributed.initialize(address, processes, process, initialization_timeout=150)
     assert jax.device_count() == processes * devices
-    selector = bots(batch_size=16, rollouts=ROLLOUTS, representation="dense")
+    selector = bots(preset="paper", batch_size=16, rollouts=ROLLOUTS, representation="dense")
     state = shard(selector.init(make_reference(64 * 8 * 4)), task_mesh())
     select, update = jax.jit(selector.select), jax.jit(selector.update)
     told = []

@@ -39,12 +39,12 @@ from bots_jax.strategies import make_strategy
 )
 def test_factory(arguments: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        bots(**arguments)
+        bots(**{"preset": "paper", **arguments})
 
 
 def test_unknown_factory_argument() -> None:
     with pytest.raises(TypeError, match="lamda"):
-        bots(lamda=0.1)  # type: ignore[call-arg]
+        bots(preset="paper", lamda=0.1)  # type: ignore[call-arg]
 
 
 RATES = np.full((2, 40), 0.5, np.float32)
@@ -72,7 +72,7 @@ RATES = np.full((2, 40), 0.5, np.float32)
 )
 def test_init(arguments: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        bots(batch_size=32).init(**arguments)
+        bots(preset="paper", batch_size=32).init(**arguments)
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_init(arguments: dict, message: str) -> None:
     ],
 )
 def test_evidence(evidence: Evidence, message: str) -> None:
-    selector = bots(batch_size=4, rollouts=8)
+    selector = bots(preset="paper", batch_size=4, rollouts=8)
     state = selector.init(RATES)
     with pytest.raises(ValueError, match=message):
         selector.update(state, evidence)
@@ -99,7 +99,7 @@ def test_evidence(evidence: Evidence, message: str) -> None:
 
 
 def test_select_and_ids() -> None:
-    selector = bots(batch_size=4)
+    selector = bots(preset="paper", batch_size=4)
     state = selector.init(RATES)
     with pytest.raises(ValueError, match=r"rng_key=0 is not a random key"):
         selector.select(0, state)  # type: ignore[arg-type]
@@ -114,7 +114,7 @@ def test_select_and_ids() -> None:
 
 
 def test_growth() -> None:
-    state = bots(batch_size=4).init(RATES, capacity=41)
+    state = bots(preset="paper", batch_size=4).init(RATES, capacity=41)
     with pytest.raises(ValueError, match="2 tasks do not fit into 1 free rows"):
         add_tasks(state, np.full((2, 2), 0.5))
     with pytest.raises(ValueError, match=r"reference has shape \(1, 1\), expected \[2, A\]"):
@@ -125,7 +125,7 @@ def test_growth() -> None:
 
 def test_quotas_without_domains() -> None:
     with pytest.raises(ValueError, match=r"quotas=\(2, 2\) name 2 domains, the pool has 1"):
-        bots(batch_size=4, quotas=(2, 2)).init(RATES)
+        bots(preset="paper", batch_size=4, quotas=(2, 2)).init(RATES)
 
 
 def test_unknown_strategy() -> None:

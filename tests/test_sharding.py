@@ -61,20 +61,28 @@ CASES: dict[str, dict[str, Any]] = {
     "quotas": {"domains": 2, "quotas": (5, 11)},
     "much evidence, mean": {"more": MANY, "choice": "mean"},
     "much evidence in domains": {"more": MANY, "domains": 5},
+    "auto": {
+        "preset": "auto",
+        "eligible": lambda step: jnp.arange(SIZE) % 3 == step % 3,
+        "domains": 5,
+    },
 }
+# Compared with one device. Not spread at all, sums by domain over very many rows are taken in
+# another order, and the regression of auto is compiled to other code.
+AGAINST_ONE = {"much evidence in domains", "auto"}
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_devices_select_and_believe_the_same(case: str) -> None:
-    options = {"batch_size": 16, "rollouts": 16, "representation": "dense", **CASES[case]}
+    options = {"preset": "paper", "batch_size": 16, "rollouts": 16, "representation": "dense"}
+    options |= CASES[case]
     eligible, more = options.pop("eligible", None), options.pop("more", None)
     count = options.pop("domains", None)
     domains = None if count is None else np.arange(SIZE) % count
     selector = bots(**options)
     start = selector.init(make_reference(SIZE), domains=domains)
-    # Not spread, sums by domain over very many rows are taken in another order.
-    plain = 1 if case == "much evidence in domains" else 0
-    expected = run(selector, over(start, plain), eligible=eligible, more=more)
+    plain = over(start, 1 if case in AGAINST_ONE else 0)
+    expected = run(selector, plain, eligible=eligible, more=more)
     _, (selection, info) = expected
     assert np.asarray(info.evaluated).min() > 0
     if case == "fallback":  # no race goes so far
@@ -84,7 +92,7 @@ def test_devices_select_and_believe_the_same(case: str) -> None:
 
 
 def test_a_grouped_pool_is_the_same_on_all_devices() -> None:
-    selector = bots(batch_size=16, representation="grouped", slots=64 * 32)
+    selector = bots(preset="paper", batch_size=16, representation="grouped", slots=64 * 32)
     start = selector.init(make_reference(SIZE))
     expected = run(selector, start)
     spread = over(start, 8)
@@ -101,7 +109,7 @@ def test_a_sum_that_depends_on_devices_is_caught() -> None:
 
 
 def test_a_state_stays_where_it_was_put() -> None:
-    selector = bots(batch_size=16, rollouts=16, representation="dense")
+    selector = bots(preset="paper", batch_size=16, rollouts=16, representation="dense")
     start = over(selector.init(make_reference(SIZE)), 8)
     where = jax.tree.map(lambda leaf: leaf.sharding, start)
     assert start.belief.posterior.alpha.addressable_shards[0].data.shape == (SIZE // 8,)
@@ -122,7 +130,9 @@ def test_a_state_stays_where_it_was_put() -> None:
 def test_no_array_of_the_pool_crosses_devices() -> None:
     """In anything that is compiled, the rare branches included."""
     batch, size = 4, 64 * 8 * 512
-    selector = bots(batch_size=batch, rollouts=16, representation="dense", exploration=0.25)
+    selector = bots(
+        preset="paper", batch_size=batch, rollouts=16, representation="dense", exploration=0.25
+    )
     state = over(selector.init(make_reference(size)), 8)
     evidence = Evidence(*jnp.ones((3, batch), jnp.int32))
     evidence = evidence._replace(successes=jnp.ones(batch), trials=jnp.ones(batch))
@@ -143,7 +153,7 @@ def test_no_array_of_the_pool_crosses_devices() -> None:
 
 
 def test_any_mesh_and_traced_placing() -> None:
-    selector = bots(batch_size=16, representation="dense")
+    selector = bots(preset="paper", batch_size=16, representation="dense")
     reference = make_reference(SIZE)
     model_mesh = Mesh(np.array(jax.devices()).reshape(2, 4), ("data", "model"))
     placed = shard(selector.init(reference), model_mesh)
@@ -153,14 +163,16 @@ def test_any_mesh_and_traced_placing() -> None:
 
 
 def test_capacity_must_fill_the_devices() -> None:
-    state = bots(batch_size=4).init(make_reference(1000))
+    state = bots(preset="paper", batch_size=4).init(make_reference(1000))
     with pytest.raises(ValueError, match=r"capacity 1000 .* 8 devices.*capacity=1024"):
         shard(state)
     assert padded_capacity(1000) == 1024
     assert padded_capacity(1024, 2) == 1024
     with pytest.raises(ValueError, match="num_tasks=0"):
         padded_capacity(0)
-    padded = bots(batch_size=4).init(make_reference(1000), capacity=padded_capacity(1000))
+    padded = bots(preset="paper", batch_size=4).init(
+        make_reference(1000), capacity=padded_capacity(1000)
+    )
     assert shard(padded).pool.active.shape == (1024,)
 
 

@@ -27,7 +27,10 @@ def make(delay: int) -> tuple[TaskSampler, Any, np.ndarray]:
     reference = np.stack([rng.uniform(0, 0.4, TASKS), rng.uniform(0.5, 1, TASKS)])
     names = [f"task-{row}" for row in range(TASKS)]
     sampler = TaskSampler(
-        bots(batch_size=BATCH, rollouts=ROLLOUTS), reference, task_ids=names, delay=delay
+        bots(preset="paper", batch_size=BATCH, rollouts=ROLLOUTS),
+        reference,
+        task_ids=names,
+        delay=delay,
     )
     dataset = TaskDataset(sampler, [{"features": row} for row in features]).batch(BATCH)
     ahead = grain.experimental.ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=20)
