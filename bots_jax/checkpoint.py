@@ -315,7 +315,8 @@ def _rebuild(
 
 
 def _check_static(saved: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-    for name in sorted(set(saved) | set(given)):
+    # The strategy first: where it differs, so does much else.
+    for name in sorted(set(saved) | set(given), key=lambda name: (name != "strategy", name)):
         if saved.get(name) != given.get(name):
             raise CheckpointError(
                 f"the checkpoint was made with {name}={saved.get(name)!r}, this selector has "
