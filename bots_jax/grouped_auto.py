@@ -10,7 +10,6 @@ On the T slots the belief is that of a dense pool of T tasks, and the same code.
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -30,7 +29,7 @@ from bots_jax.auto_belief import (
 )
 from bots_jax.compose import BeliefInfo
 from bots_jax.grouped_mixed import mixed_in_groups, sweep_credit
-from bots_jax.grouped_slots import GroupModel, Pick, table_size
+from bots_jax.grouped_slots import GroupModel, Pick
 from bots_jax.groups import Groups
 from bots_jax.pool import Fused
 from bots_jax.types import Array, Belief, PyTree, Settings, State
@@ -132,16 +131,8 @@ def group_auto(rules: Rules, floor: float | None) -> GroupModel:
             expect_unvisited(rules, shared, state.settings, groups.reference, groups.domain)
         )
 
+    def most_left(rollouts: float) -> float:
+        return _MOST_LEFT
+
     best = mixed_in_groups(rules, floor)
-    return GroupModel(make, best, fuse, left, of_slots, of_groups, slots_needed)
-
-
-def slots_needed(
-    batch_size: int, rollouts: float, forgetting: float, tolerance: float, num_tasks: int
-) -> int:
-    """T: twice the tasks with a history in the long run, if lambda stays where it begins."""
-    steps = math.inf
-    if forgetting > 0:
-        decay = -math.log1p(-min(forgetting, 1 - 1e-9))
-        steps = 1 + max(0.0, math.log(_MOST_LEFT / tolerance)) / decay
-    return table_size(min(batch_size * steps, num_tasks))
+    return GroupModel(make, best, fuse, left, of_slots, of_groups, most_left)

@@ -11,7 +11,6 @@ that task has a slot, is not eligible, or was hit before. That is exact.
 
 from __future__ import annotations
 
-import math
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -24,7 +23,7 @@ from bots_jax import pool, posterior, race, table
 from bots_jax.beta_belief import BetaRules, Learned
 from bots_jax.compose import BeliefInfo
 from bots_jax.evidence import PADDING
-from bots_jax.grouped_slots import GroupModel, Pick, free_slots, table_size
+from bots_jax.grouped_slots import GroupModel, Pick, free_slots
 from bots_jax.groups import Groups, draw_member, group_of
 from bots_jax.numerics import rarely
 from bots_jax.pool import Fused
@@ -117,18 +116,10 @@ def group_betas(rules: BetaRules) -> GroupModel:
     def of_groups(state: State) -> Belief:
         return posterior.belief(*state.belief.groups)
 
-    return GroupModel(make, best, fuse, left, of_slots, of_groups, slots_needed)
+    def most_left(rollouts: float) -> float:
+        return 2 * rollouts  # its evidence, and the implicit evidence that this replaced
 
-
-def slots_needed(
-    batch_size: int, rollouts: float, forgetting: float, tolerance: float, num_tasks: int
-) -> int:
-    """T: twice the tasks that differ from their group in the long run, rounded up."""
-    steps = math.inf
-    if forgetting > 0:
-        decay = -math.log1p(-min(forgetting, 1 - 1e-9))
-        steps = 1 + max(0.0, math.log(2 * rollouts / tolerance)) / decay
-    return table_size(min(batch_size * steps, num_tasks))
+    return GroupModel(make, best, fuse, left, of_slots, of_groups, most_left)
 
 
 # --- selection ----------------------------------------------------------------------------

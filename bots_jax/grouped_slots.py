@@ -78,7 +78,7 @@ class GroupModel(NamedTuple):
     left(state, pick) -> f[...] at least 0: what a slot holds that its group does not
     of_slots(state, rows) -> Belief of slots, i32[...] or slice(None)
     of_groups(state) -> Belief, f[G]
-    slots_needed(batch_size, rollouts, forgetting, tolerance, num_tasks) -> T
+    most_left(rollouts) -> what `left` is right after a visit, as a rule at most
     """
 
     make: Callable[[Settings, Groups, int, int], GroupedBelief]
@@ -87,7 +87,7 @@ class GroupModel(NamedTuple):
     left: Callable[[State, Pick], Array]
     of_slots: Callable[[State, Any], Belief]
     of_groups: Callable[[State], Belief]
-    slots_needed: Callable[[int, float, float, float, int], int]
+    most_left: Callable[[float], float]
 
 
 # At this load a bucket of the table overflows once in a million.
@@ -95,8 +95,15 @@ _SLOTS_PER_TASK = 1.8
 _LEAST_BUCKETS = 32
 
 
-def table_size(tasks: float) -> int:
-    """T: slots for so many tasks, a multiple of a bucket."""
+def slots_needed(
+    batch_size: int, forgetting: float, most_left: float, tolerance: float, num_tasks: int
+) -> int:
+    """T: twice the tasks that differ from their group in the long run, a multiple of a bucket."""
+    steps = math.inf
+    if forgetting > 0:
+        decay = -math.log1p(-min(forgetting, 1 - 1e-9))
+        steps = 1 + max(0.0, math.log(most_left / tolerance)) / decay
+    tasks = min(batch_size * steps, num_tasks)
     return max(math.ceil(_SLOTS_PER_TASK * tasks / table.WAYS), _LEAST_BUCKETS) * table.WAYS
 
 

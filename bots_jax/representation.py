@@ -19,7 +19,7 @@ import numpy as np
 from bots_jax import grouped
 from bots_jax.checks import is_concrete
 from bots_jax.compose import TOUCHED_PER_SELECTED, settings_of
-from bots_jax.grouped_slots import GroupModel
+from bots_jax.grouped_slots import GroupModel, slots_needed
 from bots_jax.groups import MOST_GROUPS, Groups, find_codes, groups_of_sizes, make_groups
 from bots_jax.reference import (
     ReferenceCounts,
@@ -163,8 +163,9 @@ def _table_size(grouping: Grouping, settings: Settings, tasks: int) -> int:
     forgetting, rollouts = settings.forgetting, settings.rollouts
     if not is_concrete(forgetting, rollouts):
         forgetting, rollouts = 0.0, 1.0
-    return grouping.model.slots_needed(
-        grouping.plan.batch_size, float(rollouts), float(forgetting), grouping.tolerance, tasks
+    most = grouping.model.most_left(float(rollouts))
+    return slots_needed(
+        grouping.plan.batch_size, float(forgetting), most, grouping.tolerance, tasks
     )
 
 
