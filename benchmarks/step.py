@@ -58,10 +58,10 @@ def reference_groups(size: int) -> ReferenceGroups:
     return ReferenceGroups(np.array(pairs, np.float32).T / ROLLOUTS, sizes)
 
 
-def our_step(form: str, size: int, forgetting: float) -> Step:
+def our_step(form: str, size: int, forgetting: float | None, preset: str = "paper") -> Step:
     """A step of one representation; the state is donated, as in a user's own loop."""
     selector = bots(
-        preset="paper",
+        preset=preset,
         batch_size=BATCH,
         rollouts=ROLLOUTS,
         forgetting=forgetting,

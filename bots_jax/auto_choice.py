@@ -24,13 +24,22 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from bots_jax.auto_belief import Rules, draw_rate, expect, in_force, mean_rate, recent_visits
+from bots_jax.auto_belief import (
+    AutoBelief,
+    Expected,
+    Rules,
+    draw_rate,
+    expect,
+    in_force,
+    mean_rate,
+    recent_visits,
+)
 from bots_jax.auto_lengths import relative_length
 from bots_jax.compose import BeliefModel, Choice
 from bots_jax.numerics import gumbel, open_uniform
 from bots_jax.selection import lowest
 from bots_jax.short_lists import hash_bits
-from bots_jax.types import Array, State
+from bots_jax.types import Array, Settings, State
 
 # Puts what is overdue before all else: V / t - c log v is far above minus this.
 _FIRST = 1e4
@@ -54,14 +63,8 @@ def mixed_groups(rules: Rules, floor: float | None, noisy: bool) -> Choice:
         noise_key, lottery_key = jax.random.split(rng_key)
         belief, settings, tasks = state.belief, state.settings, state.pool
         expected = expect(rules, belief, settings, state.reference, tasks.domain)
-        cost = chance_of_alike(mean_rate(expected), settings.rollouts)
-        if belief.lengths is not None:
-            cost = -(1 - cost) / relative_length(belief.lengths, expected.shared)
-        pairs = in_force(rules, settings, belief.shared)
-        visits = recent_visits(belief.history, belief.clock, pairs)
-        turn = jax.random.bits(lottery_key, (), jnp.uint32)
-        tasks_in_turn = jnp.arange(cost.shape[0], dtype=jnp.int32)
-        scores = cost + settings.breadth * jnp.log(1 + visits) + lottery(tasks_in_turn, turn, cost)
+        task_ids = jnp.arange(expected.shared.shape[0], dtype=jnp.int32)
+        scores = weigh_tasks(lottery_key, rules, belief, settings, expected, task_ids)
         if noisy:
             scores -= settings.temperature * gumbel(noise_key, scores.shape, scores.dtype)
         if floor is not None:
@@ -80,6 +83,29 @@ def mixed_groups(rules: Rules, floor: float | None, noisy: bool) -> Choice:
         return ids, rates(state, jnp.minimum(ids, allowed.shape[0] - 1)), valid
 
     return Choice(score, best)
+
+
+def weigh_tasks(
+    rng_key: Array,
+    rules: Rules,
+    belief: AutoBelief,
+    settings: Settings,
+    expected: Expected,
+    task_ids: Array,
+    least: Array | float = 0.0,
+) -> Array:
+    """f[C]: 1 - V + c log(1 + visits) + lottery, less `least`; the lowest are chosen.
+
+    `expected` is of all rows of the belief, `task_ids` i32[C] the tasks that stand in them.
+    """
+    cost = chance_of_alike(mean_rate(expected), settings.rollouts)
+    if belief.lengths is not None:
+        cost = -(1 - cost) / relative_length(belief.lengths, expected.shared)
+    pairs = in_force(rules, settings, belief.shared)
+    visits = recent_visits(belief.history, belief.clock, pairs)
+    turn = jax.random.bits(rng_key, (), jnp.uint32)
+    price = settings.breadth * jnp.log(1 + visits)
+    return cost - least + price + lottery(task_ids, turn, cost)
 
 
 # Mean of the lottery. Less than .001 matters to nobody.
@@ -118,11 +144,6 @@ def chance_of_alike(rate: Array, rollouts: Array) -> Array:
             base = base * base
         powers.append(power)
     return powers[0] + powers[1]
-
-
-def chance_of_mixed(rate: Array, rollouts: Array) -> Array:
-    """V."""
-    return 1 - chance_of_alike(rate, rollouts)
 
 
 def _overdue(rules: Rules, state: State, floor: float) -> Array:

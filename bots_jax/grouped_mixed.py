@@ -42,15 +42,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from bots_jax import pool, table
-from bots_jax.auto_belief import (
-    Rules,
-    expect,
-    expect_unvisited,
-    in_force,
-    mean_rate,
-    recent_visits,
-)
-from bots_jax.auto_choice import LOTTERY, chance_of_alike, exponential, lottery
+from bots_jax.auto_belief import Rules, expect, expect_unvisited, mean_rate
+from bots_jax.auto_choice import LOTTERY, chance_of_alike, exponential, weigh_tasks
 from bots_jax.grouped_slots import free_slots
 from bots_jax.groups import Groups, draw_member, group_of
 from bots_jax.numerics import open_uniform, random_bits
@@ -154,10 +147,7 @@ def _best_slots(
 ) -> _Best:
     belief, settings, slot_ids = state.belief.slots, state.settings, state.pool.slot_ids
     expected = expect(rules, belief, settings, state.reference, state.pool.slots.domain)
-    visits = recent_visits(belief.history, belief.clock, in_force(rules, settings, belief.shared))
-    score = chance_of_alike(mean_rate(expected), settings.rollouts) - least
-    score += settings.breadth * jnp.log(1 + visits)
-    score += lottery(slot_ids, jax.random.bits(rng_key, (), jnp.uint32), score)
+    score = weigh_tasks(rng_key, rules, belief, settings, expected, slot_ids, least)
     taken = table.find(slot_ids, swept)
     allowed = free_slots(state.pool, eligible).at[taken].set(False, mode="drop")
     rows, valid = lowest(None, score, allowed, count)

@@ -46,20 +46,25 @@ class Grouping(NamedTuple):
     settings: Settings  # the factory's
     plan: Plan
     can_group: bool  # whether the choice has a grouped form
-    serves: str  # and which choices have one, in words
+    serves: str  # and which choices have one, in words: "... without this, that"
     num_domains: int | None
     expiry: int | None
     dtype: Any
     tolerance: float
     slots: int | None
 
+    @property
+    def possible(self) -> bool:
+        """Whether the choice has a grouped form, and is all there is to a batch."""
+        return self.can_group and not self.plan.exploration and self.plan.quotas is None
+
 
 def with_grouped(dense: Selector, grouping: Grouping) -> Selector:
     """`dense`, whose `init` may make grouped states, which the other functions then serve."""
-    if grouping.representation == "grouped" and not grouping.can_group:
+    if grouping.representation == "grouped" and not grouping.possible:
         raise ValueError(
-            f"representation='grouped' serves {grouping.serves}: use representation='dense' or "
-            "'auto' for the others"
+            f"representation='grouped' serves {grouping.serves}, exploration and quotas: use "
+            "representation='dense' or 'auto' for the others"
         )
     few = grouped.grouped_functions(
         grouping.model, grouping.plan, grouping.expiry, grouping.tolerance
@@ -124,7 +129,7 @@ def _try_grouped(
     if isinstance(reference, TaskFeatures):
         _refuse(forced, "embeddings set every task apart")
         return None
-    if grouping.representation == "dense" or not grouping.can_group:
+    if grouping.representation == "dense" or not grouping.possible:
         return None
     if not is_concrete(reference, trials, domains):
         _refuse(forced, "the reference is traced, and groups are made on the host")

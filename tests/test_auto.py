@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bots_jax import Evidence, Selector, State, bots
-from bots_jax.auto_choice import chance_of_mixed
+from bots_jax.auto_choice import chance_of_alike
 from bots_jax.auto_lengths import relative_length
 
 BATCH, ROLLOUTS, TASKS = 5, 8, 60
@@ -89,7 +89,7 @@ def test_agrees_with_the_equations() -> None:
 def test_chance_of_a_mixed_group(logit: float, rollouts: int) -> None:
     rate = np.float32(1 / (1 + np.exp(-logit))).astype(np.float64)
     expected = 1 - rate**rollouts - (1 - rate) ** rollouts
-    found = chance_of_mixed(jnp.float32(rate), jnp.float32(rollouts))
+    found = 1 - chance_of_alike(jnp.float32(rate), jnp.float32(rollouts))
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
