@@ -25,7 +25,11 @@ EXTRAS = {
     "plots": "matplotlib",
     "parquet": "pyarrow",
     "grain": "bots_jax.adapters.grain",
-    "pytorch": "bots_jax.adapters.pytorch",
+    "llm": "gguf, reasoning_gym, tokenizers, bots_jax.rl.llm",
+    "pytorch": "torch, torchdata, bots_jax.adapters.pytorch",
+    "trl": "trl, bots_jax.adapters.pytorch",
+    "tunix": "tunix, bots_jax.adapters.tunix",
+    "trinity": "trinity, bots_jax.adapters.trinity",
 }
 TRY = """
 import jax, bots_jax

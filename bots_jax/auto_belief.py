@@ -2,12 +2,14 @@
 
 In: the evidence of a step. Out: for every task a success probability, normal in its logit,
 
-    logit p_k ~ N(eta_k + u_k, v_k),   eta_k = logit p~_k of the estimator, as it is now
+    logit p_k ~ N(eta_k + u_k, v_k),    E p_k = p~_k of the estimator, as it is now, if u_k = 0
 
-The offset u_k is the task's own history: how much easier or harder it proved than the
-estimator said. When the policy improves, eta moves and carries visited and unvisited tasks
-along, so nothing has to be forgotten for it; what goes stale is the offset alone. It is taken
-to return to 0 (Ornstein-Uhlenbeck), a steps since the last visit:
+So eta lies further out than logit p~, by what averaging over v pulls it back: p~ is a mean
+already, and a line through logit p~ would be pulled towards 1/2 twice. The offset u_k is the
+task's own history: how much easier or harder it proved than the estimator said. When the policy
+improves, eta moves and carries visited and unvisited tasks along, so nothing has to be forgotten
+for it; what goes stale is the offset alone. It is taken to return to 0 (Ornstein-Uhlenbeck), a
+steps since the last visit:
 
     u <- u e,   v <- V + (min(v, V) - V) e^2,   e = exp(-kappa a),   V_k = 4 / (rho c_k)
 
@@ -193,7 +195,9 @@ def _infer(
         counts = jnp.broadcast_to(prior, mean.shape)
     else:
         counts = jnp.where(inferred.known, inferred.concentration, prior)
-    return _Prior(jnp.log(mean / (1 - mean)), mean, counts)
+    # As trusted as claimed: at rho = 1, or eta would be another for each pair of the grid.
+    wider = jnp.sqrt(1 + (np.pi / 8) * jnp.minimum(4 / counts, _MOST_VARIANCE))
+    return _Prior(jnp.log(mean / (1 - mean)) * wider, mean, counts)
 
 
 def _aged(history: History, clock: Array, pairs: Pairs, counts: Array) -> tuple[Array, Array]:
@@ -267,6 +271,13 @@ def moderated(expected: Expected) -> Array:
 def mean_rate(expected: Expected) -> Array:
     """E p, in (0, 1)."""
     return jax.nn.sigmoid(moderated(expected))
+
+
+def rate_and_spread(expected: Expected) -> tuple[Array, Array]:
+    """E p, and about the standard deviation of p: at most .4, that of a logit of any variance."""
+    mean = mean_rate(expected)
+    logits = jnp.sqrt(expected.variance / (1 + (np.pi / 8) * expected.variance))
+    return mean, mean * (1 - mean) * logits
 
 
 def draw_rate(rng_key: Array, expected: Expected) -> Array:

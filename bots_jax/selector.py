@@ -96,7 +96,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "adaptive_implicit_weight": False,
         "estimator": "glm",
         "choice": "mixed",
-        "floor": 50.0,
+        "floor": 100.0,
         "exploration": 0.0,
         "representation": "auto",
     },

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from bots_jax import Evidence, Selector, State, bots
 from bots_jax.auto_choice import chance_of_alike
 from bots_jax.auto_lengths import relative_length
+from bots_jax.estimators.glm import glm
 
 BATCH, ROLLOUTS, TASKS = 5, 8, 60
 
@@ -83,6 +84,41 @@ def test_agrees_with_the_equations() -> None:
     expected = [plain.mean(task) for task in range(TASKS)]
     # Newton's steps are few: the mode of 8 of 8 from far away is within .02.
     np.testing.assert_allclose(selector.predict(state).mean, expected, atol=2e-3)
+
+
+def test_without_a_visit_the_mean_is_the_estimators(reference: np.ndarray) -> None:
+    """p~ is a mean already: taking it for a median would pull it towards 1/2 once more."""
+    estimator = glm(least_counts=0.0)
+    selector = make(estimator=estimator, implicit_weight=1.0)
+    state = selector.init(reference)
+    visited = np.arange(20, dtype=np.int32)
+    for _ in range(4):
+        solved = np.round(ROLLOUTS * reference[0, visited] ** 2)
+        state, _ = selector.update(state, Evidence(visited, solved.astype(np.float32), ROLLOUTS))
+    inferred = estimator.infer(state.belief.shared.estimator, state.reference, None)
+    rest = slice(20, TASKS)
+    np.testing.assert_allclose(selector.predict(state).mean[rest], inferred.mean[rest], atol=1e-5)
+    assert np.ptp(np.asarray(inferred.mean[rest])) > 0.3
+
+
+def test_chooses_by_the_equation(reference: np.ndarray) -> None:
+    """No task that was left out scores above one that was chosen, by more than the lottery."""
+    breadth, selector = 0.1, make(breadth=0.1, forgetting=0.0)  # so that visits are whole
+    state, visits = selector.init(reference), np.zeros(TASKS)
+    rng = np.random.default_rng(4)
+    for step in range(30):
+        mean, counts = (np.asarray(x, np.float64) for x in selector.predict(state))
+        variance = 1 / (counts * mean * (1 - mean))
+        spread = mean * (1 - mean) * np.sqrt(variance / (1 + np.pi * variance / 8))
+        mixed = 1 - mean**ROLLOUTS - (1 - mean) ** ROLLOUTS
+        score = mixed + spread / 2 - breadth * np.log1p(visits)
+        state, selection = selector.select(jax.random.key(step), state)
+        ids = np.asarray(selection.task_ids)
+        left_out = np.delete(score, ids)
+        assert np.min(score[ids]) > np.max(left_out) - 0.01  # exp(-20) that a lottery is longer
+        visits[ids] += 1
+        solved = rng.binomial(ROLLOUTS, reference[0, ids]).astype(np.float32)
+        state, _ = selector.update(state, Evidence(ids, solved, ROLLOUTS, selection.visit))
 
 
 @given(st.floats(-8, 8), st.integers(2, 32))
