@@ -18,11 +18,11 @@ import argparse
 import time
 from typing import Any
 
-import jax
 import numpy as np
 
 from benchmarks.common import save
 from bots_jax import metrics
+from bots_jax.bench.runner import make_room
 from bots_jax.metrics import paired_interval
 from bots_jax.replay import load_recording, measure, run_replay
 from bots_jax.simulator import Simulation, calibrated, run_simulation
@@ -102,7 +102,7 @@ def simulate(name: str, seeds: range, num_tasks: int, steps: int = 500) -> dict[
     begun = time.perf_counter()
     selector = configure(name, {}, batch_size=32, rollouts=8)
     told = figures(run_simulation(selector, None, seeds, steps, num_tasks=num_tasks))
-    jax.clear_caches()  # each program maps memory, of which a process may have 65,530 pieces
+    make_room()
     print(f"{name}: {num_tasks} tasks, {time.perf_counter() - begun:.0f} s", flush=True)
     return told
 
@@ -116,7 +116,7 @@ def check_ranking(file: str, names: list[str], seeds: range) -> tuple[dict, dict
     for name in names:
         selector = configure(name, {}, batch_size=32, rollouts=recording.rollouts)
         replayed[name] = measure(run_replay(selector, recording, range(5)), size)
-        jax.clear_caches()
+        make_room()
     keys = ("etr", "etr_early", "breadth", "belief_rmse", "belief_correlation")
     table = {
         name: {

@@ -13,6 +13,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -51,6 +52,8 @@ def run_plan(plan: Plan, store: Store, tell: Told) -> Outcome:
         what = f"{job.environment.name}: {job.strategy.name}"
         missing = [seed for seed in job.seeds if cells[i, seed] not in have]
         tell(what, done, total)
+        if missing:
+            make_room()
         try:
             for chunk in _chunks(missing, job.environment.chunk):
                 records = run_chunk(job, chunk)
@@ -81,6 +84,25 @@ def run_chunk(job: Job, seeds: Sequence[int]) -> list[Record]:
         )
     share = round(seconds / len(seeds), 4)
     return [_record(job, seed, one, share) for seed, one in zip(seeds, measured, strict=True)]
+
+
+def make_room() -> None:
+    """Drop compiled programs if they hold half of the memory maps that a process may have.
+
+    A program holds about a thousand, Linux allows 65,530 (vm.max_map_count), and a process that
+    asks for more dies.
+    """
+    if share_of_maps() > 0.5:
+        jax.clear_caches()
+
+
+def share_of_maps() -> float:
+    """Memory maps of this process, of those allowed; 0 where Linux's /proc is missing."""
+    try:
+        limit = int(Path("/proc/sys/vm/max_map_count").read_text())
+        return Path("/proc/self/maps").read_bytes().count(b"\n") / limit
+    except (OSError, ValueError):
+        return 0.0
 
 
 def _record(job: Job, seed: int, measured: Measured, seconds: float) -> Record:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import mmap
 import os
 import signal
 import subprocess
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 
 from bots_jax.bench import matrix as matrices
-from bots_jax.bench import registry
+from bots_jax.bench import registry, runner
 from bots_jax.bench.environment import Strategy
 from bots_jax.bench.matrix import Matrix, make_plan
 from bots_jax.bench.registry import read_specs
@@ -150,6 +151,26 @@ def test_what_is_finished_is_not_run_again_and_more_is_added(tmp_path):
     assert store.path.read_bytes().startswith(first)
     assert len(outcome.records) == len(store.read()) == 6
     assert [record["seed"] for record in outcome.records] == [0, 1, 2, 0, 1, 2]
+
+
+def test_compiled_programs_go_before_memory_maps_run_out(monkeypatch):
+    cleared: list[float] = []
+    monkeypatch.setattr(runner.jax, "clear_caches", lambda: cleared.append(used))
+    for used in (0.4, 0.6):
+        monkeypatch.setattr(runner, "share_of_maps", lambda share=used: share)
+        runner.make_room()
+    assert cleared == [0.6]
+
+
+def test_memory_maps_are_counted():
+    before = runner.share_of_maps()
+    if not Path("/proc/self/maps").exists():
+        assert before == 0
+        return
+    # Neighbours of different protection stay apart.
+    held = [mmap.mmap(-1, 4096, prot=(mmap.PROT_READ, mmap.PROT_WRITE)[i % 2]) for i in range(200)]
+    assert 0 < before < runner.share_of_maps() < 1
+    assert len(held) == 200
 
 
 def test_torn_and_damaged_lines_are_passed_over(tmp_path):
