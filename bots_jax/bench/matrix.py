@@ -6,6 +6,7 @@ each with the identity of its cells. A matrix file:
     title = "Strategies on a recorded run"
     baseline = "uniform"               # label of the strategy that the others are compared with
     seeds = 10                         # of environments that do not say otherwise
+    first_seed = 0                     # above 0: leave out those that settings were chosen on
     environments = ["replay,path=run.npz"]
     strategies = ["uniform", "bots", "bots,forgetting=0.01|0.1,label=bots, slow"]
 
@@ -27,7 +28,14 @@ from typing import Any, NamedTuple
 from bots_jax.bench import registry
 from bots_jax.bench.environment import Environment, Strategy
 
-KEYS = {"title": str, "baseline": str, "seeds": int, "environments": list, "strategies": list}
+KEYS = {
+    "title": str,
+    "baseline": str,
+    "seeds": int,
+    "first_seed": int,
+    "environments": list,
+    "strategies": list,
+}
 
 
 class Matrix(NamedTuple):
@@ -38,6 +46,7 @@ class Matrix(NamedTuple):
     seeds: int
     environments: tuple[str, ...]  # specs
     strategies: tuple[str, ...]  # specs
+    first_seed: int = 0
 
 
 class Job(NamedTuple):
@@ -93,6 +102,7 @@ def read_matrix(path: str | Path) -> Matrix:
         table.get("seeds", 10),
         tuple(table.get("environments", ())),
         tuple(table.get("strategies", ())),
+        table.get("first_seed", 0),
     )
 
 
@@ -129,6 +139,8 @@ def make_plan(
     """
     if matrix.seeds < 1:
         raise ValueError(f"seeds={matrix.seeds} must be at least 1")
+    if matrix.first_seed < 0:
+        raise ValueError(f"first_seed={matrix.first_seed} must be at least 0")
     rules = [(spec, *registry.make_strategy(spec)) for spec in registry.expand(matrix.strategies)]
     if not rules:
         raise ValueError("there is no strategy: give --strategy or a matrix with strategies")
@@ -146,7 +158,13 @@ def make_plan(
                 absent.append(f"{spec.label}: {error}")
                 continue
             places.append(place.name)
-            seeds = tuple(range(_count(spec.seeds, place.seeds, matrix.seeds)))
+            asked = matrix.seeds if place.seeds is None else place.seeds
+            count = asked if spec.seeds is None else spec.seeds
+            seeds = _seeds(matrix.first_seed, count, place.seeds)
+            if not seeds:
+                raise ValueError(
+                    f"first_seed={matrix.first_seed}: {place.name} has {place.seeds} seeds"
+                )
             jobs += [
                 Job(place, rule, f"{_name_of(rule_spec)} {rule_origin}, {origin}", seeds)
                 for rule_spec, rule, rule_origin in rules
@@ -157,10 +175,9 @@ def make_plan(
     return Plan(tuple(jobs), baseline, tuple(absent))
 
 
-def _count(asked: int | None, there_are: int | None, otherwise: int) -> int:
-    if there_are is None:
-        return otherwise if asked is None else asked
-    return there_are if asked is None else min(asked, there_are)
+def _seeds(first: int, count: int, there_are: int | None) -> tuple[int, ...]:
+    end = first + count
+    return tuple(range(first, end if there_are is None else min(end, there_are)))
 
 
 def _name_of(spec: registry.Spec) -> str:

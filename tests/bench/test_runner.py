@@ -153,6 +153,13 @@ def test_what_is_finished_is_not_run_again_and_more_is_added(tmp_path):
     assert [record["seed"] for record in outcome.records] == [0, 1, 2, 0, 1, 2]
 
 
+def test_seeds_begin_where_they_are_told_to():
+    plan = make_plan(small(seeds=3)._replace(first_seed=10))
+    assert {job.seeds for job in plan.jobs} == {(10, 11, 12)}
+    with pytest.raises(ValueError, match="first_seed=-1 must be at least 0"):
+        make_plan(small(seeds=3)._replace(first_seed=-1))
+
+
 def test_compiled_programs_go_before_memory_maps_run_out(monkeypatch):
     cleared: list[float] = []
     monkeypatch.setattr(runner.jax, "clear_caches", lambda: cleared.append(used))
