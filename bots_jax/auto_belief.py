@@ -273,11 +273,12 @@ def mean_rate(expected: Expected) -> Array:
     return jax.nn.sigmoid(moderated(expected))
 
 
-def rate_and_spread(expected: Expected) -> tuple[Array, Array]:
-    """E p, and about the standard deviation of p: at most .4, that of a logit of any variance."""
-    mean = mean_rate(expected)
-    logits = jnp.sqrt(expected.variance / (1 + (np.pi / 8) * expected.variance))
-    return mean, mean * (1 - mean) * logits
+def hopeful_rate(expected: Expected) -> Array:
+    """A p nearer to 1/2 than E p, the less is known the more: of logit mean / sqrt(1 + v).
+
+    E p divides by sqrt(1 + pi v / 8), nearly.
+    """
+    return jax.nn.sigmoid((expected.shared + expected.offset) * lax.rsqrt(1 + expected.variance))
 
 
 def draw_rate(rng_key: Array, expected: Expected) -> Array:

@@ -2,14 +2,15 @@
 
 In: the belief of `auto_belief.py`. Out: the tasks with the largest
 
-    (V_k + s_k / 2) / t_k - c log(v_k + 1),    V = 1 - p^m - (1 - p)^m
+    V_k / t_k - c log(v_k + 1),    V = 1 - p^m - (1 - p)^m
 
-V is the chance that m rollouts are not all alike, at the mean of the belief; s_k the standard
-deviation of the belief, because who knows little of a task may find more in it (an upper
-confidence bound); v_k a task's recent visits (relative to the mean or not is the same: all shift
-alike); c, the breadth, is what they cost it; and t_k, where asked for, the tokens that it is
-expected to generate relative to the average task. V is flat in the middle, so nothing is gained
-by narrowing to p = 1/2; c moves along the frontier of mixed groups and breadth.
+V is the chance that m rollouts are not all alike, at a hopeful p (`auto_belief.hopeful_rate`):
+nearer to 1/2 than the mean of the belief, by as much as is not known of the task, because what
+looks solved or hopeless may not be (optimism in the face of uncertainty). v_k is a task's recent
+visits (relative to the mean or not is the same: all shift alike); c, the breadth, is what they
+cost it; and t_k, where asked for, the tokens that it is expected to generate relative to the
+average task. V is flat in the middle, so nothing is gained by narrowing to p = 1/2; c moves along
+the frontier of mixed groups and breadth.
 
 No task starves: one that was not visited for `floor` passes over the pool comes first, however
 little is expected of it. (Each task has a limit of its own between half of that and all of it,
@@ -31,9 +32,9 @@ from bots_jax.auto_belief import (
     Rules,
     draw_rate,
     expect,
+    hopeful_rate,
     in_force,
     mean_rate,
-    rate_and_spread,
     recent_visits,
 )
 from bots_jax.auto_lengths import relative_length
@@ -96,11 +97,11 @@ def weigh_tasks(
     task_ids: Array,
     least: Array | float = 0.0,
 ) -> Array:
-    """f[C]: 1 - V - s / 2 + c log(1 + visits) + lottery, less `least`; the lowest are chosen.
+    """f[C]: 1 - V + c log(1 + visits) + lottery, less `least`; the lowest are chosen.
 
     `expected` is of all rows of the belief, `task_ids` i32[C] the tasks that stand in them.
     """
-    cost, _ = cost_and_rate(expected, settings)
+    cost = chance_of_alike(hopeful_rate(expected), settings.rollouts)
     if belief.lengths is not None:
         cost = -(1 - cost) / relative_length(belief.lengths, expected.shared)
     pairs = in_force(rules, settings, belief.shared)
@@ -108,16 +109,6 @@ def weigh_tasks(
     turn = jax.random.bits(rng_key, (), jnp.uint32)
     price = settings.breadth * jnp.log(1 + visits)
     return cost - least + price + lottery(task_ids, turn, cost)
-
-
-# What a standard deviation of p is worth, in V.
-_CURIOSITY = 0.5
-
-
-def cost_and_rate(expected: Expected, settings: Settings) -> tuple[Array, Array]:
-    """f[...]: 1 - V - s / 2, and E p."""
-    rate, spread = rate_and_spread(expected)
-    return chance_of_alike(rate, settings.rollouts) - _CURIOSITY * spread, rate
 
 
 # Mean of the lottery. Less than .001 matters to nobody.

@@ -3,27 +3,26 @@
 In: the belief of `grouped_auto.py`. Out: the B tasks of lowest score, distributed as if each task
 of the pool had been given its score, as in `auto_choice.py`,
 
-    1 - V - s / 2 + c log(1 + visits) + lottery,    lottery ~ exponential of mean delta
+    1 - V + c log(1 + visits) + lottery,    lottery ~ exponential of mean delta
 
-Slots are scored one by one. The tasks of group g without a slot share all but the lottery,
-f_g = 1 - V_g - s_g / 2, and wait an exponential time from there: so each is *hit* at rate
-1 / delta from f_g on, and its score is the time of its first hit. With n_g of them, hits come in
-total as a Poisson process with
+Slots are scored one by one. The tasks of group g without a slot share s_g = 1 - V_g, and wait an
+exponential time from there: so each is *hit* at rate 1 / delta from s_g on, and its score is the
+time of its first hit. With n_g of them, hits come in total as a Poisson process with
 
-    M(t) = sum_g n_g max(t - f_g, 0) / delta
+    M(t) = sum_g n_g max(t - s_g, 0) / delta
 
 of them expected up to t, a line with G bends: unit exponentials, added up and sent through the
 inverse of M, are the times of the next hits of all groups together. A hit falls on group g in
-proportion to n_g among those with f_g <= t, on any of its tasks without a slot, and is void if
+proportion to n_g among those with s_g <= t, on any of its tasks without a slot, and is void if
 that task is not eligible, or was hit before. This is the *race*. It takes the large groups.
 
 Small groups, and those of which few tasks are without a slot, are *walked* through, in the order
-of f_g, as long as f_g is below the B-th best score so far. So is what the race has left where it
+of s_g, as long as s_g is below the B-th best score so far. So is what the race has left where it
 got too few, because of a mask: a task that was not hit up to t waits from t on as if it had
 just begun. Both are exact. A walk costs as much as there are tasks in such groups. Tasks
 are hidden behind slots only where groups are used up, so without a mask those are O(T).
 
-Scores are kept less the least f_g: hits are 1e-8 apart where a group is large.
+Scores are kept less the least s_g: hits are 1e-8 apart where a group is large.
 
 **The floor.** Without a memory of every task there is a sweep: once floor / 2 passes have gone by,
 it goes through all tasks by their number, once each floor / 2 passes, and takes those that were
@@ -43,8 +42,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from bots_jax import pool, table
-from bots_jax.auto_belief import Rules, expect, expect_unvisited, mean_rate
-from bots_jax.auto_choice import LOTTERY, cost_and_rate, exponential, weigh_tasks
+from bots_jax.auto_belief import Rules, expect, expect_unvisited, hopeful_rate, mean_rate
+from bots_jax.auto_choice import LOTTERY, chance_of_alike, exponential, weigh_tasks
 from bots_jax.grouped_slots import free_slots
 from bots_jax.groups import Groups, draw_member, group_of
 from bots_jax.numerics import open_uniform, random_bits
@@ -65,7 +64,7 @@ _NEVER = 4.0  # above every 1 - V
 class _Groups(NamedTuple):
     """The tasks without a slot, as they stand in the race."""
 
-    score: Array  # f[G], f_g less the least
+    score: Array  # f[G], s_g less the least
     free: Array  # i32[G], n_g
     raced: Array  # bool[G]
 
@@ -130,10 +129,11 @@ def _first(ids: Array, scores: Array, best: _Best) -> _Best:
 
 
 def _score_groups(rules: Rules, state: State) -> tuple[Array, Array]:
-    """f[G]: f_g, and the mean rate."""
+    """f[G]: s_g, and the mean rate."""
     groups, shared = state.pool.groups, state.belief.slots.shared
     expected = expect_unvisited(rules, shared, state.settings, groups.reference, groups.domain)
-    return cost_and_rate(expected, state.settings)
+    cost = chance_of_alike(hopeful_rate(expected), state.settings.rollouts)
+    return cost, mean_rate(expected)
 
 
 def _best_slots(

@@ -109,9 +109,10 @@ def test_chooses_by_the_equation(reference: np.ndarray) -> None:
     for step in range(30):
         mean, counts = (np.asarray(x, np.float64) for x in selector.predict(state))
         variance = 1 / (counts * mean * (1 - mean))
-        spread = mean * (1 - mean) * np.sqrt(variance / (1 + np.pi * variance / 8))
-        mixed = 1 - mean**ROLLOUTS - (1 - mean) ** ROLLOUTS
-        score = mixed + spread / 2 - breadth * np.log1p(visits)
+        logit = np.log(mean / (1 - mean)) * np.sqrt(1 + np.pi * variance / 8)
+        hoped = 1 / (1 + np.exp(-logit / np.sqrt(1 + variance)))
+        mixed = 1 - hoped**ROLLOUTS - (1 - hoped) ** ROLLOUTS
+        score = mixed - breadth * np.log1p(visits)
         state, selection = selector.select(jax.random.key(step), state)
         ids = np.asarray(selection.task_ids)
         left_out = np.delete(score, ids)
