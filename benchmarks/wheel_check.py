@@ -29,7 +29,6 @@ EXTRAS = {
     "pytorch": "torch, torchdata, bots_jax.adapters.pytorch",
     "trl": "trl, bots_jax.adapters.pytorch",
     "tunix": "tunix, bots_jax.adapters.tunix",
-    "trinity": "trinity, bots_jax.adapters.trinity",
 }
 TRY = """
 import jax, bots_jax

@@ -273,12 +273,16 @@ def mean_rate(expected: Expected) -> Array:
     return jax.nn.sigmoid(moderated(expected))
 
 
+_OPTIMISM = 2.0
+
+
 def hopeful_rate(expected: Expected) -> Array:
-    """A p nearer to 1/2 than E p, the less is known the more: of logit mean / sqrt(1 + v).
+    """A p nearer to 1/2 than E p, the less is known the more: of logit mean / sqrt(1 + 2 v).
 
     E p divides by sqrt(1 + pi v / 8), nearly.
     """
-    return jax.nn.sigmoid((expected.shared + expected.offset) * lax.rsqrt(1 + expected.variance))
+    scale = lax.rsqrt(1 + _OPTIMISM * expected.variance)
+    return jax.nn.sigmoid((expected.shared + expected.offset) * scale)
 
 
 def draw_rate(rng_key: Array, expected: Expected) -> Array:

@@ -91,7 +91,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             temperature=0.0,
             prior_successes=1.0,
             prior_failures=1.0,
-            breadth=0.35,
+            breadth=0.15,
         ),
         "adaptive_implicit_weight": False,
         "estimator": "glm",

@@ -110,7 +110,7 @@ def test_chooses_by_the_equation(reference: np.ndarray) -> None:
         mean, counts = (np.asarray(x, np.float64) for x in selector.predict(state))
         variance = 1 / (counts * mean * (1 - mean))
         logit = np.log(mean / (1 - mean)) * np.sqrt(1 + np.pi * variance / 8)
-        hoped = 1 / (1 + np.exp(-logit / np.sqrt(1 + variance)))
+        hoped = 1 / (1 + np.exp(-logit / np.sqrt(1 + 2 * variance)))
         mixed = 1 - hoped**ROLLOUTS - (1 - hoped) ** ROLLOUTS
         score = mixed - breadth * np.log1p(visits)
         state, selection = selector.select(jax.random.key(step), state)
