@@ -8,27 +8,35 @@ distance from the mode, and p = a / (a + b), it is proportional to exp(h(t)),
 
     h(t) = a t - (a + b) log(1 + p (e^t - 1)),    h(0) = 0.
 
-It lies below four times a logistic density of the right scale 1 / lambda,
+Proposals are logistic, but with tails that fall at two rates: u uniform in (0, 1), v = 1 - u,
 
-    exp(h(t)) <= 4 u (1 - u),  u = 1 / (1 + e^(-lambda t)),
-    lambda = min(a, b) if that is at most 1, else ((2 a b - a - b) / (a + b - 2))^(1/2)
+    t = A^2 log(u / u0) - B^2 log(v / v0),    u0 = A / (A + B),  v0 = B / (A + B),
 
-(Cheng 1978, Generating beta variates with nonintegral shape parameters, algorithm BA), so a
-logistic t is kept with probability exp(h(t)) / (4 u (1 - u)): .68 to 1 of the proposals if
-a, b >= 1, never less than 1/4. Two vectorised rounds decide most lanes; the rest are
-gathered and redrawn. "Exact" is up to rounding: about 1e-7 (max(a, b))^(1/2) in the log of
-the acceptance probability in float32, and random integers of 32 bits (64 in float64).
+whose density is g(t) = 1 / (A^2 / u + B^2 / v), highest at t = 0. It is given the curvature
+and the skewness that exp(h) has there, but no tail that falls faster than those of exp(h):
+
+    A = max((r + d) / (6 m r)^(1/2), a^(-1/2)),    m = a b / (a + b),  d = (b - a) / (a + b),
+    B = max((r - d) / (6 m r)^(1/2), b^(-1/2)),    r = (18 m + d^2)^(1/2),
+
+with at least 1/4 for a and b in m and d. Then exp(h(t)) <= g(t) / g(0) (checked on a grid of
+parameters from 1e-3 to 1e6, not proved; for a = b >= 1 it is algorithm BA of Cheng 1978,
+Generating beta variates with nonintegral shape parameters), and t is kept with probability
+exp(h(t)) g(0) / g(t): .886 to 1 of the proposals if a, b >= 1, never less than 1/2. One
+vectorised round decides most lanes; the rest are gathered and redrawn. "Exact" is up to
+rounding: about 1e-7 (10 + min(a, b))^(1/2) in the log of the acceptance probability in float32,
+and random integers of 32 bits (64 in float64).
 
 A lane's draw is a function of the key, its index and its parameters alone.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from bots_jax.numerics import key_words, lane_bits, open_uniform
@@ -37,7 +45,8 @@ from bots_jax.types import Array, ArrayLike
 
 # Beyond this, e^t leaves the range of float32; log(1 + p (e^t - 1)) = t + log p there.
 _LARGEST_EXPONENT = 80.0
-_LOG_4 = float(np.log(4.0))
+# What a parameter counts as at least, where the proposals' rates are chosen.
+_LEAST = 0.25
 
 
 class BetaDraws(NamedTuple):
@@ -53,47 +62,57 @@ def beta(rng_key: Array, alpha: ArrayLike, beta: ArrayLike) -> Array:
     Parameters from 0.05 to 1e5 are what is tested. A parameter that is not a positive
     number gives NaN, as in `jax.random.beta`.
     """
-    return jax.nn.sigmoid(beta_log_odds(rng_key, alpha, beta))
+    return _draw(rng_key, alpha, beta, _value)
 
 
 def beta_pair(rng_key: Array, alpha: ArrayLike, beta: ArrayLike) -> BetaDraws:
     """Draws (x, 1 - x): near 1 a float cannot tell x from 1, but it can hold 1 - x."""
-    log_odds = beta_log_odds(rng_key, alpha, beta)
-    return BetaDraws(jax.nn.sigmoid(log_odds), jax.nn.sigmoid(-log_odds))
+    alpha, beta = _as_floats(alpha, beta)
+    distance = _draw(rng_key, alpha, beta, lambda distance, a, b: distance)
+    return BetaDraws(_value(distance, alpha, beta), _value(-distance, beta, alpha))
 
 
 def beta_log_odds(rng_key: Array, alpha: ArrayLike, beta: ArrayLike) -> Array:
     """Draws log(x / (1 - x)) for x ~ Beta(alpha, beta): no draw rounds to 0 or 1."""
-    alpha, beta = jnp.broadcast_arrays(*_as_floats(alpha, beta))
-    drawn = _draw_flat(rng_key, alpha.ravel(), beta.ravel())
-    return drawn.reshape(alpha.shape)
+    return _draw(rng_key, alpha, beta, lambda distance, a, b: jnp.log(a / b) + distance)
+
+
+def _value(distance: Array, a: Array, b: Array) -> Array:
+    """x at that distance from the mode of the log-odds."""
+    return 1 / (1 + b / a * jnp.exp(-distance))
 
 
 def _as_floats(alpha: ArrayLike, beta: ArrayLike) -> tuple[Array, Array]:
     with jax.numpy_dtype_promotion("standard"):  # integers and mixed widths are welcome here
         dtype = jnp.result_type(alpha, beta, jnp.float32)
-    return jnp.asarray(alpha, dtype), jnp.asarray(beta, dtype)
+    alpha, beta = jnp.broadcast_arrays(jnp.asarray(alpha, dtype), jnp.asarray(beta, dtype))
+    return alpha, beta
 
 
 # Up to here it is cheaper to redraw all lanes than to gather the rejected ones.
 _SMALL = 4096
-# Rounds over all lanes before those left over are gathered.
-_ROUNDS = 2
 # Lanes worked on at a time. On a CPU the temporaries of a chunk stay in the caches; those of
 # a whole array, above 32 MB, would be handed back by the allocator after each call, and the
 # page faults of the next one cost more than the draws.
 _CHUNK_ON_CPU, _CHUNK_ELSEWHERE = 2**16, 2**24
+# Lanes that share an unsigned integer, a bit each.
+_BITS = 32
+
+# What is made of a distance from the mode, and the parameters.
+_Form = Callable[[Array, Array, Array], Array]
 
 
-def _draw_flat(rng_key: Array, alpha: Array, beta: Array) -> Array:
-    usable = (alpha > 0) & (beta > 0) & jnp.isfinite(alpha + beta)
-    # A NaN would never be accepted and the loops below never end.
-    a, b = jnp.where(usable, alpha, 1), jnp.where(usable, beta, 1)
-    drawn = on_each_device(_draw_piece, (a, b), (key_words(rng_key),))
-    return jnp.where(usable, drawn, jnp.nan)
+def _draw(rng_key: Array, alpha: ArrayLike, beta: ArrayLike, form: _Form) -> Array:
+    alpha, beta = _as_floats(alpha, beta)
+
+    def draw(first: Array, a: Array, b: Array, words: Array) -> Array:
+        return _draw_piece(first, a, b, words, form)
+
+    drawn = on_each_device(draw, (alpha.ravel(), beta.ravel()), (key_words(rng_key),))
+    return drawn.reshape(alpha.shape)
 
 
-def _draw_piece(first: Array, a: Array, b: Array, words: Array) -> Array:
+def _draw_piece(first: Array, a: Array, b: Array, words: Array, form: _Form) -> Array:
     """Draws of the lanes from `first` on, chunk by chunk.
 
     The last chunk overlaps the one before it, where it draws the same once more.
@@ -101,55 +120,89 @@ def _draw_piece(first: Array, a: Array, b: Array, words: Array) -> Array:
     size, origin = a.shape[0], first.astype(jnp.uint32)
     chunk = _CHUNK_ON_CPU if jax.default_backend() == "cpu" else _CHUNK_ELSEWHERE
     if size <= chunk:
-        return _draw_chunk(words, a, b, origin)
+        return _draw_chunk(words, a, b, origin, form)
 
     def draw(index: Array, drawn: Array) -> Array:
         start = jnp.minimum(index * chunk, size - chunk)
         part_a, part_b = (lax.dynamic_slice(x, (start,), (chunk,)) for x in (a, b))
-        settled = _draw_chunk(words, part_a, part_b, origin + start.astype(jnp.uint32))
+        settled = _draw_chunk(words, part_a, part_b, origin + start.astype(jnp.uint32), form)
         return lax.dynamic_update_slice(drawn, settled, (start,))
 
     return lax.fori_loop(0, -(-size // chunk), draw, jnp.zeros_like(a))
 
 
-def _draw_chunk(words: Array, a: Array, b: Array, start: Array) -> Array:
-    """Rounds for all; then gather the rejected, at most a sixteenth of all at a time."""
-    size = a.shape[0]
-    drawn = jnp.full((size,), jnp.nan, a.dtype)
-    lanes = start + jnp.arange(size, dtype=jnp.uint32)
-    if size <= _SMALL:
-        return _settle(words, a, b, lanes, drawn, jnp.uint32(0))
-
-    def propose_all(attempt: Array, drawn: Array) -> Array:
-        proposal = propose(a, b, *lane_bits(words, lanes, attempt.astype(jnp.uint32), a.dtype))
-        return jnp.where(jnp.isnan(drawn), proposal, drawn)
-
-    drawn = lax.fori_loop(0, _ROUNDS, propose_all, drawn)
-
-    def redraw(drawn: Array) -> Array:
-        rows = jnp.nonzero(jnp.isnan(drawn), size=size // 16, fill_value=size)[0]
-        row_a, row_b = (x.at[rows].get(mode="clip") for x in (a, b))
-        pending = jnp.where(rows < size, jnp.asarray(jnp.nan, a.dtype), 0)
-        numbers = start + rows.astype(jnp.uint32)
-        settled = _settle(words, row_a, row_b, numbers, pending, jnp.uint32(_ROUNDS))
-        return drawn.at[rows].set(settled, mode="drop")
-
-    return lax.while_loop(lambda drawn: jnp.any(jnp.isnan(drawn)), redraw, drawn)
+def _draw_chunk(words: Array, a: Array, b: Array, start: Array, form: _Form) -> Array:
+    usable = (a > 0) & (b > 0) & jnp.isfinite(a + b)
+    lanes = start + jnp.arange(a.shape[0], dtype=jnp.uint32)
+    if a.shape[0] <= _SMALL:
+        distance = _settle(words, a, b, lanes, usable)
+    else:
+        distance = propose(a, b, *lane_bits(words, lanes, jnp.uint32(0), a.dtype))
+        # A NaN that no redraw could settle would keep the loop going for ever.
+        distance = _redraw(words, a, b, start, jnp.where(usable, distance, 0))
+    return jnp.where(usable, form(distance, a, b), jnp.nan)
 
 
-def _settle(words: Array, a: Array, b: Array, lanes: Array, drawn: Array, attempt: Array) -> Array:
-    """Propose, round after round, until no lane of `drawn` is NaN."""
+def _settle(words: Array, a: Array, b: Array, lanes: Array, usable: Array) -> Array:
+    """Propose to all lanes, round after round, until all are settled."""
 
     def another(carry: tuple[Array, Array]) -> tuple[Array, Array]:
         drawn, attempt = carry
         proposal = propose(a, b, *lane_bits(words, lanes, attempt, a.dtype))
         return jnp.where(jnp.isnan(drawn), proposal, drawn), attempt + jnp.uint32(1)
 
-    return lax.while_loop(lambda carry: jnp.any(jnp.isnan(carry[0])), another, (drawn, attempt))[0]
+    start = jnp.where(usable, jnp.asarray(jnp.nan, a.dtype), 0), jnp.uint32(0)
+    return lax.while_loop(lambda carry: jnp.any(jnp.isnan(carry[0])), another, start)[0]
+
+
+class _Queues(NamedTuple):
+    """Rejected lanes, redrawn one by one in each of N / 32 columns."""
+
+    drawn: Array  # f[N], NaN where not settled
+    waiting: Array  # u32[columns], bit i for a lane of row i that is not settled
+    attempt: Array  # u32[columns], at the lane in turn
+    proposal: Array  # f[columns], the last one to it, NaN where rejected
+
+
+def _redraw(words: Array, a: Array, b: Array, start: Array, drawn: Array) -> Array:
+    """Settle the lanes that are NaN after the first round.
+
+    The chunk is laid out in 32 rows, and each column works off its rejected lanes one after
+    the other. A turn places the proposals of the turn before and makes new ones: where these
+    are used in the same turn, XLA computes them anew for each of their uses.
+    """
+    size = drawn.shape[0]
+    columns = -(-size // _BITS)
+    one, none = jnp.uint32(1), jnp.full((columns,), jnp.nan, a.dtype)
+    rejected = jnp.pad(jnp.isnan(drawn), (0, columns * _BITS - size)).reshape(_BITS, columns)
+    bits = one << jnp.arange(_BITS, dtype=jnp.uint32)[:, None]
+    waiting = jnp.sum(jnp.where(rejected, bits, 0), axis=0, dtype=jnp.uint32)
+
+    def first_of(waiting: Array) -> tuple[Array, Array]:
+        """The lowest bit of each column, and its place in the chunk; beyond it if none is set."""
+        bit = waiting & (~waiting + one)
+        row = lax.population_count(bit - one).astype(jnp.int32)
+        return bit, row * columns + jnp.arange(columns, dtype=jnp.int32)
+
+    def turn(queues: _Queues) -> _Queues:
+        drawn, waiting, attempt, proposal = queues
+        bit, place = first_of(waiting)
+        kept = ~jnp.isnan(proposal)
+        drawn = drawn.at[jnp.where(kept, place, size)].set(proposal, mode="drop")
+        waiting = jnp.where(kept, waiting ^ bit, waiting)
+        attempt = jnp.where(kept, one, attempt + one)
+        place = first_of(waiting)[1]
+        its_a, its_b = (x.at[place].get(mode="clip") for x in (a, b))
+        numbers = start + place.astype(jnp.uint32)
+        proposal = propose(its_a, its_b, *lane_bits(words, numbers, attempt, a.dtype))
+        return _Queues(drawn, waiting, attempt, proposal)
+
+    queues = _Queues(drawn, waiting, jnp.zeros_like(waiting), none)
+    return lax.while_loop(lambda queues: jnp.any(queues.waiting != 0), turn, queues).drawn
 
 
 def propose(a: Array, b: Array, position: Array, height: Array) -> Array:
-    """One proposal a lane, as log-odds; NaN where it was rejected.
+    """One proposal a lane, as distance of the log-odds from log(a / b); NaN where rejected.
 
     Args:
       a, b: f[...], positive and finite.
@@ -157,27 +210,47 @@ def propose(a: Array, b: Array, position: Array, height: Array) -> Array:
     """
     swapped = a > b  # Beta(a, b) mirrored is Beta(b, a); a <= b loses no digits
     low, high = jnp.where(swapped, b, a), jnp.where(swapped, a, b)
+    left, right = _spreads(low, high)
+    root_left, root_right = jnp.sqrt(left), jnp.sqrt(right)
+    width = root_left + root_right
+    u = open_uniform(position, a.dtype) * (width / root_left)  # over u0
+    v = open_uniform(~position, a.dtype) * (width / root_right)  # 1 - u, also where it is small
+    distance = left * jnp.log(u) - right * jnp.log(v)
+    offered = width * u * v / (root_left * v + root_right * u)  # g(t) / g(0)
     total = low + high
-    log_u = jnp.log(open_uniform(position, a.dtype))
-    log_v = jnp.log(open_uniform(~position, a.dtype))  # of 1 - u, fine where that is small
-    distance = (log_u - log_v) / _scale(low, high)
     log_density = low * distance - total * _log_growth(distance, low / total)
-    log_height = jnp.log(open_uniform(height, a.dtype))
-    accepted = log_height <= log_density - _LOG_4 - (log_u + log_v)
-    log_odds = jnp.log(low / high) + distance
-    return jnp.where(accepted, jnp.where(swapped, -log_odds, log_odds), jnp.nan)
+    accepted = jnp.log(open_uniform(height, a.dtype) * offered) <= log_density
+    return jnp.where(accepted, jnp.where(swapped, -distance, distance), jnp.nan)
 
 
-def _scale(low: Array, high: Array) -> Array:
-    """Cheng's lambda, for low <= high."""
-    wide = jnp.maximum(low, 1)  # where low <= 1 the root is not used, but must not be NaN
-    # 2 a b - a - b and a + b - 2 without cancellation, by a = 1 + (a - 1)
-    excess, more = wide - 1, jnp.maximum(high - 1, jnp.finfo(low.dtype).tiny)
-    root = jnp.sqrt((2 * excess * more + excess + more) / (excess + more))
-    return jnp.where(low <= 1, low, root)
+def _spreads(low: Array, high: Array) -> tuple[Array, Array]:
+    """A^2 and B^2 of the proposals, for low <= high."""
+    a, b = jnp.maximum(low, _LEAST), jnp.maximum(high, _LEAST)
+    total = a + b
+    m, d = a * (b / total), (b - a) / total
+    r = jnp.sqrt(18 * m + d * d)
+    scale = 1 / (6 * m * r)
+    left = jnp.maximum((r + d) * (r + d) * scale, 1 / low)
+    return left, jnp.maximum((r - d) * (r - d) * scale, 1 / high)
 
 
 def _log_growth(distance: Array, p: Array) -> Array:
-    """log(1 + p (e^t - 1)), also where e^t overflows."""
+    """log(1 + p (e^t - 1)) to full relative precision, also where e^t overflows.
+
+    With w = 1 + y rounded, log(1 + y) = log w + (y - (w - 1)) / w + ... The terms stand as
+    they do because XLA replaces (1 + y) - 1 by y. `jnp.log1p` and `jnp.expm1` would take
+    longer than all the rest of a proposal.
+    """
     bounded = jnp.minimum(distance, _LARGEST_EXPONENT)
-    return jnp.log1p(p * jnp.expm1(bounded)) + (distance - bounded)
+    y = p * _exp_minus_1(bounded)
+    w = 1 + y
+    return jnp.log(w) + ((1 - w) + y) / w + (distance - bounded)
+
+
+def _exp_minus_1(t: Array) -> Array:
+    """e^t - 1 to full relative precision."""
+    terms = 8 if t.dtype == jnp.float32 else 16
+    series = jnp.full_like(t, 1 / math.factorial(terms))
+    for power in range(terms - 1, 0, -1):
+        series = series * t + 1 / math.factorial(power)
+    return jnp.where(jnp.abs(t) < 0.5, t * series, jnp.exp(t) - 1)

@@ -10,7 +10,6 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.extend.random import threefry_2x32
 
 from bots_jax.sharding import total
 from bots_jax.types import Array, PyTree
@@ -58,22 +57,41 @@ def lane_bits(words: Array, lanes: Array, attempt: Array, dtype: jnp.dtype) -> t
     Args:
       words: u32[2], from `key_words`.
       lanes: u32[M], number of each lane.
-      attempt: u32, in [0, 2^31).
+      attempt: u32, or u32[M], in [0, 2^31).
       dtype: float32 for 32 bits, float64 for 64.
     """
 
-    def block(attempt: Array) -> tuple[Array, Array]:
-        counts = jnp.concatenate([lanes, jnp.broadcast_to(attempt, lanes.shape)])
-        mixed = threefry_2x32(words, counts)
-        return mixed[: lanes.shape[0]], mixed[lanes.shape[0] :]
-
+    attempt = jnp.broadcast_to(attempt, lanes.shape)
     if jnp.finfo(dtype).bits == 32:
-        return block(attempt)
+        return threefry(words, lanes, attempt)
     twice = attempt * jnp.uint32(2)
-    parts = (*block(twice), *block(twice + jnp.uint32(1)))
+    parts = (*threefry(words, lanes, twice), *threefry(words, lanes, twice + jnp.uint32(1)))
     high_a, low_a, high_b, low_b = (part.astype(jnp.uint64) for part in parts)
     wide = jnp.uint64(32)
     return (high_a << wide) | low_a, (high_b << wide) | low_b
+
+
+_ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
+
+
+def threefry(words: Array, x: Array, y: Array) -> tuple[Array, Array]:
+    """The Threefry-2x32 block cipher, all of its 20 rounds (Salmon et al. 2011).
+
+    The same as JAX's, which on CPUs is a loop of rounds that each go through the memory.
+    Here the rounds are one expression, which XLA fuses with whatever uses the numbers.
+
+    Args:
+      words: u32[2], the key. x, y: u32[M], counters.
+    """
+    keys = (words[0], words[1], words[0] ^ words[1] ^ jnp.uint32(0x1BD11BDA))
+    x, y = x + keys[0], y + keys[1]
+    for group in range(5):
+        for turn in _ROTATIONS[group % 2]:
+            x = x + y
+            y = ((y << jnp.uint32(turn)) | (y >> jnp.uint32(32 - turn))) ^ x
+        x = x + keys[(group + 1) % 3]
+        y = y + keys[(group + 2) % 3] + jnp.uint32(group + 1)
+    return x, y
 
 
 def random_below(bits: Array, more_bits: Array, size: Array) -> Array:
