@@ -124,7 +124,8 @@ def grouped_functions(
         rng_key: Array, state: State, eligible: Array | None
     ) -> tuple[State, Selection]:
         belief, ids, draws, valid = model.best(rng_key, state, eligible, plan.batch_size)
-        state, rows = give_slots(model, state._replace(belief=belief), ids, valid)
+        present = table.find(state.pool.slot_ids, ids)
+        state, rows = give_slots(model, state._replace(belief=belief), ids, valid, present)
         valid &= rows < state.pool.slot_ids.shape[0]
         slots, visit = pool.open_visits(state.pool.slots, rows, valid)
         selection = Selection(
@@ -191,7 +192,7 @@ def _observe(model: GroupModel, state: State, rows: Rows) -> State:
     ids = jnp.where(exists, rows.task_ids, PADDING)
 
     def give(carry: tuple[State, Array]) -> tuple[State, Array]:
-        state = give_slots(model, carry[0], ids, asked)[0]
+        state = give_slots(model, carry[0], ids, asked, carry[1])[0]
         return state, table.find(state.pool.slot_ids, rows.task_ids)
 
     state, found = rarely(jnp.any(asked & (found == size)), give, (state, found))

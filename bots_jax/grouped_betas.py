@@ -22,14 +22,14 @@ from jax import lax
 from bots_jax import pool, posterior, race, table
 from bots_jax.beta_belief import BetaRules, Learned
 from bots_jax.compose import BeliefInfo
+from bots_jax.draws import propose
 from bots_jax.evidence import PADDING
 from bots_jax.grouped_slots import GroupModel, Pick, free_slots
 from bots_jax.groups import Groups, draw_member, group_of
-from bots_jax.numerics import rarely
+from bots_jax.numerics import key_words, lane_bits, open_uniform, rarely
 from bots_jax.pool import Fused
 from bots_jax.posterior import BetaPosterior
-from bots_jax.race import FANOUT, Course, Result, Runner
-from bots_jax.selection import lowest
+from bots_jax.race import Course, Result, Runner
 from bots_jax.types import Array, Belief, PyTree, Settings, State
 
 DEFAULT_TOLERANCE = 1e-5  # pseudo-counts
@@ -128,74 +128,76 @@ def group_betas(rules: BetaRules) -> GroupModel:
 def nearest(
     rng_key: Array, state: State, eligible: Array | None, count: int
 ) -> tuple[Array, Array, Array]:
-    """As `race.nearest`, among slots and groups: ids, draws, valid."""
-    race_key, rest_key = jax.random.split(rng_key)
+    """As `race.nearest`, among slots and groups: ids, draws, valid.
+
+    Within, a task is named by its *place*: its slot, or T + its id where it has none.
+    """
+    race_words, rest_words = key_words(rng_key, 2)
     groups, target = state.pool.groups, state.settings.target
     slot_ids, shared = state.pool.slot_ids, state.belief.groups
     alpha, beta = state.belief.slots
     sizes = groups.sizes.astype(alpha.dtype)
-    blocks_of_slots = slot_ids.shape[0] // FANOUT
+    slots = slot_ids.shape[0]
     allowed = free_slots(state.pool, eligible)
 
-    def measure(width: Array) -> tuple[Array, Array, Array]:
-        a, b, free, _ = lax.optimization_barrier((alpha, beta, allowed, width))  # see race.py
-        rates = jnp.where(free, race.hit_rate(a, b, target, width), 0)
+    def measure(width: Array) -> tuple[Array, Array]:
+        tied = lax.optimization_barrier((state.belief, allowed, sizes, width))  # see race.py
+        (mine, shared, *_), free, many, _ = tied
+        rates = jnp.where(free, race.hit_rate(mine.alpha, mine.beta, target, width), 0)
         each = race.hit_rate(shared.alpha, shared.beta, target, width)
-        each = jnp.where(groups.sizes > 0, each, 0)
-        blocks = jnp.concatenate([race.block_sums(rates), each * sizes])
-        return blocks, rates, jnp.maximum(jnp.max(rates), jnp.max(each))
+        each = jnp.where(many > 0, each, 0)
+        return jnp.concatenate([rates, each * many]), jnp.maximum(jnp.max(rates), jnp.max(each))
 
     def identify(bits: Array, course: Course, blocks: Array) -> Runner:
-        in_slots = blocks < blocks_of_slots
-        block = jnp.minimum(blocks, blocks_of_slots - 1)
-        lane, rate = race.pick_lane(course.detail.reshape(-1, FANOUT)[block], bits[0])
-        slot = block * FANOUT + lane
-        group = jnp.maximum(blocks - blocks_of_slots, 0)
+        """A block is a slot, or a group."""
+        in_slots = blocks < slots
+        slot, group = jnp.minimum(blocks, slots - 1), jnp.maximum(blocks - slots, 0)
         # Where a slot was hit the same member each time: it is in the caches.
         member = draw_member(jnp.where(in_slots, 0, bits), groups, group)
-        apart = table.find(slot_ids, member) < slot_ids.shape[0]
-        runs = ~apart if eligible is None else ~apart & eligible[member]
+        runs = table.find(slot_ids, member) == slots
+        if eligible is not None:
+            runs &= eligible[member]
+        rate = course.block_rates[blocks]
         each = race.hit_rate(shared.alpha[group], shared.beta[group], target, course.width)
         return Runner(
-            jnp.where(in_slots, slot_ids[slot], member),
+            jnp.where(in_slots, slot, slots + member),
             jnp.where(in_slots, alpha[slot], shared.alpha[group]),
             jnp.where(in_slots, beta[slot], shared.beta[group]),
             jnp.where(in_slots, rate, each),
-            jnp.where(in_slots, rate > 0, runs),
+            (rate > 0) & (in_slots | runs),
         )
 
     guess = jnp.sum(
         race.hit_rate(shared.alpha, shared.beta, target, jnp.zeros_like(target)) * sizes
     )
     course = race.lay_out(measure, guess, target, count)
-    result = race.run(race_key, course, identify, target, count)
-    finish = partial(_finish, rest_key, state, eligible)
+    result = race.run(race_words, course, identify, target, count)
+    finish = partial(_finish, rest_words, state, eligible)
     result = rarely(result.found < count, finish, result)
-    return result.task_ids, result.draws, jnp.arange(count) < result.found
+    place, valid = result.task_ids, jnp.arange(count) < result.found
+    ids = jnp.where(place < slots, slot_ids[jnp.clip(place, 0, slots - 1)], place - slots)
+    return jnp.where(valid, ids, PADDING), result.draws, valid
 
 
-# Tasks compared at a time, and those drawn at a time: few enough that they are drawn in one
-# loop (see draws.py), which makes a step quicker to compile.
-_CHUNK, _DRAWN = 1 << 16, 1 << 12
+# Tasks drawn and compared at a time.
+_CHUNK = 1 << 14
 
 
 class _Tasks(NamedTuple):
     """Some tasks of the pool, those in slots and those in groups alike."""
 
-    ids: Array  # i32[S]
     alpha: Array  # f[S]
     beta: Array  # f[S]
     free: Array  # bool[S], whether they may be chosen
 
 
-def _tasks_from(start: Array, size: int, state: State, eligible: Array | None) -> _Tasks:
-    """Tasks start to start + size, where those in slots come first, then all by their id."""
+def _tasks_at(places: Array, state: State, eligible: Array | None) -> _Tasks:
+    """Those at places i32[S]."""
     groups, slot_ids = state.pool.groups, state.pool.slot_ids
     slots, shared = state.belief.slots, state.belief.groups
-    turn = start + jnp.arange(size, dtype=jnp.int32)
-    row = jnp.minimum(turn, slot_ids.shape[0] - 1)
-    in_slot = turn < slot_ids.shape[0]
-    ids = jnp.where(in_slot, slot_ids[row], turn - slot_ids.shape[0])
+    row = jnp.minimum(places, slot_ids.shape[0] - 1)
+    in_slot = places < slot_ids.shape[0]
+    ids = jnp.where(in_slot, slot_ids[row], places - slot_ids.shape[0])
     group = group_of(groups, ids)
     apart = table.find(slot_ids, ids) < slot_ids.shape[0]
     free = jnp.where(in_slot, pool.selectable(state.pool.slots, None)[row], ~apart)
@@ -205,10 +207,20 @@ def _tasks_from(start: Array, size: int, state: State, eligible: Array | None) -
     group = jnp.minimum(group, groups.sizes.shape[0] - 1)
     alpha = jnp.where(in_slot, slots.alpha[row], shared.alpha[group])
     beta = jnp.where(in_slot, slots.beta[row], shared.beta[group])
-    return _Tasks(ids, alpha, beta, free)
+    # Of any other posterior no draw would ever be accepted.
+    free &= (jnp.minimum(alpha, beta) > 0) & jnp.isfinite(alpha + beta)
+    return _Tasks(alpha, beta, free)
 
 
-def _finish(rng_key: Array, state: State, eligible: Array | None, result: Result) -> Result:
+class _Best(NamedTuple):
+    """The nearest so far, in no order."""
+
+    places: Array  # i32[count], -1 where there are not so many
+    draws: Array  # f[count]
+    lots: Array  # f[count] in (0, 1]: of tasks as near as each other the highest are taken
+
+
+def _finish(words: Array, state: State, eligible: Array | None, result: Result) -> Result:
     """As `race._finish`: draw what was not accepted, slots and then all tasks, in chunks.
 
     This costs a draw for every task of the pool. It happens where few tasks are anywhere near
@@ -216,44 +228,54 @@ def _finish(rng_key: Array, state: State, eligible: Array | None, result: Result
     """
     groups, target = state.pool.groups, state.settings.target
     count, slots = result.task_ids.shape[0], state.pool.slot_ids.shape[0]
-    drawn, parts = _DRAWN, _CHUNK // _DRAWN
-    if groups.of_task is not None:
-        everything = slots + groups.of_task.shape[0]
-        drawn, parts = min(drawn, everything), min(parts, -(-everything // drawn))
-    size = parts * drawn
+    dtype = result.draws.dtype
     accepted = jnp.where(jnp.arange(count) < result.found, result.task_ids, PADDING)
-    slot = table.find(state.pool.slot_ids, accepted)
-    turn = jnp.where(slot < slots, slot, slots + accepted)
 
-    def chunk(carry: tuple[Array, Result]) -> tuple[Array, Result]:
+    def distance(places: Array, draws: Array) -> Array:
+        return jnp.where(places >= 0, jnp.abs(draws - target), jnp.inf)
+
+    def chunk(carry: tuple[Array, _Best]) -> tuple[Array, _Best]:
         """The nearest among the best so far and some more tasks."""
-        index, best = carry
-        start = index * size
-        more = _tasks_from(start, size, state, eligible)
-        draw_key, tie_key = jax.random.split(jax.random.fold_in(rng_key, index))
-        draws = lax.map(
-            lambda part: race.draw_outside(part[0], part[1], part[2], target, result.explored),
-            (
-                jax.random.split(draw_key, parts),
-                more.alpha.reshape(parts, drawn),
-                more.beta.reshape(parts, drawn),
-            ),
-        ).ravel()
-        here = (accepted >= 0) & (turn >= start) & (turn - start < size)
-        draws = draws.at[jnp.where(here, turn - start, size)].set(result.draws, mode="drop")
-        all_ids = jnp.concatenate([best.task_ids, more.ids])
-        all_draws = jnp.concatenate([best.draws, draws])
-        usable = jnp.concatenate([best.task_ids >= 0, more.free])
-        chosen, valid = lowest(tie_key, jnp.abs(all_draws - target), usable, count)
-        best = best._replace(
-            task_ids=jnp.where(valid, all_ids[chosen], -1),
-            draws=jnp.where(valid, all_draws[chosen], 0),
-            found=jnp.sum(valid, dtype=jnp.int32),
-        )
-        return index + 1, best
+        start, best = carry
+        places = start + jnp.arange(_CHUNK, dtype=jnp.int32)
+        lanes = places.astype(jnp.uint32)
+        tasks = _tasks_at(places, state, eligible)
+        here = jnp.where(accepted >= start, accepted - start, _CHUNK)
+        free = tasks.free.at[here].set(False, mode="drop")
+        draws = _draw_outside(words, lanes, tasks, free, target, result.explored)
+        lots = open_uniform(lane_bits(words, lanes, jnp.uint32(0), dtype)[0], dtype)
+        more = _Best(jnp.where(free, places, -1), draws, lots)
+        both = jax.tree.map(lambda old, new: jnp.concatenate([old, new]), best, more)
+        far = distance(both.places, both.draws)
+        last = -jnp.min(lax.top_k(-far, count)[0])
+        rank = jnp.where(far < last, 2, jnp.where(far == last, both.lots, 0))
+        chosen = lax.top_k(rank, count)[1]
+        return start + _CHUNK, jax.tree.map(lambda values: values[chosen], both)
 
-    nobody = result._replace(
-        task_ids=jnp.full_like(result.task_ids, -1), draws=jnp.zeros_like(result.draws)
+    first = _Best(accepted, result.draws, jnp.zeros_like(result.draws))
+    end = slots + groups.num_tasks
+    start = jnp.int32(0), first
+    best = lax.while_loop(lambda carry: carry[0] < end, chunk, start)[1]
+    by_distance = distance(best.places, best.draws), best.places, best.draws
+    _, places, draws = lax.sort(by_distance, num_keys=1)
+    return result._replace(
+        task_ids=places,
+        draws=jnp.where(places >= 0, draws, 0),
+        found=jnp.sum(places >= 0, dtype=jnp.int32),
     )
-    last = (slots + groups.num_tasks - 1) // size
-    return lax.while_loop(lambda carry: carry[0] <= last, chunk, (jnp.int32(0), nobody))[1]
+
+
+def _draw_outside(
+    words: Array, lanes: Array, tasks: _Tasks, wanted: Array, target: Array, explored: Array
+) -> Array:
+    """f[S]: draws of the tasks wanted, given that they are over `explored` from the target."""
+
+    def another(carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        drawn, attempt = carry
+        bits = lane_bits(words, lanes, attempt, drawn.dtype)
+        draw = jax.nn.sigmoid(propose(tasks.alpha, tasks.beta, *bits))
+        outside = jnp.abs(draw - target) > explored
+        return jnp.where(jnp.isnan(drawn) & outside, draw, drawn), attempt + 1
+
+    start = jnp.where(wanted, jnp.nan, target), jnp.uint32(1)
+    return lax.while_loop(lambda carry: jnp.any(jnp.isnan(carry[0])), another, start)[0]

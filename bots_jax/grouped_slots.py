@@ -114,13 +114,16 @@ def free_slots(own_pool: GroupedPool, eligible: Array | None) -> Array:
 
 
 def give_slots(
-    model: GroupModel, state: State, task_ids: Array, wanted: Array
+    model: GroupModel, state: State, task_ids: Array, wanted: Array, present: Array
 ) -> tuple[State, Array]:
-    """Give a slot to each wanted task that has none yet; i32[M] slots, T where there is none."""
+    """Give a slot to each wanted task that has none yet; i32[M] slots, T where there is none.
+
+    Args:
+      present: i32[M], the slots that the tasks have, from `table.find`.
+    """
     own_pool = state.pool
     size, none = own_pool.slot_ids.shape[0], own_pool.groups.sizes.shape[0]
     group = group_of(own_pool.groups, task_ids)
-    present = table.find(own_pool.slot_ids, task_ids)
     new = wanted & (present == size) & (group < none)
     new &= first_of_each(jnp.where(new, task_ids, PADDING), repeats(task_ids, new))
     slots = own_pool.slots

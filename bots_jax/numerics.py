@@ -5,6 +5,7 @@ In: arrays of any float dtype. Out: arrays of the same dtype, finite where the i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -42,9 +43,15 @@ def random_bits(rng_key: Array, shape: tuple[int, ...], dtype: jnp.dtype) -> Arr
     return jax.random.bits(rng_key, shape, jnp.uint64 if wide else jnp.uint32)
 
 
-def key_words(rng_key: Array) -> Array:
-    """u32[2] made from a key of any kind, for `lane_bits`."""
-    return jax.random.bits(rng_key, (2,), jnp.uint32)
+def key_words(rng_key: Array, count: int | None = None) -> Array:
+    """u32[2] made from a key of any kind, for `lane_bits`; or u32[count, 2], independent ones."""
+    shape = (2,) if count is None else (count, 2)
+    data = jax.random.key_data(rng_key)
+    if data.shape != (2,):  # not a Threefry key
+        return jax.random.bits(rng_key, shape, jnp.uint32)
+    # Counters that `jax.random` has no use for, so that these words are nobody else's.
+    pair = threefry(data, jnp.arange(count or 1, dtype=jnp.uint32), jnp.uint32(0xFFFFFFFF))
+    return jnp.stack(pair, axis=-1).reshape(shape)
 
 
 def lane_bits(words: Array, lanes: Array, attempt: Array, dtype: jnp.dtype) -> tuple[Array, Array]:
@@ -61,7 +68,6 @@ def lane_bits(words: Array, lanes: Array, attempt: Array, dtype: jnp.dtype) -> t
       dtype: float32 for 32 bits, float64 for 64.
     """
 
-    attempt = jnp.broadcast_to(attempt, lanes.shape)
     if jnp.finfo(dtype).bits == 32:
         return threefry(words, lanes, attempt)
     twice = attempt * jnp.uint32(2)
@@ -71,24 +77,38 @@ def lane_bits(words: Array, lanes: Array, attempt: Array, dtype: jnp.dtype) -> t
     return (high_a << wide) | low_a, (high_b << wide) | low_b
 
 
-_ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
+def turn_bits(words: Array, turn: Array, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
+    """Random integers u[shape], others at each turn of a loop.
+
+    Args:
+      words: u32[2], from `key_words`.
+      turn: i32, in [0, 2^31).
+      dtype: as in `lane_bits`.
+    """
+    size = math.prod(shape)
+    lanes = jnp.arange(-(-size // 2), dtype=jnp.uint32)
+    words, turn = lax.optimization_barrier((words, turn))  # all of it in the loop, in one place
+    pair = lane_bits(words, lanes, turn.astype(jnp.uint32), dtype)
+    # One array of both, and no part of it from one alone: XLA on CPU would work out each part
+    # anew for each reader.
+    return jnp.stack(pair, axis=-1).ravel()[:size].reshape(shape)
+
+
+_ROTATIONS = (13, 15, 26, 6), (17, 29, 16, 24)
 
 
 def threefry(words: Array, x: Array, y: Array) -> tuple[Array, Array]:
-    """The Threefry-2x32 block cipher, all of its 20 rounds (Salmon et al. 2011).
+    """Threefry-2x32 (Salmon et al. 2011): two random u32[...] of a key u32[2] and two counters.
 
-    The same as JAX's, which on CPUs is a loop of rounds that each go through the memory.
-    Here the rounds are one expression, which XLA fuses with whatever uses the numbers.
-
-    Args:
-      words: u32[2], the key. x, y: u32[M], counters.
+    The same numbers as `jax.extend.random.threefry_2x32`, whose loop over rounds a CPU takes
+    three times as long to compile and to run as the rounds one by one.
     """
-    keys = (words[0], words[1], words[0] ^ words[1] ^ jnp.uint32(0x1BD11BDA))
+    keys = words[0], words[1], words[0] ^ words[1] ^ jnp.uint32(0x1BD11BDA)
     x, y = x + keys[0], y + keys[1]
     for group in range(5):
-        for turn in _ROTATIONS[group % 2]:
+        for bits in _ROTATIONS[group % 2]:
             x = x + y
-            y = ((y << jnp.uint32(turn)) | (y >> jnp.uint32(32 - turn))) ^ x
+            y = x ^ ((y << bits) | (y >> (32 - bits)))
         x = x + keys[(group + 1) % 3]
         y = y + keys[(group + 2) % 3] + jnp.uint32(group + 1)
     return x, y

@@ -25,7 +25,7 @@ from jax import lax
 from bots_jax.evidence import PADDING, UNNUMBERED, Rows, sound_numbers
 from bots_jax.numerics import rarely
 from bots_jax.sharding import mesh_of, total
-from bots_jax.short_lists import repeats, seen_before
+from bots_jax.short_lists import earlier, repeats, seen_before, times_before
 from bots_jax.types import Array, PyTree
 
 NO_VISIT = -1
@@ -216,12 +216,6 @@ def _count(mask: Array) -> Array:
 _FEW_ROWS = 1024
 
 
-def _earlier(values: Array) -> Array:
-    """bool[M, M]: whether entry j comes before entry i and is the same."""
-    same = values[:, None] == values[None, :]
-    return same & jnp.tri(values.shape[0], k=-1, dtype=bool)
-
-
 def _earlier_rows(ids: Array, trials: Array, closing: Array, again: Array) -> tuple[Array, Array]:
     """What the rows of the same task before each row brought, and whether one closed it."""
     none = jnp.zeros_like(trials), jnp.zeros_like(closing)
@@ -234,9 +228,10 @@ def _earlier_rows(ids: Array, trials: Array, closing: Array, again: Array) -> tu
 
 def _sum_earlier(ids: Array, trials: Array, closing: Array) -> tuple[Array, Array]:
     if ids.shape[0] <= _FEW_ROWS:
-        earlier = _earlier(ids)
-        brought = jnp.sum(jnp.where(earlier, trials[None], 0), axis=1)
-        return brought, jnp.any(earlier & closing[None], axis=1)
+        both = jnp.stack([trials, closing.astype(trials.dtype)], axis=1)
+        before = earlier(ids).astype(trials.dtype)
+        brought, shut = jnp.matmul(before, both, precision=lax.Precision.HIGHEST).T
+        return brought, shut > 0
 
     def join(
         left: tuple[Array, Array, Array], right: tuple[Array, Array, Array]
@@ -270,7 +265,7 @@ def first_of_each(values: Array, again: Array | None) -> Array:
     def look(first: Array) -> Array:
         tied = lax.optimization_barrier((values, first))[0]
         few = tied.shape[0] <= _FEW_ROWS
-        return ~(jnp.any(_earlier(tied), axis=1) if few else seen_before(tied))
+        return times_before(tied) == 0 if few else ~seen_before(tied)
 
     return rarely(again, look, all_are)
 

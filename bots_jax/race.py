@@ -32,11 +32,11 @@ import jax.numpy as jnp
 from jax import lax
 
 from bots_jax.draws import beta as draw_beta
-from bots_jax.numerics import log_beta_density, open_uniform, random_bits, rarely
+from bots_jax.numerics import key_words, log_beta_density, open_uniform, rarely, turn_bits
 from bots_jax.selection import lowest
 from bots_jax.sharding import BLOCK, block_sums
 from bots_jax.short_lists import columns, of_part, part_sums, pass_by, seen_before, total_of
-from bots_jax.types import Array, PyTree
+from bots_jax.types import Array
 
 # c over twice the bound on the density. More widens the w for which the race holds
 # (c w <= log of this), and lowers the share of hits that are accepted.
@@ -127,12 +127,12 @@ def nearest(
     """
     race_key, direct_key = jax.random.split(rng_key)
 
-    def measure(width: Array) -> tuple[Array, PyTree, Array]:
+    def measure(width: Array) -> tuple[Array, Array]:
         # Tied to the width, or XLA moves what does not depend on it out of the loop over
         # widths, into half a dozen arrays of the pool's size.
         a, b, free, _ = lax.optimization_barrier((alpha, beta, allowed, width))
         rates = jnp.where(free, hit_rate(a, b, target, width), 0)
-        return block_sums(rates), (), jnp.max(rates)
+        return block_sums(rates), jnp.max(rates)
 
     def identify(bits: Array, course: Course, blocks: Array) -> Runner:
         ids = blocks[:, None] * FANOUT + jnp.arange(FANOUT, dtype=jnp.int32)[None]
@@ -149,7 +149,7 @@ def nearest(
     at_target = hit_rate(alpha[probe], beta[probe], target, jnp.zeros_like(target))
     guess = jnp.mean(jnp.where(allowed[probe], at_target, 0)) * alpha.shape[0]
     course = lay_out(measure, guess, target, count)
-    result = run(race_key, course, identify, target, count)
+    result = run(key_words(race_key), course, identify, target, count)
     direct = _Direct(direct_key, alpha, beta, allowed, target)
     # Tied to the result, or XLA moves the draws of all tasks, which do not depend on it, in
     # front of the loop that seldom turns: under vmap they would be made at every call.
@@ -174,14 +174,13 @@ def nearest_of_all(
 class Course(NamedTuple):
     """Where a race is run."""
 
-    block_rates: Array  # f[n], sums of c over blocks of FANOUT tasks
-    detail: PyTree  # what else `measure` keeps for `identify`
+    block_rates: Array  # f[n], sums of c over blocks of tasks
     width: Array  # f, the width that c was computed for
     length: Array  # f, the distance at which the race ends
 
 
 def lay_out(
-    measure: Callable[[Array], tuple[Array, PyTree, Array]],
+    measure: Callable[[Array], tuple[Array, Array]],
     guess: Array,
     target: Array,
     count: int,
@@ -189,8 +188,7 @@ def lay_out(
     """Choose the width so that the race is long enough, before anything random is drawn.
 
     Args:
-      measure: width -> f[n] sums of the rates c by block, anything that `identify` is to
-        have, and the largest c of any task.
+      measure: width -> f[n] sums of the rates c by block, and the largest c of any task.
       guess: f, about what the rates sum to.
       target: f. count: tasks to find.
     """
@@ -201,25 +199,23 @@ def lay_out(
 
     def survey(carry: tuple[Course, Array]) -> tuple[Course, Array]:
         width = carry[0].width
-        blocks, detail, largest = measure(width)
+        blocks, largest = measure(width)
         length = longest_race(width, jnp.maximum(largest, jnp.finfo(width.dtype).tiny))
         short = (width * jnp.sum(blocks) < hits) & (length >= width) & (width < widest)
         wider = jnp.where(short, jnp.minimum(4 * width, widest), width)
-        return Course(blocks, detail, wider, length), short
+        return Course(blocks, wider, length), short
 
-    first = survey((Course(jnp.zeros(()), None, width, width), jnp.asarray(True)))
-    return lax.while_loop(lambda carry: carry[1], survey, first)[0]
+    # Begun from nothing: a first survey in front of the loop would be compiled once more.
+    blocks = jax.eval_shape(measure, width)[0]
+    nowhere = Course(jnp.zeros(blocks.shape, blocks.dtype), width, width)
+    return lax.while_loop(lambda carry: carry[1], survey, (nowhere, jnp.asarray(True)))[0]
 
 
 def pick(weights: Array, uniform: Array) -> Array:
     """i32[P]: an index of each row of f[P, FANOUT], drawn in proportion to its weights."""
-    part, over = _walk(columns(part_sums(weights, _STEP)), uniform)
+    parts = columns(part_sums(weights, _STEP))
+    part, over = pass_by(parts, uniform * total_of(parts))
     return part * _STEP + pass_by(columns(of_part(weights, part, _STEP)), over)[0]
-
-
-def _walk(weights: list[Array], uniform: Array) -> tuple[Array, Array]:
-    """As `pass_by`, up to that share of all."""
-    return pass_by(weights, uniform * total_of(weights))
 
 
 def pick_lane(rates: Array, bits: Array) -> tuple[Array, Array]:
@@ -234,39 +230,53 @@ def of_lane(values: Array, lane: Array) -> Array:
     return jnp.take_along_axis(values, lane[:, None], axis=1)[:, 0]
 
 
-def _descend(levels: list[Array], uniforms: Array) -> Array:
+class _Tree(NamedTuple):
+    """Sums of _STEP, of _STEP of those, and so on: level after level, from the root down."""
+
+    nodes: Array  # f[n, _STEP]
+    first: tuple[int, ...]  # of each level, its first node
+
+
+def _grow_tree(block_rates: Array) -> _Tree:
+    levels = [_in_steps(block_rates)]
+    while levels[0].shape[0] > 1:
+        levels.insert(0, _in_steps(jnp.sum(levels[0], axis=1)))
+    sizes = [level.shape[0] for level in levels]
+    first = tuple(sum(sizes[:depth]) for depth in range(len(sizes)))
+    return _Tree(jnp.concatenate(levels), first)
+
+
+def _in_steps(values: Array) -> Array:
+    """[n, _STEP]: of [C], with zeros at the end."""
+    return jnp.pad(values, (0, -values.shape[0] % _STEP)).reshape(-1, _STEP)
+
+
+def _uniforms(tree: _Tree) -> int:
+    """How many a walk down the tree takes."""
+    return -(-len(tree.first) // 2)
+
+
+def _descend(tree: _Tree, uniforms: Array) -> Array:
     """i32[P]: blocks drawn in proportion to their rates, from the root down.
 
     A uniform serves two levels, what is over in the first being the threshold in the second;
     for more it would be too coarse.
 
     Args:
-      levels: from `_grow_tree`. uniforms: f[`_words`, P].
+      uniforms: f[`_uniforms`, P].
     """
-    at = jnp.zeros(uniforms.shape[1], jnp.int32)
-    over = uniforms[0]  # of the first turn, where it is not used
-    for depth, level in enumerate(levels):
-        children = columns(level.reshape(-1, _STEP)[at])
-        if depth % 2:
-            step, over = pass_by(children, over)
-        else:
-            step, over = _walk(children, uniforms[depth // 2])
-        at = at * _STEP + step
-    return at
+    first = jnp.asarray(tree.first, jnp.int32)
 
+    def down(depth: Array, place: tuple[Array, Array]) -> tuple[Array, Array]:
+        at, over = place
+        children = columns(tree.nodes[first[depth] + at])
+        fresh = uniforms[depth // 2] * total_of(children)
+        step, over = pass_by(children, jnp.where(depth % 2 == 0, fresh, over))
+        return at * _STEP + step, over
 
-def _words(levels: list[Array]) -> int:
-    """Uniforms that a walk down the tree takes."""
-    return -(-len(levels) // 2)
-
-
-def _grow_tree(block_rates: Array) -> list[Array]:
-    """Levels from the root down, sums of _STEP of the next, each a multiple of _STEP long."""
-    levels = [jnp.pad(block_rates, (0, -block_rates.shape[0] % _STEP))]
-    while levels[0].shape[0] > _STEP:
-        sums = jnp.sum(levels[0].reshape(-1, _STEP), axis=1)
-        levels.insert(0, jnp.pad(sums, (0, -sums.shape[0] % _STEP)))
-    return levels
+    # In a loop, so that what a level has found is not worked out anew by all that follows.
+    top = jnp.zeros(uniforms.shape[1], jnp.int32), jnp.zeros_like(uniforms[0])
+    return lax.fori_loop(0, len(tree.first), down, top)[0]
 
 
 class _Progress(NamedTuple):
@@ -277,7 +287,7 @@ class _Progress(NamedTuple):
 
 
 def run(
-    rng_key: Array,
+    words: Array,
     course: Course,
     identify: Callable[[Array, Course, Array], Runner],
     target: Array,
@@ -286,26 +296,26 @@ def run(
     """Run the race to its end, or until `count` are accepted.
 
     Args:
-      rng_key: consumed.
+      words: u32[2], from `key_words`.
       course: from `lay_out`.
       identify: (u[2, P] random bits, course, i32[P] blocks) -> Runner, a task of each block
         drawn in proportion to its rate.
       target: f. count: static.
     """
-    levels = _grow_tree(course.block_rates)
-    total = jnp.sum(levels[0])
+    tree = _grow_tree(course.block_rates)
+    total = jnp.sum(tree.nodes[0])
     dtype = total.dtype
     hits = 2 * count + 64
 
     def advance(progress: _Progress) -> _Progress:
-        key = jax.random.fold_in(rng_key, progress.chunk)
-        bits = random_bits(key, (_words(levels) + 5, hits), dtype)
-        steps = -jnp.log(open_uniform(bits[0], dtype)) / total
+        bits = turn_bits(words, progress.chunk, (_uniforms(tree) + 5, hits), dtype)
+        log_uniforms = jnp.log(open_uniform(bits[:2], dtype))
+        steps = -log_uniforms[0] / total
         distance = progress.distance + jnp.cumsum(steps)
-        blocks = _descend(levels, open_uniform(bits[5:], dtype))
+        blocks = _descend(tree, open_uniform(bits[5:], dtype))
         runner = identify(bits[3:5], course, blocks)
-        side = jnp.where(bits[1] & 1 == 0, 1, -1).astype(dtype)
-        accepted = _accept(runner, target, distance, side, bits[2])
+        side = jnp.where(bits[2] & 1 == 0, 1, -1).astype(dtype)
+        accepted = _accept(runner, target, distance, side, log_uniforms[1])
         ids = jnp.where(runner.runs, runner.task_ids, -1)
         first = ~_hit_before(ids, progress)
         accepted &= first & runner.runs & (distance <= course.length)
@@ -313,7 +323,7 @@ def run(
         result = _append(progress.result, runner.task_ids, draws, accepted)
         explored = jnp.minimum(distance[-1], course.length)
         result = result._replace(explored=explored)
-        hit_ids = progress.hit_ids.at[progress.chunk].set(ids)
+        hit_ids = lax.dynamic_update_index_in_dim(progress.hit_ids, ids, progress.chunk, 0)
         return _Progress(progress.chunk + 1, distance[-1], hit_ids, result)
 
     def goes_on(progress: _Progress) -> Array:
@@ -328,12 +338,14 @@ def run(
     return lax.while_loop(goes_on, advance, start).result
 
 
-def _accept(runner: Runner, target: Array, distance: Array, side: Array, height: Array) -> Array:
+def _accept(
+    runner: Runner, target: Array, distance: Array, side: Array, log_height: Array
+) -> Array:
     """Whether the hit task's own draw falls where it was hit."""
     log_density = log_beta_density(runner.alpha, runner.beta, target, side * distance)
     rate = jnp.where(runner.runs, runner.rate, 1)
     log_offered = jnp.log(rate / 2) - rate * distance
-    return jnp.log(open_uniform(height, distance.dtype)) <= log_density - log_offered
+    return log_height <= log_density - log_offered
 
 
 def _hit_before(ids: Array, progress: _Progress) -> Array:
@@ -347,7 +359,9 @@ def _hit_before(ids: Array, progress: _Progress) -> Array:
 
 def _append(result: Result, ids: Array, draws: Array, accepted: Array) -> Result:
     count = result.task_ids.shape[0]
-    place = result.found + jnp.cumsum(accepted, dtype=jnp.int32) - 1
+    # Counted in floats, as the distances are added up: one thing less to compile.
+    counted = jnp.cumsum(accepted.astype(draws.dtype)).astype(jnp.int32)
+    place = result.found + counted - 1
     place = jnp.where(accepted, place, count)
     return result._replace(
         task_ids=result.task_ids.at[place].set(ids, mode="drop"),

@@ -8,6 +8,7 @@ loop without an inner loop. Repeats are found by sorting single words.
 from __future__ import annotations
 
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from bots_jax.numerics import rarely
@@ -30,21 +31,21 @@ def total_of(weights: list[Array]) -> Array:
 def part_sums(rows: Array, size: int) -> Array:
     """f[P, W / size]: of f[P, W], sums over so many entries each."""
     width = rows.shape[1]
-    ones = jnp.arange(width)[:, None] // size == jnp.arange(width // size)[None]
-    return jnp.matmul(rows, ones.astype(rows.dtype), precision=lax.Precision.HIGHEST)
+    ones = np.repeat(np.eye(width // size, dtype=rows.dtype), size, axis=0)
+    return jnp.matmul(rows, ones, precision=lax.Precision.HIGHEST)
 
 
 def of_part(rows: Array, part: Array, size: int) -> Array:
     """[P, size]: of [P, W], in each row the entries of one part, from part x size on."""
     count, width = rows.shape
-    number = jnp.arange(count, dtype=jnp.int32) * (width // size) + part
+    number = np.arange(count, dtype=np.int32) * np.int32(width // size) + part
     return rows.reshape(-1, size)[number]
 
 
 def which_lane(same: Array, dtype: jnp.dtype) -> Array:
     """i32[P]: the lane that is True in each row of bool[P, W], of which at most one is; or W."""
     width = same.shape[1]
-    back = jnp.arange(-width, 0).astype(dtype)
+    back = np.arange(-width, 0, dtype=dtype)
     found = jnp.matmul(same.astype(dtype), back, precision=lax.Precision.HIGHEST)
     return width + found.astype(jnp.int32)
 
@@ -67,12 +68,21 @@ def pass_by(weights: list[Array], threshold: Array) -> tuple[Array, Array]:
 
 
 def repeats(values: Array, where: Array) -> Array:
-    """bool: whether any two of i32[M] `values` are the same, among those `where`."""
-    ranked = jnp.sort(jnp.where(where, values, jnp.iinfo(values.dtype).max))
-    counted = jnp.sum(where, dtype=jnp.int32)
-    place = jnp.arange(1, ranked.shape[0], dtype=jnp.int32)
-    same = (ranked[1:] == ranked[:-1]) & (place < counted)
-    return jnp.any(same)
+    """bool: whether any two of i32[M] `values`, at least -1, are the same, among those `where`."""
+    others = -2 - jnp.arange(values.shape[0], dtype=values.dtype)
+    ranked = jnp.sort(jnp.where(where, values, others))
+    return jnp.any(ranked[1:] == ranked[:-1])
+
+
+def earlier(values: Array) -> Array:
+    """bool[M, M]: whether entry j comes before entry i and is the same."""
+    same = values[:, None] == values[None, :]
+    return same & jnp.tri(values.shape[0], k=-1, dtype=bool)
+
+
+def times_before(values: Array) -> Array:
+    """i32[M]: how many earlier entries are the same, by comparing all pairs."""
+    return jnp.sum(earlier(values), axis=1, dtype=jnp.int32)
 
 
 # Up to this many values enough bits are left beside their places.
@@ -96,8 +106,12 @@ def sort_with_places(keys: Array) -> tuple[Array, Array]:
     return ranked >> places, (ranked & jnp.uint32((1 << places) - 1)).astype(jnp.int32)
 
 
+# How far back values of the same hash are compared one by one.
+_NEAR = 4
+
+
 def seen_before(values: Array) -> Array:
-    """bool[M]: whether an earlier entry of i32[M] is the same.
+    """bool[M]: whether an earlier entry of i32[M], none of them the least, is the same.
 
     Few values are sorted by a hash: what is the same then stands side by side, but for values
     that share it.
@@ -108,16 +122,18 @@ def seen_before(values: Array) -> Array:
     mixed, place = sort_with_places(hash_bits(values) >> bits_of_places(size))
     value = values[place]
 
-    def shifted(entries: Array, by: int) -> Array:
+    def same(entries: Array, by: int) -> Array:
         """Whether each is the same as the one that stands so far in front of it."""
-        return jnp.concatenate([jnp.zeros(min(by, size), bool), entries[by:] == entries[:-by]])
+        none = jnp.iinfo(entries.dtype)
+        before = jnp.full(_NEAR, none.min if none.min < 0 else none.max, entries.dtype)
+        return jnp.concatenate([before, entries])[_NEAR - by :][:size] == entries
 
-    near = shifted(value, 1) | shifted(value, 2) | shifted(value, 3)
-    unsettled = jnp.any(shifted(mixed, 4) & ~near)
+    near = same(value, 1) | same(value, 2) | same(value, 3)
+    unsettled = jnp.any(same(mixed, _NEAR) & ~near)
     before = jnp.zeros(size, bool).at[place].set(near, unique_indices=True)
     return rarely(
         unsettled,
-        lambda before: _seen_before_by_place(lax.optimization_barrier((values, before))[0]),
+        lambda before: jnp.any(earlier(lax.optimization_barrier((values, before))[0]), axis=1),
         before,
     )
 

@@ -23,6 +23,7 @@ from bots_jax.short_lists import (
     part_sums,
     pass_by,
     sort_with_places,
+    times_before,
     total_of,
     which_lane,
 )
@@ -77,15 +78,12 @@ def place(slot_ids: Array, ids: Array, new: Array, cost: Callable[[Array], Array
         """The free ones first, then the least costly; one that must be kept never."""
         at = row[:, None] * WAYS + jnp.arange(WAYS, dtype=jnp.int32)[None]
         price = jnp.where(free, -1, cost(at))
-        mine, other = price[:, :, None], price[:, None, :]
-        earlier = jnp.tri(WAYS, k=-1, dtype=bool)[None]
-        cheaper = (other < mine) | ((other == mine) & earlier)
-        taken = jnp.sum(cheaper, axis=2, dtype=jnp.int32) == turn[:, None]
-        chosen = jnp.argmax(taken, axis=1).astype(jnp.int32)
-        paid = jnp.max(jnp.where(taken, price, -jnp.inf), axis=1)
+        rank = jnp.minimum(turn, WAYS - 1)[:, None]
+        chosen = jnp.take_along_axis(jnp.argsort(price, axis=1), rank, axis=1)
+        paid = jnp.take_along_axis(price, chosen, axis=1)[:, 0]
         room = new & (turn < WAYS) & jnp.isfinite(paid)
         crowded = jnp.sum(room & (paid >= 0), dtype=jnp.int32)
-        return Placed(jnp.where(room, row * WAYS + chosen, size), crowded)
+        return Placed(jnp.where(room, row * WAYS + chosen[:, 0], size), crowded)
 
     return rarely(jnp.any(new & ~fits), displace, Placed(slots, jnp.int32(0)))
 
@@ -101,7 +99,7 @@ def _turn(bucket: Array, buckets: int) -> Array:
     """
     size = bucket.shape[0]
     if buckets >> (32 - bits_of_places(size)):
-        return _turn_by_pairs(bucket)
+        return times_before(bucket)
     key = jnp.where(bucket < 0, buckets, bucket).astype(jnp.uint32)
     ranked, place = sort_with_places(key)
     here = ranked.astype(jnp.int32)
@@ -114,14 +112,8 @@ def _turn(bucket: Array, buckets: int) -> Array:
     crowded = jnp.any(shared(_CROWD) & (here < buckets))
     turn = jnp.zeros_like(turn).at[place].set(turn, unique_indices=True)
     return rarely(
-        crowded, lambda turn: _turn_by_pairs(lax.optimization_barrier((bucket, turn))[0]), turn
+        crowded, lambda turn: times_before(lax.optimization_barrier((bucket, turn))[0]), turn
     )
-
-
-def _turn_by_pairs(bucket: Array) -> Array:
-    same = bucket[:, None] == bucket[None, :]
-    earlier = jnp.tri(bucket.shape[0], k=-1, dtype=bool)
-    return jnp.sum(same & earlier, axis=1, dtype=jnp.int32)
 
 
 _STEP = 8
