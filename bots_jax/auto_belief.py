@@ -46,7 +46,7 @@ from bots_jax.estimators.contract import Estimator, Own
 from bots_jax.numerics import masked_mean, rarely, safe_ratio
 from bots_jax.pool import Evaluated, Fused, take
 from bots_jax.reference import Reference
-from bots_jax.sharding import total
+from bots_jax.sharding import totals
 from bots_jax.types import Array, Belief, PyTree, Settings
 
 # What is tried around `Settings.implicit_weight` and `Settings.forgetting`, as factors.
@@ -345,7 +345,7 @@ def _told(
     pairs = Pairs(grid.trust[None], grid.speed[None])
     expected = Expected(prior.line[:, None], *_aged(column, clock, pairs, prior.counts[:, None]))
     each = _log_likelihood(expected, batch.successes[:, None], batch.trials[:, None])
-    return jax.vmap(total, in_axes=1)(jnp.where(batch.trials[:, None] > 0, each, 0))
+    return totals(jnp.where(batch.trials[:, None] > 0, each, 0).T)
 
 
 def _own(prior: _Prior, expected: Expected) -> Own:

@@ -443,20 +443,17 @@ def add(pool: PoolState, count: int, domain: Array | None) -> tuple[PoolState, A
     return pool, jnp.where(placed, order, PADDING)
 
 
-_AT_ONCE = 2**22  # comparisons of a task with a domain
-
-
 def domain_sums(values: Array, domain: Array | None, num_domains: int) -> Array:
     """[D]: sums of [C] `values` over the tasks of each domain."""
     if domain is None:
         return total(values)[None]
     if mesh_of(values) is None or jnp.issubdtype(values.dtype, jnp.integer):
         return jax.ops.segment_sum(values, domain, num_domains)
-    # Over devices, domain by domain: sums by index would be added up in another order.
+    # Over devices, domain by domain: sums by index would be added up in another order, and so
+    # would be several domains' sums at once (`sharding.totals`).
     return lax.map(
         lambda index: total(jnp.where(domain == index, values, 0)),
         jnp.arange(num_domains, dtype=jnp.int32),
-        batch_size=min(num_domains, max(1, _AT_ONCE // values.shape[0])),
     )
 
 

@@ -245,3 +245,13 @@ def block_sums(values: Array) -> Array:
 def total(values: Array) -> Array:
     """The sum of [C], in one order on any number of devices."""
     return jnp.sum(block_sums(values))
+
+
+def totals(values: Array) -> Array:
+    """f[A]: the sums of the rows of f[A, C], each in one order on any number of devices."""
+    if not values.shape[0]:
+        return jnp.zeros((0,), values.dtype)
+    if mesh_of(values) is None:
+        return jax.vmap(total)(values)
+    # Row by row: the order in a sum of several at once depends on how many there are.
+    return lax.map(total, values)

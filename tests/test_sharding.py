@@ -18,7 +18,8 @@ from jax.sharding import Mesh
 
 from benchmarks.sharding import crossings
 from bots_jax import Evidence, State, bots
-from bots_jax.sharding import gather_evidence, padded_capacity, shard, task_mesh
+from bots_jax.pool import domain_sums
+from bots_jax.sharding import gather_evidence, padded_capacity, shard, task_mesh, totals
 from tests import sharding_run
 from tests.conftest import EVERY_BIT, REPOSITORY
 from tests.sharding_run import make_reference
@@ -106,6 +107,24 @@ def test_a_sum_that_depends_on_devices_is_caught() -> None:
     mesh = task_mesh()
     spread = jax.device_put(values, jax.NamedSharding(mesh, jax.P("tasks")))
     assert float(jax.jit(jnp.sum)(spread)) != float(jax.jit(jnp.sum)(values))
+
+
+def test_sums_of_several_at_once_do_not_depend_on_devices() -> None:
+    """Ten draws: of sums of five rows by one reduction most differ in their last bits."""
+    domain = jnp.arange(SIZE, dtype=jnp.int32) % 5
+
+    def sums(values: jax.Array, domain: jax.Array) -> tuple[jax.Array, jax.Array]:
+        by_domain = domain_sums(1.1 * values, domain, 5)
+        return by_domain, totals(jnp.stack([values * power for power in (1.1, 1.2, 1.3)]))
+
+    for seed in range(10):
+        values = np.random.default_rng(seed).gamma(0.1, size=SIZE).astype(np.float32)
+        found = []
+        for devices in (1, 8):
+            place = jax.NamedSharding(task_mesh(jax.devices()[:devices]), jax.P("tasks"))
+            given = jax.device_put((values, domain), place)
+            found.append(jax.jit(sums, compiler_options=EVERY_BIT)(*given))
+        assert_same(*found)
 
 
 def test_a_state_stays_where_it_was_put() -> None:

@@ -8,12 +8,11 @@ from __future__ import annotations
 from functools import reduce
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 
 from bots_jax.reference import Reference
-from bots_jax.sharding import total
+from bots_jax.sharding import totals
 from bots_jax.types import Array
 
 # Attempts behind a rate where nobody has said.
@@ -62,13 +61,9 @@ def learn_levels(levels: Levels, reference: Reference, evaluated: Array) -> Leve
     values, known = logits(reference)
     used = known & evaluated[None]
     return Levels(
-        levels.sums + _row_totals(jnp.where(used, values, 0)),
-        levels.counts + _row_totals(used.astype(values.dtype)),
+        levels.sums + totals(jnp.where(used, values, 0)),
+        levels.counts + totals(used.astype(values.dtype)),
     )
-
-
-def _row_totals(values: Array) -> Array:
-    return jax.vmap(total)(values) if values.shape[0] else jnp.zeros((0,), values.dtype)
 
 
 def fill(levels: Levels, values: Array, known: Array) -> Array:

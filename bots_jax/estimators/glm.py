@@ -24,7 +24,7 @@ features and D domains a step costs F^3 + F^2 (D + tasks evaluated), and no D^2.
 
 from __future__ import annotations
 
-from functools import reduce
+from functools import partial, reduce
 from typing import NamedTuple
 
 import jax
@@ -249,7 +249,9 @@ def _to_domains(values: Array, domain: Array | None, effects: int) -> Array:
     """[A, R] -> [A, D']."""
     if domain is None or not effects:
         return jnp.zeros((values.shape[0], effects), values.dtype)
-    return jax.vmap(lambda row: domain_sums(row, domain, effects))(values)
+    by_domain = partial(domain_sums, domain=domain, num_domains=effects)
+    # As in `sharding.totals`.
+    return jax.vmap(by_domain)(values) if mesh_of(values) is None else lax.map(by_domain, values)
 
 
 # --- a step ---------------------------------------------------------------------------------
