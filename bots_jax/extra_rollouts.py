@@ -16,13 +16,15 @@ static. A selector without extra rollouts is the case `free`: select, roll, obse
                       the B tasks that were mixed in them (SPEED, 2506.09016)
     learnability      4 B tasks x 8, then m fresh ones for the B of largest p (1 - p)
                       (SFL, 2408.15099; LILO, 2502.12272)
+    dots              every second step 256 anchor tasks x 8, from whose rates those of all
+                      tasks are predicted by similarity (`similarity`); then B tasks near 1/2,
+                      m each (DOTS, 2506.05316)
 
 Departures: rounds end at a cap, and a batch short of mixed groups is trained as it is, its
 other places invalid; what was mixed beyond B is dropped, not kept for the next step (SPEED
 keeps it, a policy step old); the base selector, uniform in the papers, may be any, and it is
 told of every rollout, the dropped ones too; SFL keeps one sample of candidates for many
-steps, here each step draws its own. DOTS is left out: it needs the hidden states of a policy
-to embed tasks, which neither a recording nor a selector has.
+steps, here each step draws its own; those of DOTS are on the page of these strategies.
 """
 
 from __future__ import annotations
@@ -35,8 +37,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bots_jax.checks import check_count
+from bots_jax.checks import check_count, check_number
+from bots_jax.pool import selectable
 from bots_jax.selection import lowest
+from bots_jax.similarity import measured, predicted_selector, taken
 from bots_jax.strategies import configure
 from bots_jax.types import (
     Array,
@@ -347,7 +351,81 @@ def learnability(
     return Extra(selector, collect, static)
 
 
+def dots(
+    *,
+    batch_size: int = 32,
+    rollouts: int = 16,
+    target: float = 0.5,
+    temperature: float = 1e-3,
+    anchors: int | None = None,
+    screening: int = 8,
+    every: int = 2,
+    learning_steps: int = 10,
+    learning_rate: float = 0.002,
+) -> Extra:
+    """DOTS: predict how hard all tasks are from the tries of a few, train on the half solved.
+
+    Its selector's `init` wants what tells tasks apart: `reference.TaskFeatures` with
+    embeddings, as of `rl.embeddings`, or else pass rates of reference models.
+
+    Args:
+      batch_size: B. rollouts: m, of a group that is trained on, none of them an anchor's.
+      target: p*. temperature: tau of the draw; 0 takes the nearest.
+      anchors: tasks that are tried to tell the others; None for 256, or a quarter of the pool
+        if that is less.
+      screening: rollouts of an anchor.
+      every: steps from one measurement to the next.
+      learning_steps, learning_rate: of the similarity, at each measurement; 0 steps take the
+        inner products of the embeddings as they are.
+    """
+    rollouts = check_count("rollouts", rollouts, least=2)
+    tries = check_count("screening", screening)
+    period = check_count("every", every)
+    most = None if anchors is None else check_count("anchors", anchors, least=2)
+    steps = check_count("learning_steps", learning_steps, least=0)
+    rate = check_number("learning_rate", learning_rate, 0, 1)
+    static = {
+        "strategy": "dots", "reads": "embeddings", "anchors": most, "screening": tries,
+        "every": period, "learning_steps": steps, "learning_rate": rate,
+    }  # fmt: skip
+    selector = predicted_selector(
+        batch_size=batch_size, rollouts=rollouts, target=target, temperature=temperature,
+        static=static,
+    )  # fmt: skip
+
+    def measure(rng_key: Array, state: State, roll: RollFn) -> tuple[State, Array, Array]:
+        open_to_all = selectable(state.pool, None)
+        size = len(open_to_all)
+        count = min(size, most or min(256, max(size // 4, 2)))
+        noise = jax.random.uniform(rng_key, (size,))
+        ids, valid = lowest(None, noise, open_to_all, count)
+        ids = jnp.where(valid, ids, -1)
+        tried = roll(1, ids, tries)
+        solved = _successes(tried, valid)
+        trials = jnp.where(valid, float(tries), 0.0).astype(solved.dtype)
+        state = selector.observe(state, Evidence(ids, solved, trials))
+        return measured(state, ids, solved, tries, steps, rate), *_cost(tried, valid)
+
+    train = free(selector, rollouts).collect
+
+    def collect(rng_key: Array, state: State, roll: RollFn) -> tuple[State, Collected]:
+        anchor_key, select_key = jax.random.split(rng_key)
+        zero = jnp.zeros((), jnp.int32)
+        state, made, tokens = lax.cond(
+            state.pool.step % period == 0,
+            lambda state: measure(anchor_key, state, roll),
+            lambda state: (state, zero, zero),
+            state,
+        )
+        state, batch = train(select_key, state, roll)
+        cost = {"generated": batch.generated + made, "tokens": batch.tokens + tokens}
+        return taken(state, batch.task_ids), batch._replace(**cost)
+
+    return Extra(selector, collect, static)
+
+
 EXTRA: dict[str, Callable[..., Extra]] = {
+    "dots": dots,
     "dynamic-sampling": dynamic_sampling,
     "learnability": learnability,
     "speed": speed,

@@ -23,6 +23,8 @@ What an environment must see to, so that its numbers can be compared:
   screening for one, it must pay for out of them or report as `rollouts`.
 * **The truth** is only for a strategy whose selector says `static["reads"] == "truth"`
   (`reads_truth`), given as the reference f[T, N], a row a step.
+* **Embeddings** of the tasks, where there are any, go to a strategy whose selector says
+  `static["reads"] == "embeddings"`, with the references, as `reference.TaskFeatures`.
 """
 
 from __future__ import annotations

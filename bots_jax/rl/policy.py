@@ -142,6 +142,12 @@ def full_logits(graphdef: GraphDef, params: Params, prompts: Array, completions:
     return model.unembed(x)[:, 0]
 
 
+def prompt_states(graphdef: GraphDef, params: Params, prompts: Array) -> Array:
+    """The last layer's residual stream f[B, P, width] over prompts i32[B, P]."""
+    x, _ = _read(_merge(graphdef, params, prompts.shape[1], 0), prompts, prompts.shape[1])
+    return x[:, 0]
+
+
 def prefill(graphdef: GraphDef, params: Params, prompts: Array, group: int, room: int) -> Cache:
     """Read prompts i32[B, P] once; make room for `group` completions of `room` tokens.
 

@@ -6,7 +6,7 @@ import pytest
 
 from bots_jax.bench.environment import Strategy
 from bots_jax.bench.environments.finetune import finetune_environment
-from bots_jax.extra_rollouts import dynamic_sampling
+from bots_jax.extra_rollouts import dots, dynamic_sampling
 from bots_jax.selector import bots
 from bots_jax.strategies import oracle, uniform
 
@@ -42,3 +42,11 @@ def test_extra_rollouts_are_counted(tmp_path: Path) -> None:
     assert first.values["tokens"] == first.series["tokens"].y[-1] >= 128
     assert 0 <= first.values["useful"] <= 0.5
     assert first.values["heldout"] == again.values["heldout"]
+
+
+def test_dots_gets_embeddings_of_the_base_policy(tmp_path: Path) -> None:
+    place = finetune_environment(**TINY, cache=str(tmp_path / "cache"))
+    told = place.run(Strategy("dots", dots, {"anchors": 8, "screening": 4}), [0])[0]
+    # Two measurements of 8 anchors in four steps.
+    assert told.values["rollouts"] == 4 * 4 * 4 + 2 * 8 * 4
+    assert told.series["rollouts"].y == [0, 64, 128]

@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bots_jax.extra_rollouts import Extra, dynamic_sampling, free, learnability, speed
+from bots_jax.extra_rollouts import Extra, dots, dynamic_sampling, free, learnability, speed
+from bots_jax.reference import TaskFeatures
+from bots_jax.rl.embeddings import embed_tasks
 from bots_jax.rl.extra_loop import make_extra_step
 from bots_jax.rl.loop import LoopConfig, init_loop, make_step
 from bots_jax.rl.policy import PolicyConfig
@@ -35,8 +37,9 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> WarmStart:
     return warm_up(SMALL, tmp_path_factory.mktemp("warmup"))
 
 
-def run(extra: Extra, start: WarmStart, steps: int = 3):
-    loop = init_loop(start.base, extra.selector.init(num_tasks=64), CONFIG, seed=1)
+def run(extra: Extra, start: WarmStart, steps: int = 3, reference=None):
+    state = extra.selector.init(reference, num_tasks=64)
+    loop = init_loop(start.base, state, CONFIG, seed=1)
     step = make_extra_step(extra, start.graphdef, POOL.prompts, even_start, CONFIG)
     return jax.jit(lambda state: jax.lax.scan(step, state, length=steps))(loop)
 
@@ -54,6 +57,20 @@ def test_trains_on_what_is_worth_it_and_counts_everything(start: WarmStart, make
     leaves = jax.tree.leaves(state.train.params)
     assert all(np.all(np.isfinite(leaf)) for leaf in leaves)
     assert not np.allclose(leaves[0], jax.tree.leaves(start.base)[0])
+
+
+def test_dots_measures_anchors_and_trains_on_fresh_groups(start: WarmStart) -> None:
+    embeddings = np.asarray(embed_tasks(start.graphdef, start.base, POOL.prompts))
+    # One coordinate more says which tasks can be solved at all.
+    parity = 3.0 * (-1.0) ** np.arange(64)[None]
+    features = TaskFeatures(None, np.concatenate([embeddings, parity]).astype(np.float32))
+    extra = dots(batch_size=4, rollouts=4, screening=4)
+    _, told = run(extra, start, steps=4, reference=features)
+    np.testing.assert_array_equal(told.generated, [16 * 4 + 16, 16, 16 * 4 + 16, 16])
+    np.testing.assert_array_equal(told.step.info.trials, told.generated)
+    assert np.all(told.step.generated_tokens >= told.generated)
+    ids = np.asarray(told.step.task_ids)
+    assert np.all((ids >= 0) & (ids % 2 == 0))
 
 
 def test_without_extra_rollouts_it_selects_as_the_loop_does(start: WarmStart) -> None:

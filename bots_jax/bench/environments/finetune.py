@@ -36,6 +36,7 @@ from bots_jax.bench.environment import (
     reads_truth,
 )
 from bots_jax.extra_rollouts import Extra
+from bots_jax.reference import TaskFeatures
 from bots_jax.types import Selector
 
 _BASE = "uniform"  # stands in where FinetuneConfig wants a strategy's name
@@ -106,6 +107,7 @@ def finetune_environment(
     about = {k: v for k, v in about.items() if k != "first_seed"}
     folder = Path(workspace) if workspace else Path(tempfile.mkdtemp(prefix="bots-jax-bench-"))
     made: list[Any] = []  # prepared once, by whichever strategy comes first
+    embedded: list[TaskFeatures] = []  # references and embeddings, for who asks for them
     steppers: dict[str, Callable[..., Any]] = {}  # of strategies with extra rollouts, compiled
 
     def run(strategy: Strategy, seeds: Sequence[int]) -> list[Measured]:
@@ -116,11 +118,15 @@ def finetune_environment(
         if not made:
             problem = finetune.prepare(config, _cache(cache), _Quiet())
             made.extend((problem, finetune.compile_pieces(config, problem)))
+        shared = made
+        if rule.static.get("reads") == "embeddings":
+            embedded[:] = embedded or [_embedded(made[0])]
+            shared = [made[0]._replace(reference=embedded[0]), made[1]]
         if isinstance(rule, Selector):
-            return [_train(finetune, config, made, folder, strategy, rule, seed) for seed in seeds]
+            return [_train(finetune, config, shared, folder, strategy, rule, s) for s in seeds]
         known = _identity(config, strategy, rule)
         step = steppers.setdefault(known, _stepper(config, made[0], rule))
-        return [_train_extra(finetune, config, made, strategy, rule, step, s) for s in seeds]
+        return [_train_extra(finetune, config, shared, strategy, rule, step, s) for s in seeds]
 
     return Environment(
         name=name or f"finetuning, {steps} steps",
@@ -218,6 +224,15 @@ def _train_extra(
             line["heldout"] = finetune.held_out(pieces, state)
         lines.append(line)
     return _measure(finetune.as_record(strategy.name, seed, lines), lines[1:], config)
+
+
+def _embedded(problem: Any) -> TaskFeatures:
+    """The references, and what the base policy makes of each task."""
+    from bots_jax.rl.embeddings import embed_tasks
+
+    prompts = jnp.asarray(problem.pool.prompts)
+    embed = jax.jit(lambda params: embed_tasks(problem.graphdef, params, prompts))
+    return TaskFeatures(problem.reference, np.asarray(embed(problem.base)))
 
 
 def _measure(record: dict[str, Any], lines: list[dict[str, Any]], config: Any) -> Measured:
