@@ -62,14 +62,14 @@ def beta(rng_key: Array, alpha: ArrayLike, beta: ArrayLike) -> Array:
     Parameters from 0.05 to 1e5 are what is tested. A parameter that is not a positive
     number gives NaN, as in `jax.random.beta`.
     """
-    return _draw(rng_key, alpha, beta, _value)
+    return _draw(rng_key, alpha, beta, value_at)
 
 
 def beta_pair(rng_key: Array, alpha: ArrayLike, beta: ArrayLike) -> BetaDraws:
     """Draws (x, 1 - x): near 1 a float cannot tell x from 1, but it can hold 1 - x."""
     alpha, beta = _as_floats(alpha, beta)
     distance = _draw(rng_key, alpha, beta, lambda distance, a, b: distance)
-    return BetaDraws(_value(distance, alpha, beta), _value(-distance, beta, alpha))
+    return BetaDraws(value_at(distance, alpha, beta), value_at(-distance, beta, alpha))
 
 
 def beta_log_odds(rng_key: Array, alpha: ArrayLike, beta: ArrayLike) -> Array:
@@ -77,8 +77,8 @@ def beta_log_odds(rng_key: Array, alpha: ArrayLike, beta: ArrayLike) -> Array:
     return _draw(rng_key, alpha, beta, lambda distance, a, b: jnp.log(a / b) + distance)
 
 
-def _value(distance: Array, a: Array, b: Array) -> Array:
-    """x at that distance from the mode of the log-odds."""
+def value_at(distance: Array, a: Array, b: Array) -> Array:
+    """x at that distance of the log-odds from their mode, log(a / b): what `propose` gives."""
     return 1 / (1 + b / a * jnp.exp(-distance))
 
 

@@ -22,7 +22,7 @@ from jax import lax
 from bots_jax import pool, posterior, race, table
 from bots_jax.beta_belief import BetaRules, Learned
 from bots_jax.compose import BeliefInfo
-from bots_jax.draws import propose
+from bots_jax.draws import propose, value_at
 from bots_jax.evidence import PADDING
 from bots_jax.grouped_slots import GroupModel, Pick, free_slots
 from bots_jax.groups import Groups, draw_member, group_of
@@ -273,7 +273,7 @@ def _draw_outside(
     def another(carry: tuple[Array, Array]) -> tuple[Array, Array]:
         drawn, attempt = carry
         bits = lane_bits(words, lanes, attempt, drawn.dtype)
-        draw = jax.nn.sigmoid(propose(tasks.alpha, tasks.beta, *bits))
+        draw = value_at(propose(tasks.alpha, tasks.beta, *bits), tasks.alpha, tasks.beta)
         outside = jnp.abs(draw - target) > explored
         return jnp.where(jnp.isnan(drawn) & outside, draw, drawn), attempt + 1
 
