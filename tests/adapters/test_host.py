@@ -70,7 +70,8 @@ def test_a_plain_trainer_makes_the_plain_loop(reference: np.ndarray) -> None:
         state, selection = SELECTOR.select(key, state)
         assert selection.task_ids.tolist() == chosen[step]
         evidence = Evidence(selection.task_ids, rates(selection.task_ids, step), M, selection.visit)
-        state, expected = SELECTOR.update(state, evidence)
+        # As the sampler does; `update` is one program of both, which may round otherwise.
+        state, expected = SELECTOR.advance(SELECTOR.observe(state, evidence))
     same_leaves((sampler.state, info), (state, expected))
 
 
