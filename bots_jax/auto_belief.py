@@ -43,6 +43,7 @@ from jax import lax
 from bots_jax.auto_lengths import Lengths, learn_lengths, no_lengths
 from bots_jax.compose import BeliefInfo, BeliefModel
 from bots_jax.estimators.contract import Estimator, Own
+from bots_jax.estimators.features import shrink, unshrink
 from bots_jax.numerics import masked_mean, rarely, safe_ratio
 from bots_jax.pool import Evaluated, Fused, take
 from bots_jax.reference import Reference
@@ -196,21 +197,21 @@ def _infer(
     else:
         counts = jnp.where(inferred.known, inferred.concentration, prior)
     # As trusted as claimed: at rho = 1, or eta would be another for each pair of the grid.
-    wider = jnp.sqrt(1 + (np.pi / 8) * jnp.minimum(4 / counts, _MOST_VARIANCE))
-    return _Prior(jnp.log(mean / (1 - mean)) * wider, mean, counts)
+    variance = _most_variance(1.0, counts)
+    return _Prior(unshrink(jnp.log(mean / (1 - mean)), variance), mean, counts)
 
 
 def _aged(history: History, clock: Array, pairs: Pairs, counts: Array) -> tuple[Array, Array]:
     """u and v of tasks not seen for a while. Histories and counts must broadcast to pairs."""
     kept = _kept(history, clock, pairs)
-    most = _most_variance(pairs, counts)
+    most = _most_variance(pairs.trust, counts)
     at_visit = jnp.minimum(history.variance, most)
     return history.offset * kept, most + (at_visit - most) * kept * kept
 
 
-def _most_variance(pairs: Pairs, counts: Array) -> Array:
+def _most_variance(trust: Array | float, counts: Array) -> Array:
     """V, that of a task without a history."""
-    return jnp.minimum(4 / (pairs.trust * counts), _MOST_VARIANCE)
+    return jnp.minimum(4 / (trust * counts), _MOST_VARIANCE)
 
 
 def _kept(history: History, clock: Array, pairs: Pairs) -> Array:
@@ -245,7 +246,7 @@ def expect_unvisited(
 ) -> Expected:
     """logit p of tasks without a history, such as most of a large pool."""
     prior = _infer(rules, shared.estimator, settings, reference, domain)
-    variance = _most_variance(in_force(rules, settings, shared), prior.counts)
+    variance = _most_variance(in_force(rules, settings, shared).trust, prior.counts)
     return Expected(prior.line, jnp.zeros_like(prior.line), variance)
 
 
@@ -263,9 +264,8 @@ def what_is_left(
 
 
 def moderated(expected: Expected) -> Array:
-    """The logit of E p: of a normal logit it is mean / sqrt(1 + pi v / 8), nearly (MacKay 1992)."""
-    scale = lax.rsqrt(1 + (np.pi / 8) * expected.variance)
-    return (expected.shared + expected.offset) * scale
+    """The logit of E p."""
+    return shrink(expected.shared + expected.offset, expected.variance)
 
 
 def mean_rate(expected: Expected) -> Array:

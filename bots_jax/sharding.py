@@ -247,11 +247,15 @@ def total(values: Array) -> Array:
     return jnp.sum(block_sums(values))
 
 
+def by_row(work: Callable[[Array], Array], rows: Array) -> Array:
+    """What `work` makes of each row of [A, C], all at once where nothing crosses devices.
+
+    Over devices row by row: the order in sums of several rows at once depends on how many
+    devices there are.
+    """
+    return jax.vmap(work)(rows) if mesh_of(rows) is None else lax.map(work, rows)
+
+
 def totals(values: Array) -> Array:
     """f[A]: the sums of the rows of f[A, C], each in one order on any number of devices."""
-    if not values.shape[0]:
-        return jnp.zeros((0,), values.dtype)
-    if mesh_of(values) is None:
-        return jax.vmap(total)(values)
-    # Row by row: the order in a sum of several at once depends on how many there are.
-    return lax.map(total, values)
+    return by_row(total, values) if values.shape[0] else jnp.zeros((0,), values.dtype)

@@ -96,7 +96,10 @@ def left_out_loss(attention: Attention, anchors: Anchors) -> Array:
 
 
 def learn(learning: Learning, anchors: Anchors, steps: int, rate: float) -> Learning:
-    """`steps` of Adam (Kingma & Ba 2015) on `left_out_loss`; its decays are .9 and .99."""
+    """`steps` of Adam (Kingma & Ba 2015) on `left_out_loss`; its decays are .9 and .99.
+
+    By hand: Optax comes with the extra `rl`, and the engine does without.
+    """
     anchors = anchors._replace(successes=jnp.where(anchors.known, anchors.successes, 0))
 
     def step(now: Learning, _: None) -> tuple[Learning, None]:

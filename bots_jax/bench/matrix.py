@@ -158,9 +158,7 @@ def make_plan(
                 absent.append(f"{spec.label}: {error}")
                 continue
             places.append(place.name)
-            asked = matrix.seeds if place.seeds is None else place.seeds
-            count = asked if spec.seeds is None else spec.seeds
-            seeds = _seeds(matrix.first_seed, count, place.seeds)
+            seeds = _seeds(matrix, spec.seeds, place.seeds)
             if not seeds:
                 raise ValueError(
                     f"first_seed={matrix.first_seed}: {place.name} has {place.seeds} seeds"
@@ -175,9 +173,10 @@ def make_plan(
     return Plan(tuple(jobs), baseline, tuple(absent))
 
 
-def _seeds(first: int, count: int, there_are: int | None) -> tuple[int, ...]:
-    end = first + count
-    return tuple(range(first, end if there_are is None else min(end, there_are)))
+def _seeds(matrix: Matrix, asked: int | None, there_are: int | None) -> tuple[int, ...]:
+    otherwise = matrix.seeds if there_are is None else there_are
+    end = matrix.first_seed + (otherwise if asked is None else asked)
+    return tuple(range(matrix.first_seed, end if there_are is None else min(end, there_are)))
 
 
 def _name_of(spec: registry.Spec) -> str:

@@ -144,4 +144,13 @@ def curvature(eta: Array) -> Array:
 
 def shrink(eta: Array, variance: Array) -> Array:
     """The logit of E logistic(N(eta, variance)), nearly (MacKay 1992, eq. 5.2)."""
-    return eta / jnp.sqrt(1 + (jnp.pi / 8) * variance)
+    return eta / _pull(variance)
+
+
+def unshrink(logit: Array, variance: Array) -> Array:
+    """The mean of a normal logit whose `shrink` is `logit`."""
+    return logit * _pull(variance)
+
+
+def _pull(variance: Array) -> Array:
+    return jnp.sqrt(1 + (jnp.pi / 8) * variance)

@@ -24,7 +24,7 @@ features and D domains a step costs F^3 + F^2 (D + tasks evaluated), and no D^2.
 
 from __future__ import annotations
 
-from functools import partial, reduce
+from functools import reduce
 from typing import NamedTuple
 
 import jax
@@ -52,7 +52,7 @@ from bots_jax.estimators.misfit import Misfit
 from bots_jax.numerics import safe_ratio
 from bots_jax.pool import Fused, domain_sums
 from bots_jax.reference import Reference
-from bots_jax.sharding import mesh_of, total
+from bots_jax.sharding import by_row, mesh_of, totals
 from bots_jax.types import Array, Settings
 
 
@@ -242,16 +242,14 @@ def _sums(x: Array, y: Array) -> Array:
     """x y', added up in one order on any number of devices."""
     if mesh_of(x) is None:
         return x @ y.T
-    return lax.map(lambda row: lax.map(lambda other: total(row * other), y), x)
+    return lax.map(lambda row: totals(row[None] * y), x)
 
 
 def _to_domains(values: Array, domain: Array | None, effects: int) -> Array:
     """[A, R] -> [A, D']."""
     if domain is None or not effects:
         return jnp.zeros((values.shape[0], effects), values.dtype)
-    by_domain = partial(domain_sums, domain=domain, num_domains=effects)
-    # As in `sharding.totals`.
-    return jax.vmap(by_domain)(values) if mesh_of(values) is None else lax.map(by_domain, values)
+    return by_row(lambda row: domain_sums(row, domain, effects), values)
 
 
 # --- a step ---------------------------------------------------------------------------------
