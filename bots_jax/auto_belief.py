@@ -8,14 +8,23 @@ So eta lies further out than logit p~, by what averaging over v pulls it back: p
 already, and a line through logit p~ would be pulled towards 1/2 twice. The offset u_k is the
 task's own history: how much easier or harder it proved than the estimator said. When the policy
 improves, eta moves and carries visited and unvisited tasks along, so nothing has to be forgotten
-for it; what goes stale is the offset alone. It is taken to return to 0 (Ornstein-Uhlenbeck), a
+for it; what goes stale is the offset alone. It is taken to return to 0 (Ornstein-Uhlenbeck), t
 steps since the last visit:
 
-    u <- u e,   v <- V + (min(v, V) - V) e^2,   e = exp(-kappa a),   V_k = 4 / (rho c_k)
+    u <- u e,   v <- V + (min(v, V) - V) e^2,   e = exp(-kappa t),   V_k = 4 / (rho c_k)
 
 with c_k the pseudo-counts that the estimator claims (a Beta of c counts about 1/2 has variance
 4 / c in logits), rho how far it is trusted, kappa = -log(1 - lambda). A visit with s of n is
 Bayes' rule about the mode (Laplace):  u maximises s log p + (n - s) log(1 - p) - (u - u0)^2 / 2v.
+
+A task that is visited again and again tells how the policy moves, though its own offset says all
+there is to say of its level. So the estimator is told how much of an error of eta the offset has
+absorbed, a_k: as much as a visit has narrowed v_k of it, and what eta has moved since then not,
+
+    1 - a <- (1 - a) v' / v  at a visit (v before it, v' after),    a <- a (1 - mu)^t  until the next
+
+with mu the share of what is uncertain of eta that is new at a step (a Kalman filter of w and all
+u_k would keep cov(w, u_k) = -a_k var(w) x_k; where w moves, var(w) grows and that does not).
 
 rho and lambda are learned: each pair of a grid says how likely the latest evidence was,
 
@@ -61,6 +70,8 @@ _NEWTON_STEPS = 4
 _LONGEST_STEP = 2.0  # logits; a Newton step from the flat end of a logistic may overshoot
 _LEAST_RATE = 1e-6  # p~ is kept this far from 0 and 1, where it has no logit
 _MOST_VARIANCE = 1e4
+# Share of what is uncertain of eta that is new at each step, because the policy moves.
+_MOVING = 0.1
 
 
 class Shared(NamedTuple):
@@ -77,6 +88,7 @@ class History(NamedTuple):
     variance: Array  # f[C], v; huge before the first visit
     visits: Array  # f[C], as of the last one; a visit counts as long as what it told does
     seen: Array  # i32[C], clock after the last visit; for a new task, when it came
+    absorbed: Array  # f[C], a, as of the last visit
 
 
 def no_history(capacity: int, dtype: jnp.dtype) -> History:
@@ -86,6 +98,7 @@ def no_history(capacity: int, dtype: jnp.dtype) -> History:
         jnp.full((capacity,), _MOST_VARIANCE, dtype),
         jnp.zeros((capacity,), dtype),
         jnp.zeros((capacity,), jnp.int32),
+        jnp.zeros((capacity,), dtype),
     )
 
 
@@ -99,7 +112,7 @@ class AutoBelief(NamedTuple):
 
     def restart(self, settings: Settings, rows: Array) -> AutoBelief:
         """New tasks have no history, and the visits of the average task: no rush to them."""
-        offset, variance, visits, seen = self.history
+        offset, variance, visits, seen, absorbed = self.history
         lengths = self.lengths
         return self._replace(
             lengths=None if lengths is None else lengths.restart(rows),
@@ -108,6 +121,7 @@ class AutoBelief(NamedTuple):
                 variance.at[rows].set(_MOST_VARIANCE, mode="drop"),
                 visits.at[rows].set(jnp.mean(visits), mode="drop"),
                 seen.at[rows].set(self.clock, mode="drop"),
+                absorbed.at[rows].set(0, mode="drop"),
             ),
         )
 
@@ -217,6 +231,11 @@ def _most_variance(trust: Array | float, counts: Array) -> Array:
 def _kept(history: History, clock: Array, pairs: Pairs) -> Array:
     """e, the share of a history that is not forgotten yet."""
     return jnp.exp(-pairs.speed * (clock - history.seen).astype(history.offset.dtype))
+
+
+def absorbed(history: History, clock: Array) -> Array:
+    """f[...]: a, how much of an error of eta the offset makes up for."""
+    return history.absorbed * (1 - _MOVING) ** (clock - history.seen).astype(history.offset.dtype)
 
 
 def recent_visits(history: History, clock: Array, pairs: Pairs) -> Array:
@@ -348,11 +367,12 @@ def _told(
     return totals(jnp.where(batch.trials[:, None] > 0, each, 0).T)
 
 
-def _own(prior: _Prior, expected: Expected) -> Own:
+def _own(prior: _Prior, expected: Expected, absorbed: Array) -> Own:
     """The history as counts beside the c of p~, for the fit of the estimator."""
     mean, counts = as_belief(expected)
     counts = jnp.maximum(counts, prior.counts)
-    return Own(counts * mean - prior.counts * prior.mean, counts - prior.counts)
+    own = counts - prior.counts
+    return Own(counts * mean - prior.counts * prior.mean, own, absorbed)
 
 
 def _visited(expected: Expected, successes: Array, trials: Array) -> tuple[Array, Array]:
@@ -461,7 +481,8 @@ def _learn(
     pairs = in_force(rules, settings, shared)
     before = Expected(prior.line, *_aged(history, clock, pairs, prior.counts))
     few = Fused(batch.successes, batch.trials, domain, fused.num_domains)
-    params = rules.estimator.fit(shared.estimator, settings, known, few, _own(prior, before))
+    own = _own(prior, before, absorbed(history, clock))
+    params = rules.estimator.fit(shared.estimator, settings, known, few, own)
     tried = batch.trials > 0
     off = jnp.abs(prior.mean - safe_ratio(batch.successes, batch.trials))
     anything = jnp.any(tried)  # if not, no policy was trained, and nothing is forgotten
@@ -491,7 +512,9 @@ def _remember(
         expected = Expected(prior.line, *_aged(history, clock, pairs, prior.counts))
         offset, variance = _visited(expected, successes, trials)
         visits = recent_visits(history, clock, pairs) + 1
-        return History(offset, variance, visits, jnp.full_like(history.seen, 1) + clock)
+        rest = 1 - absorbed(history, clock)
+        left = jnp.clip(rest * variance / expected.variance, 0, 1)
+        return History(offset, variance, visits, jnp.full_like(history.seen, 1) + clock, 1 - left)
 
     def all_rows(history: History) -> History:
         """Those that are not done yet."""

@@ -2,18 +2,22 @@
 
 In: the belief of `auto_belief.py`. Out: the tasks with the largest
 
-    V_k / t_k - c log(v_k + 1),    V = 1 - p^m - (1 - p)^m
+    V_k / t_k - c (log(1 + v_k / 3) + 1 - q_k),    V = 1 - q^m - (1 - q)^m
 
-V is the chance that m rollouts are not all alike, at a hopeful p (`auto_belief.hopeful_rate`):
+V is the chance that m rollouts are not all alike, at a hopeful q (`auto_belief.hopeful_rate`):
 nearer to 1/2 than the mean of the belief, by as much as is not known of the task, because what
-looks solved or hopeless may not be (optimism in the face of uncertainty). v_k is a task's recent
-visits (relative to the mean or not is the same: all shift alike); c, the breadth, is what they
-cost it; and t_k, where asked for, the tokens that it is expected to generate relative to the
-average task. V is flat in the middle, so nothing is gained by narrowing to p = 1/2; c moves along
-the frontier of mixed groups and breadth.
+looks solved or hopeless may not be (optimism in the face of uncertainty). V is flat in the middle,
+so nothing is gained by narrowing to 1/2. t_k, where asked for, are the tokens that the task is
+expected to generate relative to the average task.
 
-No task starves: one that was not visited for `floor` passes over the pool comes first, however
-little is expected of it. (Each task has a limit of its own between half of that and all of it,
+c is the price of breadth, and moves along the frontier of mixed groups and breadth. What is spread
+are the visits of the whole run, those to come too, so of two tasks alike in V and in recent visits
+v_k the easier comes first: as the policy improves it will soon be solved, where the harder can
+wait. And as visits come in any case, the first few count little: log(1 + v / 3).
+
+No task starves. One that was never visited comes first after 16 passes over the pool, however
+little is expected of it: one visit tells more than any regression. One that was not visited for
+`floor` passes does too. (Each task has a limit of its own between half of that and all of it,
 so that a whole pool does not come due in one step.) In the long run at most 4 / (3 floor) of the
 visits are spent on that. (In grouped pools nothing is known of tasks without a history but their
 group: there a sweep does this, see `grouped_mixed.py`.)
@@ -97,18 +101,27 @@ def weigh_tasks(
     task_ids: Array,
     least: Array | float = 0.0,
 ) -> Array:
-    """f[C]: 1 - V + c log(1 + visits) + lottery, less `least`; the lowest are chosen.
+    """f[C]: 1 - V + c (log(1 + visits / 3) + 1 - q) + lottery, less `least`; the lowest are chosen.
 
     `expected` is of all rows of the belief, `task_ids` i32[C] the tasks that stand in them.
     """
-    cost = chance_of_alike(hopeful_rate(expected), settings.rollouts)
+    hoped = hopeful_rate(expected)
+    cost = chance_of_alike(hoped, settings.rollouts)
     if belief.lengths is not None:
         cost = -(1 - cost) / relative_length(belief.lengths, expected.shared)
     pairs = in_force(rules, settings, belief.shared)
     visits = recent_visits(belief.history, belief.clock, pairs)
     turn = jax.random.bits(rng_key, (), jnp.uint32)
-    price = settings.breadth * jnp.log(1 + visits)
-    return cost - least + price + lottery(task_ids, turn, cost)
+    return cost - least + price(settings, hoped, visits) + lottery(task_ids, turn, cost)
+
+
+# Visits after which one more begins to count.
+_GRACE = 3.0
+
+
+def price(settings: Settings, hoped: Array, visits: Array | float) -> Array:
+    """f[...] in [0, ...): what recent visits, and those that can wait, cost a task."""
+    return settings.breadth * (jnp.log1p(visits / _GRACE) + 1 - hoped)
 
 
 # Mean of the lottery. Less than .001 matters to nobody.
@@ -149,15 +162,20 @@ def chance_of_alike(rate: Array, rollouts: Array) -> Array:
     return powers[0] + powers[1]
 
 
+# Passes over the pool within which each task is tried for the first time.
+FIRST = 16.0
+
+
 def _overdue(rules: Rules, state: State, floor: float) -> Array:
-    """f[C]: passes since the last visit, beyond the task's limit."""
+    """f[C]: passes since the last visit, or since it came, beyond the task's limit."""
     history, clock = state.belief.history, state.belief.clock
     dtype = history.offset.dtype
     tasks = jnp.maximum(jnp.sum(state.pool.domain_sizes), 1).astype(dtype)
     passes = (clock - history.seen).astype(dtype) * (rules.batch_size / tasks)
     turn = jnp.arange(history.seen.shape[0], dtype=jnp.uint32) * jnp.uint32(2654435769)
     share = (turn >> 8).astype(dtype) * jnp.asarray(2.0**-24, dtype)  # golden ratio: evenly spread
-    return passes - floor * (0.5 + 0.5 * share)
+    limit = jnp.where(history.absorbed > 0, floor, min(FIRST, floor))
+    return passes - limit * (0.5 + 0.5 * share)
 
 
 def nearest_draws(rules: Rules, base: str, noisy: bool) -> Choice:

@@ -34,6 +34,9 @@ class Own(NamedTuple):
 
     successes: Array  # f[R]
     trials: Array  # f[R]
+    # f[R] in [0, 1]: how much of an error of logit p~ the history has made up for, so that it no
+    # longer shows. Fewer than its weight if p~ has moved since; None: by its weight
+    absorbed: Array | None = None
 
 
 class InitEstimator(Protocol):

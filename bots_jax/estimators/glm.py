@@ -291,28 +291,34 @@ def _learn(
     trials, domain = fused.trials, fused.domain
     rate = safe_ratio(fused.successes, trials)
 
-    def at(mean: Coefficients) -> tuple[Array, Array, misfit.Predicted]:
+    line = _line(start, x, domain)
+    expected = misfit.predict(spread, logistic(line), trials, own)
+    absorbed = None if own is None else own.absorbed
+
+    def at(mean: Coefficients) -> tuple[misfit.Predicted, Array]:
+        """What is predicted, and a curvature of the log-likelihood that it does not exceed."""
         eta = _line(mean, x, domain)
-        likely = logistic(eta)
-        return eta, likely, misfit.predict(spread, likely, trials, own)
+        if absorbed is None:
+            told = misfit.predict(spread, logistic(eta), trials, own)
+            return told, misfit.bound(eta, told)
+        told = misfit.follow(expected, absorbed, eta - line)
+        return told, 0.25 * told.information * jnp.square(1 - absorbed)
 
     def closer(_: int, mean: Coefficients) -> Coefficients:
-        eta, likely, told = at(mean)
-        slope, bend = misfit.derivatives(likely, told, rate)
+        told, bound = at(mean)
+        slope, bend = misfit.derivatives(told, rate)
         pull = _apply(prior, _plus(mean, start, -1))
         gradient = Coefficients(
             _sums(x, slope[None])[:, 0], _to_domains(slope[None], domain, effects)[0]
         )
-        towards = misfit.curvature_towards_mode(eta, told, bend)
+        towards = misfit.curvature_towards_mode(bound, bend)
         seen = _observed(x, towards, domain, effects)
         curved = jax.tree.map(jnp.add, prior, seen)
         return _plus(mean, _solve(curved, _plus(gradient, pull, -1)))
 
     mean = lax.fori_loop(0, _ITERATIONS, closer, start)
-    _, likely, told = at(mean)
-    _, bend = misfit.derivatives(likely, told, rate)
+    _, bend = misfit.derivatives(at(mean)[0], rate)
     precision: Precision = jax.tree.map(jnp.add, prior, _observed(x, bend, domain, effects))
-    _, _, expected = at(start)
     learned = misfit.learn(spread, expected, fused.successes, trials, misfit.KEEP)
     return Regression(mean, precision, _covariance(precision), levels, learned)
 

@@ -79,23 +79,22 @@ def _fit(
     def total(values: Array) -> Array:
         return domain_sums(values, fused.domain, fused.num_domains)
 
-    def at(theta: Array) -> tuple[Array, misfit.Predicted, Array]:
-        """p~, what it predicts together with a task's own history, and logit p~."""
+    def at(theta: Array) -> tuple[misfit.Predicted, Array]:
+        """What p~ predicts together with a task's own history, and logit p~."""
         eta = lo + by_task(theta, fused.domain) * gap
-        mean = logistic(eta)
-        return mean, misfit.predict(params.misfit, mean, trials, own), eta
+        return misfit.predict(params.misfit, logistic(eta), trials, own), eta
 
     def closer(_: int, theta: Array) -> Array:
-        mean, told, eta = at(theta)
-        slope, bend = misfit.derivatives(mean, told, rate)
-        curved = misfit.curvature_towards_mode(eta, told, bend)
+        told, eta = at(theta)
+        slope, bend = misfit.derivatives(told, rate)
+        curved = misfit.curvature_towards_mode(misfit.bound(eta, told), bend)
         gradient = total(gap * slope) - precision * (theta - prior)
         return theta + gradient / (precision + total(gap * gap * curved))
 
     theta = lax.fori_loop(0, _ITERATIONS, closer, prior)
-    mean, told, _ = at(theta)
-    _, bend = misfit.derivatives(mean, told, rate)
-    _, before, _ = at(prior)
+    told, _ = at(theta)
+    _, bend = misfit.derivatives(told, rate)
+    before, _ = at(prior)
     return Ability(
         theta,
         1 / (precision + total(gap * gap * bend)),

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from bots_jax.estimators.contract import Own
-from bots_jax.estimators.features import curvature
+from bots_jax.estimators.features import curvature, logistic
 from bots_jax.numerics import safe_ratio
 from bots_jax.sharding import total
 from bots_jax.types import Array
@@ -27,6 +27,7 @@ _PRIOR_PHI, _PRIOR_WEIGHT = 0.25, 2.0
 # phi is kept in here: c from 1/19 to 199.
 _LEAST_PHI, _MOST_PHI = 0.005, 0.95
 _FLOOR = 1e-3  # of p (1 - p), so that one surprise at p~ = 0 is not all there is
+_LEAST_MEAN = 1e-6  # predictions are kept this far from 0 and 1, where they have no logit
 LEAST_COUNTS = 2.0
 KEEP = 0.98  # share of earlier steps' evidence of phi that still counts
 
@@ -54,6 +55,7 @@ class Predicted(NamedTuple):
     mean: Array  # f[R], (c p~ + s_own) / (c + n_own)
     share: Array  # f[R], c / (c + n_own): d mean / d p~
     information: Array  # f[R], n / (1 + (n - 1) phi'): independent trials that n are worth
+    slope: Array  # f[R], d mean / d logit p~
 
 
 def predict(misfit: Misfit, mean: Array, trials: Array, own: Own | None) -> Predicted:
@@ -73,26 +75,41 @@ def predict(misfit: Misfit, mean: Array, trials: Array, own: Own | None) -> Pred
         predicted = share * mean + own.successes / (strength + own.trials)
         spread = phi / (1 + phi * own.trials)
     worth = trials / (1 + jnp.maximum(trials - 1, 0) * spread)
-    return Predicted(predicted, share, worth)
+    return Predicted(predicted, share, worth, share * mean * (1 - mean))
 
 
-def derivatives(mean: Array, predicted: Predicted, rate: Array) -> tuple[Array, Array]:
+def follow(predicted: Predicted, absorbed: Array, change: Array) -> Predicted:
+    """The prediction after logit p~ has changed, where the history tells how much shows of it.
+
+    A history that was gathered under an error of p~ hides that error (`absorbed`), as it would
+    have made up for another; what p~ has moved since then shows in full. So the logit of the
+    prediction goes with p~ by the rest, 1 - absorbed.
+    """
+    q = jnp.clip(predicted.mean, _LEAST_MEAN, 1 - _LEAST_MEAN)
+    moved = logistic(jnp.log(q / (1 - q)) + (1 - absorbed) * change)
+    return predicted._replace(mean=moved, slope=(1 - absorbed) * moved * (1 - moved))
+
+
+def derivatives(predicted: Predicted, rate: Array) -> tuple[Array, Array]:
     """Of the log-likelihood in logit p~: the first, and minus the expected second, f[R]."""
     q = predicted.mean
     variance = jnp.maximum(q * (1 - q), _FLOOR)
-    sensitivity = predicted.share * mean * (1 - mean)  # of q in logit p~
-    scaled = predicted.information * sensitivity / variance
-    return scaled * (rate - q), scaled * sensitivity
+    scaled = predicted.information * predicted.slope / variance
+    return scaled * (rate - q), scaled * predicted.slope
 
 
-def curvature_towards_mode(eta: Array, predicted: Predicted, bend: Array) -> Array:
+def bound(eta: Array, predicted: Predicted) -> Array:
+    """The curvature of a parabola below the log-likelihood in logit p~ = eta, f[R]."""
+    return predicted.information * predicted.share * curvature(eta)
+
+
+def curvature_towards_mode(bound: Array, bend: Array) -> Array:
     """Curvature to divide by on the way to the mode, f[R]: no step overshoots.
 
-    Half way between the second derivative and the parabola below the likelihood
-    (`features.curvature`). Going by the parabola alone never falls short of the likelihood it
-    had, and neither does going up to twice as far (Wu and Lange 2010); Newton's step may.
+    Half way between the second derivative and that of a parabola below the likelihood. Going by
+    the parabola alone never falls short of the likelihood it had, and neither does going up to
+    twice as far (Wu and Lange 2010); Newton's step may.
     """
-    bound = predicted.information * predicted.share * curvature(eta)
     return 0.5 * (bend + jnp.maximum(bound, bend))
 
 
