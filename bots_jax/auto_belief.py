@@ -18,13 +18,14 @@ with c_k the pseudo-counts that the estimator claims (a Beta of c counts about 1
 Bayes' rule about the mode (Laplace):  u maximises s log p + (n - s) log(1 - p) - (u - u0)^2 / 2v.
 
 A task that is visited again and again tells how the policy moves, though its own offset says all
-there is to say of its level. So the estimator is told how much of an error of eta the offset has
-absorbed, a_k: as much as a visit has narrowed v_k of it, and what eta has moved since then not,
+there is to say of its level. So the estimator is told a_k, how much of an error of eta the offset
+has absorbed: as far as visits have narrowed v_k, less what eta may have moved since then,
 
-    1 - a <- (1 - a) v' / v  at a visit (v before it, v' after),    a <- a (1 - mu)^t  until the next
+    1 - a <- (1 - a) v' / v  at a visit that takes v to v',    a <- a e (1 - mu)^t  until the next
 
-with mu the share of what is uncertain of eta that is new at a step (a Kalman filter of w and all
-u_k would keep cov(w, u_k) = -a_k var(w) x_k; where w moves, var(w) grows and that does not).
+mu is the share of what is uncertain of eta that is new at a step. (A Kalman filter of the
+regression's w and of all u_k would keep cov(w, u_k) = -a_k cov(w) x_k. As w moves, cov(w) grows and
+that does not.)
 
 rho and lambda are learned: each pair of a grid says how likely the latest evidence was,
 
@@ -233,9 +234,10 @@ def _kept(history: History, clock: Array, pairs: Pairs) -> Array:
     return jnp.exp(-pairs.speed * (clock - history.seen).astype(history.offset.dtype))
 
 
-def absorbed(history: History, clock: Array) -> Array:
+def _absorbed(history: History, clock: Array, pairs: Pairs) -> Array:
     """f[...]: a, how much of an error of eta the offset makes up for."""
-    return history.absorbed * (1 - _MOVING) ** (clock - history.seen).astype(history.offset.dtype)
+    age = (clock - history.seen).astype(history.offset.dtype)
+    return history.absorbed * _kept(history, clock, pairs) * (1 - _MOVING) ** age
 
 
 def recent_visits(history: History, clock: Array, pairs: Pairs) -> Array:
@@ -274,7 +276,7 @@ def what_is_left(
 ) -> Array:
     """f[...]: how far the histories that `pick` picks still differ from none: e max(|u|, visits).
 
-    In logits and visits; 0 before the first visit.
+    In logits and visits; 0 before the first visit. (Of a there is less left than of visits.)
     """
     history = jax.tree.map(pick, belief.history)
     kept = _kept(history, belief.clock, in_force(rules, settings, belief.shared))
@@ -481,7 +483,7 @@ def _learn(
     pairs = in_force(rules, settings, shared)
     before = Expected(prior.line, *_aged(history, clock, pairs, prior.counts))
     few = Fused(batch.successes, batch.trials, domain, fused.num_domains)
-    own = _own(prior, before, absorbed(history, clock))
+    own = _own(prior, before, _absorbed(history, clock, pairs))
     params = rules.estimator.fit(shared.estimator, settings, known, few, own)
     tried = batch.trials > 0
     off = jnp.abs(prior.mean - safe_ratio(batch.successes, batch.trials))
@@ -512,7 +514,7 @@ def _remember(
         expected = Expected(prior.line, *_aged(history, clock, pairs, prior.counts))
         offset, variance = _visited(expected, successes, trials)
         visits = recent_visits(history, clock, pairs) + 1
-        rest = 1 - absorbed(history, clock)
+        rest = 1 - _absorbed(history, clock, pairs)
         left = jnp.clip(rest * variance / expected.variance, 0, 1)
         return History(offset, variance, visits, jnp.full_like(history.seen, 1) + clock, 1 - left)
 

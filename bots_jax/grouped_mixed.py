@@ -5,9 +5,10 @@ of the pool had been given its score, as in `auto_choice.py`,
 
     1 - V + c (log(1 + visits / 3) + 1 - q) + lottery,    lottery ~ exponential of mean delta
 
-Slots are scored one by one. The tasks of group g without a slot, and so without visits, share
-s_g = 1 - V_g + c (1 - q_g), and wait an exponential time from there: so each is *hit* at rate 1 / delta from s_g on, and its score is the
-time of its first hit. With n_g of them, hits come in total as a Poisson process with
+Slots are scored one by one. The tasks of group g without a slot have no visits. They share
+s_g = 1 - V_g + c (1 - q_g), and wait an exponential time from there: so each is *hit* at rate
+1 / delta from s_g on, and its score is the time of its first hit. With n_g of them, hits come in
+total as a Poisson process with
 
     M(t) = sum_g n_g max(t - s_g, 0) / delta
 

@@ -36,18 +36,25 @@ class Batches:
             trials = rng.integers(0, 9, 24).astype(float)
             rate = rng.beta(1, 2, 24)
             own = rng.integers(0, 6, 24).astype(float)
-            self.steps.append(
-                (rates, np.floor(trials * rate), trials, rng.integers(0, 3, 24), own * rate, own)
-            )
+            absorbed = np.random.default_rng(len(self.steps)).random(24)
+            counts = np.floor(trials * rate), trials
+            self.steps.append((rates, *counts, rng.integers(0, 3, 24), own * rate, own, absorbed))
 
-    def fitted(self, estimator: Estimator, domains: bool = True, history: bool = True) -> Any:
+    def fitted(
+        self,
+        estimator: Estimator,
+        domains: bool = True,
+        history: bool = True,
+        absorbed: bool = False,
+    ) -> Any:
         """The estimator's parameters after them."""
         count = 3 if domains else 1
+        told_of = 3 if absorbed else 2
 
         @jax.jit
         def step(params: Any, rates: Any, s: Any, n: Any, domain: Any, *own: Any) -> Any:
             fused = Fused(s, n, domain if domains else None, count)
-            told = Own(*own) if history else None
+            told = Own(*own[:told_of]) if history else None
             return estimator.fit(params, SETTINGS, Reference(rates, None), fused, told)
 
         params = estimator.init(Reference(jnp.asarray(self.steps[0][0]), None), count)
@@ -88,10 +95,20 @@ class Spread:
 
 def slopes(spread: Spread, p: Floats, s: Floats, n: Floats, own: Any) -> tuple[Floats, Floats]:
     q, share, worth = spread.predict(p, n, *own)
-    rate = s / np.maximum(n, 1)
+    return weighed(q, share * p * (1 - p), worth, s / np.maximum(n, 1))
+
+
+def weighed(q: Floats, slope: Floats, worth: Floats, rate: Floats) -> tuple[Floats, Floats]:
     variance = np.maximum(q * (1 - q), 1e-3)
-    sensitive = share * p * (1 - p)
-    return worth * (rate - q) * sensitive / variance, worth * sensitive**2 / variance
+    return worth * (rate - q) * slope / variance, worth * slope**2 / variance
+
+
+def follows(spread: Spread, at_first: Floats, eta: Floats, s: Any, n: Any, own: Any) -> Any:
+    """`slopes` where the history says how much of an error of p~ it has absorbed."""
+    *own, absorbed = own
+    q, _, worth = spread.predict(sigmoid(at_first), n, *own)
+    q = sigmoid(np.log(q / (1 - q)) + (1 - absorbed) * (eta - at_first))
+    return weighed(q, (1 - absorbed) * q * (1 - q), worth, s / np.maximum(n, 1))
 
 
 def shrunk_logit(rates: Floats) -> Floats:
@@ -102,7 +119,10 @@ def mode(x: Floats, start: Floats, prior: Floats, spread: Spread, s: Any, n: Any
     """Damped Newton to the mode of a dense problem, and the precision there."""
 
     def gradient(w: Floats) -> tuple[Floats, Floats]:
-        slope, bend = slopes(spread, sigmoid(w @ x), s, n, own)
+        if len(own) > 2:
+            slope, bend = follows(spread, start @ x, w @ x, s, n, own)
+        else:
+            slope, bend = slopes(spread, sigmoid(w @ x), s, n, own)
         return x @ slope - prior @ (w - start), prior + (x * bend) @ x.T
 
     w = start.copy()
@@ -112,7 +132,9 @@ def mode(x: Floats, start: Floats, prior: Floats, spread: Spread, s: Any, n: Any
     return w, gradient(w)[1]
 
 
-def glm_oracle(batches: Batches, domains: bool, keep: float) -> tuple[Floats, Floats, float]:
+def glm_oracle(
+    batches: Batches, domains: bool, absorbed: bool, keep: float
+) -> tuple[Floats, Floats, float]:
     """Mean and covariance with every domain as a feature of its own, and phi."""
     models = len(batches.steps[0][0])
     size = 1 + models + (3 if domains else 0)
@@ -124,7 +146,8 @@ def glm_oracle(batches: Batches, domains: bool, keep: float) -> tuple[Floats, Fl
     first_mean[inner] = 1 / models
     mean, precision, spread = first_mean, first, Spread()
     sums, counts = np.zeros(models), np.zeros(models)
-    for rates, s, n, domain, *own in batches.steps:
+    for rates, s, n, domain, *told in batches.steps:
+        own = told if absorbed else told[:2]
         known = np.isfinite(rates)
         values = np.where(known, shrunk_logit(np.where(known, rates, 0.5)), 0)
         sums += (values * (n > 0)).sum(1)
@@ -140,19 +163,22 @@ def glm_oracle(batches: Batches, domains: bool, keep: float) -> tuple[Floats, Fl
         mixed = keep * precision + (1 - keep) * first
         start = np.linalg.solve(mixed, keep * precision @ mean + (1 - keep) * first @ first_mean)
         mean, precision = mode(x, start, mixed, spread, s, n, own)
-        spread.learn(sigmoid(start @ x), s, n, own, 0.98)
+        spread.learn(sigmoid(start @ x), s, n, own[:2], 0.98)
     return mean, np.linalg.inv(precision), spread.phi
 
 
-@pytest.mark.parametrize(("models", "domains", "missing"), [(2, True, 0.3), (4, False, 0.0)])
+@pytest.mark.parametrize(
+    ("models", "domains", "missing", "absorbed"),
+    [(2, True, 0.3, False), (4, False, 0.0, False), (2, True, 0.0, True)],
+)
 def test_glm_is_the_posterior_of_a_dense_regression(
-    models: int, domains: bool, missing: float
+    models: int, domains: bool, missing: float, absorbed: bool
 ) -> None:
     batches = Batches(models, models, missing)
     with jax.enable_x64(True):
-        params = batches.fitted(glm(forgetting=0.1), domains)
+        params = batches.fitted(glm(forgetting=0.1), domains, absorbed=absorbed)
         got = np.concatenate([params.mean.weights, params.mean.domains])
-        mean, covariance, phi = glm_oracle(batches, domains, 0.9)
+        mean, covariance, phi = glm_oracle(batches, domains, absorbed, 0.9)
         # A few steps towards the mode leave it by less than a tenth of what is uncertain.
         assert np.all(np.abs(got - mean) < 0.1 * np.sqrt(np.diag(covariance)))
         size = 1 + models
@@ -176,7 +202,7 @@ def test_glm_is_the_posterior_of_a_dense_regression(
 def test_logit_is_filtered_in_each_domain() -> None:
     batches = Batches(1)
     theta, variance, spread = np.full(3, 0.5), np.ones(3), Spread()
-    for rates, s, n, domain, *own in batches.steps:
+    for rates, s, n, domain, *own, _ in batches.steps:
         lo, hi = shrunk_logit(rates)
         before = sigmoid(lo + theta[domain] * (hi - lo))
         for d in range(3):

@@ -176,6 +176,23 @@ def test_every_task_is_visited_within_the_floor() -> None:
     assert late[:, tasks // 3 :].sum() <= 1.2 * late.sum() * 2 / floor
 
 
+def test_every_task_is_tried_within_sixteen_passes() -> None:
+    """By a sweep that begins after eight, whatever is thought of the task."""
+    tasks, batch = 240, 10
+    selector = make("grouped", batch_size=batch, breadth=0.0)
+    rates = np.where(np.arange(tasks) < tasks // 3, 0.5, 0.0)
+    state = selector.init(np.stack([rates, rates]).astype(np.float32))
+    first = np.full(tasks, np.inf)
+    for step in range(17 * tasks // batch):
+        state, selection = selector.select(jax.random.key(step), state)
+        ids = np.asarray(selection.task_ids)
+        solved = (ROLLOUTS * rates[ids]).astype(np.float32)
+        state, _ = selector.update(state, Evidence(ids, solved, ROLLOUTS, selection.visit))
+        first[ids] = np.minimum(first[ids], step * batch / tasks)
+    assert first.max() <= 16.1
+    assert np.sum(first > 8) > tasks // 2  # not before
+
+
 # --- slots ---------------------------------------------------------------------------------------
 
 
