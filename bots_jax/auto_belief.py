@@ -21,7 +21,8 @@ A task that is visited again and again tells how the policy moves, though its ow
 there is to say of its level. So the estimator is told a_k, how much of an error of eta the offset
 has absorbed: as far as visits have narrowed v_k, less what eta may have moved since then,
 
-    1 - a <- (1 - a) v' / v  at a visit that takes v to v',    a <- a e (1 - mu)^t  until the next
+    1 - a <- (1 - a) v' / v    at a visit that takes v to v'
+    a <- a e (1 - mu)^(t + 1)  until the next
 
 mu is the share of what is uncertain of eta that is new at a step. (A Kalman filter of the
 regression's w and of all u_k would keep cov(w, u_k) = -a_k cov(w) x_k. As w moves, cov(w) grows and
@@ -71,8 +72,8 @@ _NEWTON_STEPS = 4
 _LONGEST_STEP = 2.0  # logits; a Newton step from the flat end of a logistic may overshoot
 _LEAST_RATE = 1e-6  # p~ is kept this far from 0 and 1, where it has no logit
 _MOST_VARIANCE = 1e4
-# Share of what is uncertain of eta that is new at each step, because the policy moves.
-_MOVING = 0.1
+# Share of what is uncertain of eta that is new at each step, because the policy moves: `glm`'s own.
+_MOVING = 0.02
 
 
 class Shared(NamedTuple):
@@ -237,7 +238,7 @@ def _kept(history: History, clock: Array, pairs: Pairs) -> Array:
 def _absorbed(history: History, clock: Array, pairs: Pairs) -> Array:
     """f[...]: a, how much of an error of eta the offset makes up for."""
     age = (clock - history.seen).astype(history.offset.dtype)
-    return history.absorbed * _kept(history, clock, pairs) * (1 - _MOVING) ** age
+    return history.absorbed * _kept(history, clock, pairs) * (1 - _MOVING) ** (age + 1)
 
 
 def recent_visits(history: History, clock: Array, pairs: Pairs) -> Array:

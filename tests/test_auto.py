@@ -65,7 +65,7 @@ class Plain:
             rate = 1 / (1 + np.exp(-self.offset[task]))
             self.variance[task] = 1 / (1 / variance + ROLLOUTS * rate * (1 - rate))
             age = self.clock - self.seen[task]
-            a = self.absorbed[task] * 0.9**age * np.exp(-self.speed * age)
+            a = self.absorbed[task] * 0.98 ** (age + 1) * np.exp(-self.speed * age)
             self.absorbed[task] = 1 - (1 - a) * self.variance[task] / variance
             self.seen[task] = self.clock + 1
         self.clock += 1
