@@ -36,6 +36,12 @@ before that evidence is used. The weights follow by fixed share (Herbster and Wa
 that a setting that has become right is found within a few steps, and the filter itself runs
 under the weighted means of log rho and log kappa. That costs evaluated tasks times pairs.
 
+If the latest evidence was e^50 times likelier to one who has seen nothing yet, then what was seen
+is of another world (a grader was broken, and now is not), and all of it is forgotten. Latest are
+the steps for which that ratio is greatest (the CUSUM test, Page 1954):
+
+    S <- max(S + log L(beginner) - log L(belief), 0),    a fresh start where S > 50
+
 A step of time is a step that brought evidence, which is when a policy moves. Nothing is written
 for the tasks that were not evaluated: a step costs what its batch does, a look at all tasks one
 pass.
@@ -58,7 +64,7 @@ from bots_jax.estimators.features import shrink, unshrink
 from bots_jax.numerics import masked_mean, rarely, safe_ratio
 from bots_jax.pool import Evaluated, Fused, take
 from bots_jax.reference import Reference
-from bots_jax.sharding import totals
+from bots_jax.sharding import total, totals
 from bots_jax.types import Array, Belief, PyTree, Settings
 
 # What is tried around `Settings.implicit_weight` and `Settings.forgetting`, as factors.
@@ -81,6 +87,8 @@ class Shared(NamedTuple):
 
     estimator: PyTree  # the estimator's own parameters
     log_weights: Array  # f[J], of the pairs of the grid; the exponentials sum to 1
+    surprise: Array  # f, nats by which a beginner has known better of late
+    restarts: Array  # i32, how often all was forgotten
 
 
 class History(NamedTuple):
@@ -407,6 +415,8 @@ def auto_belief(rules: Rules) -> BeliefModel:
             Shared(
                 rules.estimator.init(reference, num_domains),
                 jnp.full((size,), -np.log(size), dtype),
+                jnp.zeros((), dtype),
+                jnp.zeros((), jnp.int32),
             ),
             no_history(capacity, dtype),
             jnp.zeros((), jnp.int32),
@@ -417,6 +427,7 @@ def auto_belief(rules: Rules) -> BeliefModel:
         belief: AutoBelief, settings: Settings, reference: Reference, fused: Fused
     ) -> tuple[AutoBelief, BeliefInfo]:
         batch = _evaluated(fused)
+        belief = _start_over(rules, belief, settings, reference, fused, batch)
         learned, error, anything = _learn(rules, belief, settings, reference, fused, batch)
         history = _remember(rules, belief, learned, settings, reference, fused)
         trust = in_force(rules, settings, learned).trust
@@ -463,6 +474,56 @@ def _evaluated(fused: Fused) -> Evaluated:
     return Evaluated(at, successes, trials)
 
 
+# Nats by which a beginner must have known better. A belief that is merely wrong, under references
+# that mislead, stays below; after 20 steps of a grader that fails a step brings hundreds.
+_SURPRISE = 50.0
+
+
+def _start_over(
+    rules: Rules,
+    belief: AutoBelief,
+    settings: Settings,
+    reference: Reference,
+    fused: Fused,
+    batch: Evaluated,
+) -> AutoBelief:
+    """The belief, or that of a beginner where that one foresaw the latest evidence better."""
+    shared = belief.shared
+    fresh = Shared(
+        rules.estimator.init(reference, fused.num_domains),
+        jnp.full_like(shared.log_weights, -np.log(_grid_size(rules))),
+        jnp.zeros_like(shared.surprise),
+        shared.restarts + 1,
+    )
+    some = _stride(rules, batch)
+    few = jax.tree.map(lambda values: values[some], batch)
+    known = reference.take(few.rows)
+    domain = None if fused.domain is None else take(fused.domain, few.rows)
+    history = jax.tree.map(lambda values: take(values, few.rows), belief.history)
+
+    def foresight(shared: Shared, history: History) -> Array:
+        prior = _infer(rules, shared.estimator, settings, known, domain)
+        pairs = in_force(rules, settings, shared)
+        expected = Expected(prior.line, *_aged(history, belief.clock, pairs, prior.counts))
+        each = _log_likelihood(expected, few.successes, few.trials)
+        return total(jnp.where(few.trials > 0, each, 0))
+
+    rows = few.trials.shape[0]
+    blank = no_history(rows, few.trials.dtype)._replace(seen=history.seen)
+    better = foresight(fresh, blank) - foresight(shared, history)
+    surprise = jnp.maximum(shared.surprise + better, 0)
+    begin = surprise > _SURPRISE
+    shared = jax.tree.map(
+        lambda new, old: jnp.where(begin, new, old), fresh, shared._replace(surprise=surprise)
+    )
+
+    def forget(history: History) -> History:
+        capacity = history.seen.shape[0]
+        return no_history(capacity, history.offset.dtype)._replace(seen=history.seen)
+
+    return belief._replace(shared=shared, history=rarely(begin, forget, belief.history))
+
+
 def _learn(
     rules: Rules,
     belief: AutoBelief,
@@ -491,7 +552,7 @@ def _learn(
     anything = jnp.any(tried)  # if not, no policy was trained, and nothing is forgotten
     after = jax.tree.map(
         lambda new, old: jnp.where(anything, new, old),
-        Shared(params, log_weights),
+        shared._replace(estimator=params),
         belief.shared,
     )
     return after, masked_mean(off, tried), anything

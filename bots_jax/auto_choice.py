@@ -2,7 +2,7 @@
 
 In: the belief of `auto_belief.py`. Out: the tasks with the largest
 
-    V_k / t_k - c (log(1 + v_k / 3) + 1 - q_k),    V = 1 - q^m - (1 - q)^m
+    V_k / t_k - c log(1 + (1 - .8 q_k) v_k / 2),    V = 1 - q^m - (1 - q)^m
 
 V is the chance that m rollouts are not all alike, at a hopeful q (`auto_belief.hopeful_rate`):
 nearer to 1/2 than the mean of the belief, by as much as is not known of the task, because what
@@ -10,10 +10,11 @@ looks solved or hopeless may not be (optimism in the face of uncertainty). V is 
 so nothing is gained by narrowing to 1/2. t_k, where asked for, are the tokens that the task is
 expected to generate relative to the average task.
 
-c is the price of breadth, and moves along the frontier of mixed groups and breadth. What is spread
-are the visits of the whole run, those to come too, so of two tasks alike in V and in recent visits
-v_k the easier comes first: as the policy improves it will soon be solved, where the harder can
-wait. And as visits come in any case, the first few count little: log(1 + v / 3).
+c is the price of breadth, and moves along the frontier of mixed groups and breadth. v_k are a
+task's recent visits. What is to be spread evenly are the visits of the whole run, those to come
+too. So of two tasks alike the easier comes first: as the policy improves it will soon be solved,
+where the harder can wait. Hence 1 - .8 q, by which a visit to a hard task counts up to five times
+as much. And since visits are to come in any case, the first few count little: 1 + half a visit.
 
 No task starves. One that was never visited comes first after 16 passes over the pool, however
 little is expected of it: one visit tells more than any regression. One that was not visited for
@@ -101,7 +102,7 @@ def weigh_tasks(
     task_ids: Array,
     least: Array | float = 0.0,
 ) -> Array:
-    """f[C]: 1 - V + c (log(1 + visits / 3) + 1 - q) + lottery, less `least`; the lowest are chosen.
+    """f[C]: 1 - V + c log(1 + (1 - .8 q) visits / 2) + lottery, less `least`: lowest are chosen.
 
     `expected` is of all rows of the belief, `task_ids` i32[C] the tasks that stand in them.
     """
@@ -115,13 +116,13 @@ def weigh_tasks(
     return cost - least + price(settings, hoped, visits) + lottery(task_ids, turn, cost)
 
 
-# Visits after which one more begins to count.
-_GRACE = 3.0
+_HASTE = 0.8  # how much less a visit counts for a task that is solved
+_GRACE = 2.0  # weighed visits after which one more begins to count
 
 
-def price(settings: Settings, hoped: Array, visits: Array | float) -> Array:
-    """f[...] in [0, ...): what recent visits, and those that can wait, cost a task."""
-    return settings.breadth * (jnp.log1p(visits / _GRACE) + 1 - hoped)
+def price(settings: Settings, hoped: Array, visits: Array) -> Array:
+    """f[...] >= 0: what recent visits cost a task, the harder it is the more."""
+    return settings.breadth * jnp.log1p((1 - _HASTE * hoped) * visits / _GRACE)
 
 
 # Mean of the lottery. Less than .001 matters to nobody.

@@ -3,12 +3,11 @@
 In: the belief of `grouped_auto.py`. Out: the B tasks of lowest score, distributed as if each task
 of the pool had been given its score, as in `auto_choice.py`,
 
-    1 - V + c (log(1 + visits / 3) + 1 - q) + lottery,    lottery ~ exponential of mean delta
+    1 - V + c log(1 + (1 - .8 q) visits / 2) + lottery,    lottery ~ exponential of mean delta
 
-Slots are scored one by one. The tasks of group g without a slot have no visits. They share
-s_g = 1 - V_g + c (1 - q_g), and wait an exponential time from there: so each is *hit* at rate
-1 / delta from s_g on, and its score is the time of its first hit. With n_g of them, hits come in
-total as a Poisson process with
+Slots are scored one by one. The tasks of group g without a slot share s_g = 1 - V_g, and wait an
+exponential time from there: so each is *hit* at rate 1 / delta from s_g on, and its score is the
+time of its first hit. With n_g of them, hits come in total as a Poisson process with
 
     M(t) = sum_g n_g max(t - s_g, 0) / delta
 
@@ -45,14 +44,7 @@ from jax import lax
 
 from bots_jax import pool, table
 from bots_jax.auto_belief import Rules, expect, expect_unvisited, hopeful_rate, mean_rate
-from bots_jax.auto_choice import (
-    FIRST,
-    LOTTERY,
-    chance_of_alike,
-    exponential,
-    price,
-    weigh_tasks,
-)
+from bots_jax.auto_choice import FIRST, LOTTERY, chance_of_alike, exponential, weigh_tasks
 from bots_jax.grouped_slots import free_slots
 from bots_jax.groups import Groups, draw_member, group_of
 from bots_jax.numerics import open_uniform, random_bits
@@ -67,14 +59,13 @@ _LARGE, _RARE = 4, 16
 _ROUNDS = 4  # of hits, after which what is left is walked
 _MOST_TRIES = 1 << 10  # to find a task without a slot: (15 / 16) ** 1024 is 1e-29
 _CHUNK = 1 << 13  # tasks walked at a time
-_NEVER = 4.0  # above every 1 - V, and together with c above every s_g
+_NEVER = 4.0  # above every 1 - V
 
 
 class _Groups(NamedTuple):
     """The tasks without a slot, as they stand in the race."""
 
     score: Array  # f[G], s_g less the least
-    never: Array  # f, above all of them
     free: Array  # i32[G], n_g
     raced: Array  # bool[G]
 
@@ -112,9 +103,8 @@ def mixed_in_groups(rules: Rules, floor: float | None) -> Choose:
         sizes = state.pool.groups.sizes
         free = sizes - belief.apart
         raced = (free >= _LARGE * _hits_at_a_time(count)) & (free >= sizes // _RARE)
-        never = _NEVER + state.settings.breadth
-        least = jnp.min(jnp.where(free > 0, score, never))
-        line = _Groups(score - least, never, free, raced)
+        least = jnp.min(jnp.where(free > 0, score, _NEVER))
+        line = _Groups(score - least, free, raced)
         of_slots = _best_slots(slots_key, rules, state, eligible, swept, least, count)
         race = _run(race_key, state, eligible, line, swept, of_slots, count)
         met = jnp.where(race.counts, race.times, jnp.inf)
@@ -140,12 +130,11 @@ def _first(ids: Array, scores: Array, best: _Best) -> _Best:
 
 
 def _score_groups(rules: Rules, state: State) -> tuple[Array, Array]:
-    """f[G]: s_g, in [0, 1 + c], and the mean rate."""
+    """f[G]: s_g, and the mean rate."""
     groups, shared = state.pool.groups, state.belief.slots.shared
     expected = expect_unvisited(rules, shared, state.settings, groups.reference, groups.domain)
-    hoped, settings = hopeful_rate(expected), state.settings
-    score = chance_of_alike(hoped, settings.rollouts) + price(settings, hoped, 0.0)
-    return score, mean_rate(expected)
+    cost = chance_of_alike(hopeful_rate(expected), state.settings.rollouts)
+    return cost, mean_rate(expected)
 
 
 def _best_slots(
@@ -195,7 +184,7 @@ def _run(
 ) -> _Race:
     """Hits until `count` tasks are known that come first, slots among them, or rounds are over."""
     hits, dtype = _hits_at_a_time(count), line.score.dtype
-    begins = jnp.where(line.raced, line.score, line.never)
+    begins = jnp.where(line.raced, line.score, _NEVER)
     order = jnp.argsort(begins).astype(jnp.int32)
     bend = begins[order]
     upto = jnp.cumsum(jnp.where(line.raced, line.free, 0)[order].astype(dtype))
@@ -263,7 +252,7 @@ def _walk(
     """Go through groups, those that begin first, as long as they may hold one of the best."""
     groups, slot_ids = state.pool.groups, state.pool.slot_ids
     begins = jnp.where(line.raced, jnp.maximum(line.score, race.end), line.score)
-    begins = jnp.where(line.free > 0, begins, line.never)
+    begins = jnp.where(line.free > 0, begins, _NEVER)
     order = jnp.argsort(begins).astype(jnp.int32)
     begins, size = begins[order], jnp.where(line.free > 0, groups.sizes, 0)[order]
     ends = jnp.cumsum(size, dtype=jnp.int32)
