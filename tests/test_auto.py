@@ -193,6 +193,36 @@ def test_recovers_from_a_grader_that_was_broken(reference: np.ndarray) -> None:
     assert np.all(visits[8] >= 0.5 * visits[0])
 
 
+def test_a_grader_that_is_mended_makes_a_new_start(reference: np.ndarray) -> None:
+    """Then the belief is that of one who has seen the last step alone."""
+    rng = np.random.default_rng(8)
+    state = SELECTOR.init(reference)
+    for _ in range(10):
+        ids = rng.choice(TASKS, 4 * BATCH, replace=False).astype(np.int32)
+        state, _ = SELECTOR.update(state, Evidence(ids, np.zeros(4 * BATCH), ROLLOUTS))
+    assert state.belief.shared.restarts == 0
+    ids = rng.choice(TASKS, 4 * BATCH, replace=False).astype(np.int32)
+    mended = Evidence(ids, np.round(ROLLOUTS * reference[0, ids]), ROLLOUTS)
+    state, _ = SELECTOR.update(state, mended)
+    assert state.belief.shared.restarts == 1
+    beginner, _ = SELECTOR.update(SELECTOR.init(reference), mended)
+    for known, told in zip(SELECTOR.predict(state), SELECTOR.predict(beginner), strict=True):
+        np.testing.assert_allclose(known, told, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["right", "shuffled", "reversed", "none"])
+def test_no_new_start_for_references_that_mislead(reference: np.ndarray, kind: str) -> None:
+    rates = reference.mean(axis=0)
+    told = {
+        "right": reference,
+        "shuffled": np.random.default_rng(1).permutation(reference, axis=1),
+        "reversed": 1 - reference,
+        "none": None,
+    }[kind]
+    state, _ = play(SELECTOR, SELECTOR.init(told, num_tasks=TASKS), rates, 60)
+    assert state.belief.shared.restarts == 0
+
+
 def test_wrong_references_lose_their_weight(reference: np.ndarray) -> None:
     """Shuffled references: in the end the belief is as good as without any."""
     rates = np.random.default_rng(1).beta(0.5, 0.5, TASKS)

@@ -193,6 +193,27 @@ def test_every_task_is_tried_within_sixteen_passes() -> None:
     assert np.sum(first > 8) > tasks // 2  # not before
 
 
+def test_a_new_start_leaves_only_the_last_step() -> None:
+    """Of ten steps of nothing but failures, after one that refutes them (`test_auto.py`)."""
+    rng, selector = np.random.default_rng(9), make("grouped", batch_size=24, slots=2048)
+    state = selector.init(REFERENCE)
+    for _ in range(10):
+        ids = rng.choice(TASKS, 24, replace=False)
+        state, _ = selector.update(state, Evidence(ids, np.zeros(24), ROLLOUTS))
+    ids = rng.choice(TASKS, 24, replace=False)
+    mended = Evidence(ids, np.round(ROLLOUTS * REFERENCE[0, ids]), ROLLOUTS)
+    state, _ = selector.update(state, mended)
+    assert state.belief.slots.shared.restarts == 1
+    beginner, _ = selector.update(selector.init(REFERENCE), mended)
+    np.testing.assert_allclose(
+        selector.predict(state).mean, selector.predict(beginner).mean, rtol=1e-5
+    )
+    for _ in range(40):  # the slots of what was forgotten become free
+        state, _ = selector.advance(state)
+    assert int(state.pool.slots.active.sum()) <= 24
+    same_tasks(state)
+
+
 # --- slots ---------------------------------------------------------------------------------------
 
 
