@@ -159,9 +159,9 @@ def bots(
         mean ["thompson"]. auto only: "mixed", the likeliest mixed groups spread over the
         pool ["mixed"].
       breadth: * auto only: c >= 0, what a task's recent visits cost it: larger spreads over
-        more tasks, at fewer mixed groups [0.2].
+        more tasks, at fewer mixed groups [0.15].
       floor: auto only: passes over the pool within which every eligible task is chosen,
-        whatever is expected of it; static [50].
+        whatever is expected of it, the first time within 16; static [100].
       per_token: auto only: divide what a task is worth by the tokens that it is expected to
         generate, learned from `Evidence.tokens`; static [False].
       exploration: share of the batch drawn uniformly [0].
