@@ -112,6 +112,11 @@ def no_history(capacity: int, dtype: jnp.dtype) -> History:
     )
 
 
+def was_visited(history: History) -> Array:
+    """bool[...]: which tasks were visited, since all was forgotten at least."""
+    return history.variance < _MOST_VARIANCE
+
+
 class AutoBelief(NamedTuple):
     """Shared knowledge, histories, and the clock."""
 

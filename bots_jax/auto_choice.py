@@ -41,6 +41,7 @@ from bots_jax.auto_belief import (
     in_force,
     mean_rate,
     recent_visits,
+    was_visited,
 )
 from bots_jax.auto_lengths import relative_length
 from bots_jax.compose import BeliefModel, Choice
@@ -122,7 +123,8 @@ _GRACE = 2.0  # weighed visits after which one more begins to count
 
 def price(settings: Settings, hoped: Array, visits: Array) -> Array:
     """f[...] >= 0: what recent visits cost a task, the harder it is the more."""
-    return settings.breadth * jnp.log1p((1 - _HASTE * hoped) * visits / _GRACE)
+    # log(1 + x), not log1p: of a sum of whole visits, and half the time of a pass over all tasks.
+    return settings.breadth * jnp.log(1 + (1 / _GRACE - _HASTE / _GRACE * hoped) * visits)
 
 
 # Mean of the lottery. Less than .001 matters to nobody.
@@ -175,7 +177,7 @@ def _overdue(rules: Rules, state: State, floor: float) -> Array:
     passes = (clock - history.seen).astype(dtype) * (rules.batch_size / tasks)
     turn = jnp.arange(history.seen.shape[0], dtype=jnp.uint32) * jnp.uint32(2654435769)
     share = (turn >> 8).astype(dtype) * jnp.asarray(2.0**-24, dtype)  # golden ratio: evenly spread
-    limit = jnp.where(history.absorbed > 0, floor, min(FIRST, floor))
+    limit = jnp.where(was_visited(history), floor, min(FIRST, floor))
     return passes - limit * (0.5 + 0.5 * share)
 
 
