@@ -7,7 +7,8 @@ largest
 
 v being the visits so far. c = 0 takes the likeliest mixed groups; the larger c, the more
 evenly the tasks are visited. Over c this traces a curve in the plane of ETR and breadth: a
-strategy is as far below it as its beliefs, or its way of spreading, are worse.
+strategy is as far below it as its beliefs, or its way of spreading, are worse. It is no bound: as
+breadth is counted over the whole run, who foresees which tasks will soon be solved does better.
 """
 
 from __future__ import annotations
