@@ -2,7 +2,7 @@
 
 In: the belief of `auto_belief.py`. Out: the tasks with the largest
 
-    V_k / t_k - c log(1 + (1 - .8 q_k) v_k / 2),    V = 1 - q^m - (1 - q)^m
+    V_k / t_k - c log(1 + (1 - .8 q_k) v_k),    V = 1 - q^m - (1 - q)^m
 
 V is the chance that m rollouts are not all alike, at a hopeful q (`auto_belief.hopeful_rate`):
 nearer to 1/2 than the mean of the belief, by as much as is not known of the task, because what
@@ -14,7 +14,7 @@ c is the price of breadth, and moves along the frontier of mixed groups and brea
 task's recent visits. What is to be spread evenly are the visits of the whole run, those to come
 too. So of two tasks alike the easier comes first: as the policy improves it will soon be solved,
 where the harder can wait. Hence 1 - .8 q, by which a visit to a hard task counts up to five times
-as much. And since visits are to come in any case, the first few count little: 1 + half a visit.
+as much.
 
 No task starves. One that was never visited comes first after 16 passes over the pool, however
 little is expected of it: one visit tells more than any regression. One that was not visited for
@@ -103,7 +103,7 @@ def weigh_tasks(
     task_ids: Array,
     least: Array | float = 0.0,
 ) -> Array:
-    """f[C]: 1 - V + c log(1 + (1 - .8 q) visits / 2) + lottery, less `least`: lowest are chosen.
+    """f[C]: 1 - V + c log(1 + (1 - .8 q) visits) + lottery, less `least`; the lowest are chosen.
 
     `expected` is of all rows of the belief, `task_ids` i32[C] the tasks that stand in them.
     """
@@ -118,13 +118,12 @@ def weigh_tasks(
 
 
 _HASTE = 0.8  # how much less a visit counts for a task that is solved
-_GRACE = 2.0  # weighed visits after which one more begins to count
 
 
 def price(settings: Settings, hoped: Array, visits: Array) -> Array:
     """f[...] >= 0: what recent visits cost a task, the harder it is the more."""
     # log(1 + x), not log1p: of a sum of whole visits, and half the time of a pass over all tasks.
-    return settings.breadth * jnp.log(1 + (1 / _GRACE - _HASTE / _GRACE * hoped) * visits)
+    return settings.breadth * jnp.log(1 + (1 - _HASTE * hoped) * visits)
 
 
 # Mean of the lottery. Less than .001 matters to nobody.

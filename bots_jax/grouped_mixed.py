@@ -3,7 +3,7 @@
 In: the belief of `grouped_auto.py`. Out: the B tasks of lowest score, distributed as if each task
 of the pool had been given its score, as in `auto_choice.py`,
 
-    1 - V + c log(1 + (1 - .8 q) visits / 2) + lottery,    lottery ~ exponential of mean delta
+    1 - V + c log(1 + (1 - .8 q) visits) + lottery,    lottery ~ exponential of mean delta
 
 Slots are scored one by one. The tasks of group g without a slot share s_g = 1 - V_g, and wait an
 exponential time from there: so each is *hit* at rate 1 / delta from s_g on, and its score is the

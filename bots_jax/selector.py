@@ -91,7 +91,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             temperature=0.0,
             prior_successes=1.0,
             prior_failures=1.0,
-            breadth=0.15,
+            breadth=0.3,
         ),
         "adaptive_implicit_weight": False,
         "estimator": "glm",
@@ -159,7 +159,7 @@ def bots(
         mean ["thompson"]. auto only: "mixed", the likeliest mixed groups spread over the
         pool ["mixed"].
       breadth: * auto only: c >= 0, what a task's recent visits cost it: larger spreads over
-        more tasks, at fewer mixed groups [0.15].
+        more tasks, at fewer mixed groups [0.3].
       floor: auto only: passes over the pool within which every eligible task is chosen,
         whatever is expected of it, the first time within 16; static [100].
       per_token: auto only: divide what a task is worth by the tokens that it is expected to

@@ -116,7 +116,7 @@ def test_chooses_by_the_equation(reference: np.ndarray) -> None:
         logit = np.log(mean / (1 - mean)) * np.sqrt(1 + np.pi * variance / 8)
         hoped = 1 / (1 + np.exp(-logit / np.sqrt(1 + 2 * variance)))
         mixed = 1 - hoped**ROLLOUTS - (1 - hoped) ** ROLLOUTS
-        score = mixed - breadth * np.log1p((1 - 0.8 * hoped) * visits / 2)
+        score = mixed - breadth * np.log1p((1 - 0.8 * hoped) * visits)
         state, selection = selector.select(jax.random.key(step), state)
         ids = np.asarray(selection.task_ids)
         left_out = np.delete(score, ids)
