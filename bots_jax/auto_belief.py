@@ -479,6 +479,15 @@ def _evaluated(fused: Fused) -> Evaluated:
     return Evaluated(at, successes, trials)
 
 
+def _take(
+    belief: AutoBelief, reference: Reference, fused: Fused, rows: Array | None
+) -> tuple[Reference, Array | None, History]:
+    """References, domains and histories of some rows, or of all."""
+    domain = None if fused.domain is None else take(fused.domain, rows)
+    history = jax.tree.map(lambda values: take(values, rows), belief.history)
+    return reference.take(rows), domain, history
+
+
 # Nats by which a beginner must have known better. A belief that is merely wrong, under references
 # that mislead, stays below; after 20 steps of a grader that fails a step brings hundreds.
 _SURPRISE = 50.0
@@ -502,9 +511,7 @@ def _start_over(
     )
     some = _stride(rules, batch)
     few = jax.tree.map(lambda values: values[some], batch)
-    known = reference.take(few.rows)
-    domain = None if fused.domain is None else take(fused.domain, few.rows)
-    history = jax.tree.map(lambda values: take(values, few.rows), belief.history)
+    known, domain, history = _take(belief, reference, fused, few.rows)
 
     def foresight(shared: Shared, history: History) -> Array:
         prior = _infer(rules, shared.estimator, settings, known, domain)
@@ -539,9 +546,7 @@ def _learn(
 ) -> tuple[Shared, Array, Array]:
     """The weights of the pairs, then the estimator; and the error of p~, and whether any came."""
     shared, clock = belief.shared, belief.clock
-    known = reference.take(batch.rows)
-    domain = None if fused.domain is None else take(fused.domain, batch.rows)
-    history = jax.tree.map(lambda values: take(values, batch.rows), belief.history)
+    known, domain, history = _take(belief, reference, fused, batch.rows)
     prior = _infer(rules, shared.estimator, settings, known, domain)
     log_weights = _reweighted(
         shared.log_weights, _told(rules, settings, history, clock, prior, batch)
