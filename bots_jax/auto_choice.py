@@ -45,7 +45,7 @@ from bots_jax.auto_belief import (
 )
 from bots_jax.auto_lengths import relative_length
 from bots_jax.compose import BeliefModel, Choice
-from bots_jax.numerics import gumbel, open_uniform
+from bots_jax.numerics import gumbel
 from bots_jax.selection import lowest
 from bots_jax.short_lists import hash_bits
 from bots_jax.types import Array, Settings, State
@@ -142,8 +142,12 @@ def lottery(task_ids: Array, turn: Array, like: Array) -> Array:
 
 
 def exponential(bits: Array, dtype: jnp.dtype) -> Array:
-    """f[...] of mean `LOTTERY`, from random integers."""
-    return -LOTTERY * jnp.log(open_uniform(bits, dtype))
+    """f[...] of mean `LOTTERY`, from random u32[...].
+
+    As `open_uniform`, of 31 bits: a signed integer is converted to a float many at a time.
+    """
+    uniform = (bits >> 1).astype(jnp.int32).astype(dtype) + jnp.asarray(0.5, dtype)
+    return -LOTTERY * jnp.log(uniform * jnp.asarray(2.0**-31, dtype))
 
 
 def chance_of_alike(rate: Array, rollouts: Array) -> Array:
@@ -175,7 +179,8 @@ def _overdue(rules: Rules, state: State, floor: float) -> Array:
     tasks = jnp.maximum(jnp.sum(state.pool.domain_sizes), 1).astype(dtype)
     passes = (clock - history.seen).astype(dtype) * (rules.batch_size / tasks)
     turn = jnp.arange(history.seen.shape[0], dtype=jnp.uint32) * jnp.uint32(2654435769)
-    share = (turn >> 8).astype(dtype) * jnp.asarray(2.0**-24, dtype)  # golden ratio: evenly spread
+    share = (turn >> 8).astype(jnp.int32).astype(dtype)  # a signed one is converted many at a time
+    share *= jnp.asarray(2.0**-24, dtype)  # golden ratio: evenly spread
     limit = jnp.where(was_visited(history), floor, min(FIRST, floor))
     return passes - limit * (0.5 + 0.5 * share)
 
