@@ -64,7 +64,7 @@ from bots_jax.estimators.features import shrink, unshrink
 from bots_jax.numerics import masked_mean, rarely, safe_ratio
 from bots_jax.pool import Evaluated, Fused, take
 from bots_jax.reference import Reference
-from bots_jax.sharding import total, totals
+from bots_jax.sharding import totals
 from bots_jax.types import Array, Belief, PyTree, Settings
 
 # What is tried around `Settings.implicit_weight` and `Settings.forgetting`, as factors.
@@ -91,6 +91,17 @@ class Shared(NamedTuple):
     restarts: Array  # i32, how often all was forgotten
 
 
+def _nothing_shared(rules: Rules, reference: Reference, num_domains: int) -> Shared:
+    """As before any evidence."""
+    dtype, size = reference.rates.dtype, _grid_size(rules)
+    return Shared(
+        rules.estimator.init(reference, num_domains),
+        jnp.full((size,), -np.log(size), dtype),
+        jnp.zeros((), dtype),
+        jnp.zeros((), jnp.int32),
+    )
+
+
 class History(NamedTuple):
     """What is known of each task alone, as of its last visit."""
 
@@ -99,6 +110,18 @@ class History(NamedTuple):
     visits: Array  # f[C], as of the last one; a visit counts as long as what it told does
     seen: Array  # i32[C], clock after the last visit; for a new task, when it came
     absorbed: Array  # f[C], a, as of the last visit
+
+    def restart(self, rows: Array, clock: Array, visits: Array | float = 0.0) -> History:
+        """Those of some rows begin anew, with so many visits to their account."""
+        fresh = no_history(1, self.offset.dtype)
+        fresh = fresh._replace(visits=fresh.visits + visits, seen=clock[None])
+        return History(
+            *(old.at[rows].set(new[0], mode="drop") for old, new in zip(self, fresh, strict=True))
+        )
+
+    def forgotten(self) -> History:
+        """As before the first visit, but for when tasks were seen, which the floor goes by."""
+        return no_history(self.seen.shape[0], self.offset.dtype)._replace(seen=self.seen)
 
 
 def no_history(capacity: int, dtype: jnp.dtype) -> History:
@@ -127,17 +150,10 @@ class AutoBelief(NamedTuple):
 
     def restart(self, settings: Settings, rows: Array) -> AutoBelief:
         """New tasks have no history, and the visits of the average task: no rush to them."""
-        offset, variance, visits, seen, absorbed = self.history
-        lengths = self.lengths
+        lengths, history = self.lengths, self.history
         return self._replace(
             lengths=None if lengths is None else lengths.restart(rows),
-            history=History(
-                offset.at[rows].set(0, mode="drop"),
-                variance.at[rows].set(_MOST_VARIANCE, mode="drop"),
-                visits.at[rows].set(jnp.mean(visits), mode="drop"),
-                seen.at[rows].set(self.clock, mode="drop"),
-                absorbed.at[rows].set(0, mode="drop"),
-            ),
+            history=history.restart(rows, self.clock, jnp.mean(history.visits)),
         )
 
 
@@ -366,19 +382,19 @@ def _stride(rules: Rules, batch: Evaluated) -> slice:
 
 def _told(
     rules: Rules,
-    settings: Settings,
+    pairs: Pairs,
     history: History,
     clock: Array,
     prior: _Prior,
     batch: Evaluated,
 ) -> Array:
-    """f[J]: the log-likelihood of a step's evidence under each pair of the grid."""
-    grid = _grid(rules, settings)
+    """f[J]: the log-likelihood of a step's evidence under each of the pairs, f[J]."""
     step = _stride(rules, batch)
     history, prior, batch = jax.tree.map(lambda values: values[step], (history, prior, batch))
     column = jax.tree.map(lambda values: values[:, None], history)
-    pairs = Pairs(grid.trust[None], grid.speed[None])
-    expected = Expected(prior.line[:, None], *_aged(column, clock, pairs, prior.counts[:, None]))
+    each_pair = jax.tree.map(lambda values: values[None], pairs)
+    aged = _aged(column, clock, each_pair, prior.counts[:, None])
+    expected = Expected(prior.line[:, None], *aged)
     each = _log_likelihood(expected, batch.successes[:, None], batch.trials[:, None])
     return totals(jnp.where(batch.trials[:, None] > 0, each, 0).T)
 
@@ -414,15 +430,9 @@ def auto_belief(rules: Rules) -> BeliefModel:
                 f"reference has {models} row(s), estimator={rules.estimator.name!r} needs "
                 f"{rules.estimator.models}: add a model, or use estimator='glm'"
             )
-        dtype, size = reference.rates.dtype, _grid_size(rules)
-
+        dtype = reference.rates.dtype
         return AutoBelief(
-            Shared(
-                rules.estimator.init(reference, num_domains),
-                jnp.full((size,), -np.log(size), dtype),
-                jnp.zeros((), dtype),
-                jnp.zeros((), jnp.int32),
-            ),
+            _nothing_shared(rules, reference, num_domains),
             no_history(capacity, dtype),
             jnp.zeros((), jnp.int32),
             no_lengths(capacity, dtype) if rules.per_token else None,
@@ -502,38 +512,23 @@ def _start_over(
     batch: Evaluated,
 ) -> AutoBelief:
     """The belief, or that of a beginner where that one foresaw the latest evidence better."""
-    shared = belief.shared
-    fresh = Shared(
-        rules.estimator.init(reference, fused.num_domains),
-        jnp.full_like(shared.log_weights, -np.log(_grid_size(rules))),
-        jnp.zeros_like(shared.surprise),
-        shared.restarts + 1,
-    )
-    some = _stride(rules, batch)
-    few = jax.tree.map(lambda values: values[some], batch)
-    known, domain, history = _take(belief, reference, fused, few.rows)
+    known, domain, history = _take(belief, reference, fused, batch.rows)
 
     def foresight(shared: Shared, history: History) -> Array:
         prior = _infer(rules, shared.estimator, settings, known, domain)
-        pairs = in_force(rules, settings, shared)
-        expected = Expected(prior.line, *_aged(history, belief.clock, pairs, prior.counts))
-        each = _log_likelihood(expected, few.successes, few.trials)
-        return total(jnp.where(few.trials > 0, each, 0))
+        pair = jax.tree.map(lambda value: value[None], in_force(rules, settings, shared))
+        return _told(rules, pair, history, belief.clock, prior, batch)[0]
 
-    rows = few.trials.shape[0]
-    blank = no_history(rows, few.trials.dtype)._replace(seen=history.seen)
-    better = foresight(fresh, blank) - foresight(shared, history)
-    surprise = jnp.maximum(shared.surprise + better, 0)
+    old, fresh = belief.shared, _nothing_shared(rules, reference, fused.num_domains)
+    better = foresight(fresh, history.forgotten()) - foresight(old, history)
+    surprise = jnp.maximum(old.surprise + better, 0)
     begin = surprise > _SURPRISE
     shared = jax.tree.map(
-        lambda new, old: jnp.where(begin, new, old), fresh, shared._replace(surprise=surprise)
+        lambda new, old: jnp.where(begin, new, old),
+        fresh._replace(restarts=old.restarts + 1),
+        old._replace(surprise=surprise),
     )
-
-    def forget(history: History) -> History:
-        capacity = history.seen.shape[0]
-        return no_history(capacity, history.offset.dtype)._replace(seen=history.seen)
-
-    return belief._replace(shared=shared, history=rarely(begin, forget, belief.history))
+    return belief._replace(shared=shared, history=rarely(begin, History.forgotten, belief.history))
 
 
 def _learn(
@@ -548,9 +543,8 @@ def _learn(
     shared, clock = belief.shared, belief.clock
     known, domain, history = _take(belief, reference, fused, batch.rows)
     prior = _infer(rules, shared.estimator, settings, known, domain)
-    log_weights = _reweighted(
-        shared.log_weights, _told(rules, settings, history, clock, prior, batch)
-    )
+    told = _told(rules, _grid(rules, settings), history, clock, prior, batch)
+    log_weights = _reweighted(shared.log_weights, told)
     shared = shared._replace(log_weights=log_weights)
     pairs = in_force(rules, settings, shared)
     before = Expected(prior.line, *_aged(history, clock, pairs, prior.counts))

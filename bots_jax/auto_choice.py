@@ -45,7 +45,7 @@ from bots_jax.auto_belief import (
 )
 from bots_jax.auto_lengths import relative_length
 from bots_jax.compose import BeliefModel, Choice
-from bots_jax.numerics import gumbel
+from bots_jax.numerics import gumbel, open_uniform
 from bots_jax.selection import lowest
 from bots_jax.short_lists import hash_bits
 from bots_jax.types import Array, Settings, State
@@ -114,13 +114,13 @@ def weigh_tasks(
     pairs = in_force(rules, settings, belief.shared)
     visits = recent_visits(belief.history, belief.clock, pairs)
     turn = jax.random.bits(rng_key, (), jnp.uint32)
-    return cost - least + price(settings, hoped, visits) + lottery(task_ids, turn, cost)
+    return cost - least + _price(settings, hoped, visits) + lottery(task_ids, turn, cost)
 
 
 _HASTE = 0.8  # how much less a visit counts for a task that is solved
 
 
-def price(settings: Settings, hoped: Array, visits: Array) -> Array:
+def _price(settings: Settings, hoped: Array, visits: Array) -> Array:
     """f[...] >= 0: what recent visits cost a task, the harder it is the more."""
     # log(1 + x), not log1p: of a sum of whole visits, and half the time of a pass over all tasks.
     return settings.breadth * jnp.log(1 + (1 - _HASTE * hoped) * visits)
@@ -142,12 +142,8 @@ def lottery(task_ids: Array, turn: Array, like: Array) -> Array:
 
 
 def exponential(bits: Array, dtype: jnp.dtype) -> Array:
-    """f[...] of mean `LOTTERY`, from random u32[...].
-
-    As `open_uniform`, of 31 bits: a signed integer is converted to a float many at a time.
-    """
-    uniform = (bits >> 1).astype(jnp.int32).astype(dtype) + jnp.asarray(0.5, dtype)
-    return -LOTTERY * jnp.log(uniform * jnp.asarray(2.0**-31, dtype))
+    """f[...] of mean `LOTTERY`, from random u32[...]."""
+    return -LOTTERY * jnp.log(open_uniform((bits >> 1).astype(jnp.int32), dtype))
 
 
 def chance_of_alike(rate: Array, rollouts: Array) -> Array:
@@ -168,8 +164,9 @@ def chance_of_alike(rate: Array, rollouts: Array) -> Array:
     return powers[0] + powers[1]
 
 
-# Passes over the pool within which each task is tried for the first time.
-FIRST = 16.0
+def first_visit(floor: float) -> float:
+    """Passes over the pool within which each task is tried for the first time."""
+    return min(16.0, floor)
 
 
 def _overdue(rules: Rules, state: State, floor: float) -> Array:
@@ -181,7 +178,7 @@ def _overdue(rules: Rules, state: State, floor: float) -> Array:
     turn = jnp.arange(history.seen.shape[0], dtype=jnp.uint32) * jnp.uint32(2654435769)
     share = (turn >> 8).astype(jnp.int32).astype(dtype)  # a signed one is converted many at a time
     share *= jnp.asarray(2.0**-24, dtype)  # golden ratio: evenly spread
-    limit = jnp.where(was_visited(history), floor, min(FIRST, floor))
+    limit = jnp.where(was_visited(history), floor, first_visit(floor))
     return passes - limit * (0.5 + 0.5 * share)
 
 

@@ -18,7 +18,6 @@ import numpy as np
 from bots_jax import table
 from bots_jax.auto_belief import (
     AutoBelief,
-    History,
     Rules,
     as_belief,
     auto_belief,
@@ -63,13 +62,7 @@ class GroupedAuto(NamedTuple):
         given, at = rows < size, jnp.minimum(rows, size - 1)
         lost = jnp.where(given & (slot_ids[at] != table.FREE), self.group[at], none)
         apart = self.apart.at[jnp.where(given, group, none)].add(1, mode="drop")
-        fresh = no_history(1, self.credit.dtype)._replace(seen=self.slots.clock[None])
-        history = History(
-            *(
-                old.at[rows].set(new[0], mode="drop")
-                for old, new in zip(self.slots.history, fresh, strict=True)
-            )
-        )
+        history = self.slots.history.restart(rows, self.slots.clock)
         return self._replace(
             slots=self.slots._replace(history=history),
             group=self.group.at[rows].set(group, mode="drop"),

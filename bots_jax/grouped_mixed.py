@@ -44,7 +44,13 @@ from jax import lax
 
 from bots_jax import pool, table
 from bots_jax.auto_belief import Rules, expect, expect_unvisited, hopeful_rate, mean_rate
-from bots_jax.auto_choice import FIRST, LOTTERY, chance_of_alike, exponential, weigh_tasks
+from bots_jax.auto_choice import (
+    LOTTERY,
+    chance_of_alike,
+    exponential,
+    first_visit,
+    weigh_tasks,
+)
 from bots_jax.grouped_slots import free_slots
 from bots_jax.groups import Groups, draw_member, group_of
 from bots_jax.numerics import open_uniform, random_bits
@@ -296,7 +302,7 @@ def _passes(steps: Array, batch_size: int, groups: Groups, dtype: jnp.dtype) -> 
 
 def sweep_credit(batch_size: int, floor: float, belief: Any, groups: Groups) -> Array:
     """f: how many tasks the sweep is behind by, after a step that brought evidence."""
-    credit, first = belief.credit, min(FIRST, floor)
+    credit, first = belief.credit, first_visit(floor)
     passes = _passes(belief.slots.clock, batch_size, groups, credit.dtype)
     rate = jnp.where(passes >= floor / 2, 2 * batch_size / floor, 0)
     rate = jnp.where((passes >= first / 2) & (passes < first), 2 * batch_size / first, rate)
@@ -310,7 +316,7 @@ def _sweep(
     belief, groups, slot_ids = state.belief, state.pool.groups, state.pool.slot_ids
     if floor is None:
         return jnp.zeros((0,), jnp.int32), belief
-    most = min(count, math.ceil(2.5 * count / min(FIRST, floor)) + 1)
+    most = min(count, math.ceil(2.5 * count / first_visit(floor)) + 1)
     moves = jnp.minimum(jnp.floor(belief.credit).astype(jnp.int32), most)
     turn, tasks = jnp.arange(most, dtype=jnp.int32), jnp.asarray(groups.num_tasks, jnp.int32)
 

@@ -27,13 +27,14 @@ def safe_ratio(numerator: Array, denominator: Array, otherwise: float = 0.0) -> 
 
 
 def open_uniform(bits: Array, dtype: jnp.dtype) -> Array:
-    """Uniforms in the open interval (0, 1) from unsigned integers.
+    """Uniforms in the open interval (0, 1) from integers that are not negative.
 
     The usual float uniform is a multiple of 2^-23: it can be 0, whose log is -inf, and
     it is too coarse for events rarer than 1e-6. (bits + 1/2) / 2^32 is never 0 and keeps
-    a spacing of 2^-32 towards 0. For the same care towards 1, use `~bits`.
+    a spacing of 2^-32 towards 0. For the same care towards 1, use `~bits`. Signed integers have
+    a bit less, and are converted many at a time.
     """
-    width = jnp.iinfo(bits.dtype).bits
+    width = int(jnp.iinfo(bits.dtype).max).bit_length()
     return (bits.astype(dtype) + jnp.asarray(0.5, dtype)) * jnp.asarray(2.0**-width, dtype)
 
 
