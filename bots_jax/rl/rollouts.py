@@ -175,6 +175,7 @@ def answer_probabilities(
       prompts: i32[N, P]. answers: i32[N, A] ending in EOS, PAD after it; without EOS the rate is 0.
       chunk: tasks at a time.
     """
+
     def one(rows: tuple[Array, Array]) -> Array:
         prompt, answer = rows
         found = completion_logprobs(graphdef, params, prompt, answer[:, None])[:, 0]

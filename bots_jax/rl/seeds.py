@@ -67,10 +67,10 @@ class SeedsConfig:
 class _Told(NamedTuple):
     """What is kept of each step."""
 
-    etr: Array  # f[S, T]
-    tokens: Array  # i32[S, T], generated in the step
-    task_ids: Array  # i32[S, T, B]
-    successes: Array  # f[S, T, B]
+    etr: Any  # f[S, T]
+    tokens: Any  # i32[S, T], generated in the step
+    task_ids: Any  # i32[S, T, B]
+    successes: Any  # f[S, T, B]
 
 
 def run_seeds(

@@ -41,7 +41,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bots_jax.checks import check_choice
+from bots_jax.rl.loop import LoopConfig
 from bots_jax.rl.policy import GraphDef, Params
+from bots_jax.rl.policy_gradient import GradientConfig
 from bots_jax.rl.rollouts import answer_probabilities
 from bots_jax.rl.tasks import FAMILIES, FAMILY_NAMES, TaskPool, generate_split
 from bots_jax.rl.warmup import EASY_FAMILIES, Progress, WarmStart, WarmupConfig, warm_up
@@ -78,7 +80,7 @@ class World:
     batch_size: int = 16
     rollouts: int = 8
     steps: int = 400
-    learning_rate: float = 5e-4  # at its highest: it falls to 0 within the run
+    learning_rate: float = 1e-3  # at its highest: it falls to 0 within the run
 
     def __post_init__(self) -> None:
         for key in ("max_size", "num_tasks", "num_held_out", "reference_rollouts", "batch_size",
@@ -97,7 +99,7 @@ WORLDS: dict[str, World] = {
         World("frontier"),
         World("guessing", families=(*EXTENDING, *GUESSED)),
         World("all-families", families=TEN),
-        World("sparse", size_growth=2.5),
+        World("sparse", size_growth=3.0),
         World("one-pass", num_tasks=24_000),
         World(
             "saturated",
@@ -121,6 +123,17 @@ class WorldData(NamedTuple):
     reference: NDArray[np.float32]  # f[2, N], pass rates of the early and the late checkpoint
 
 
+def loop_config(world: World) -> LoopConfig:
+    """The settings of a step that is measured: a rate that falls to 0 by the last one."""
+    gradient = GradientConfig(
+        learning_rate=world.learning_rate,
+        lr_warmup=min(5, world.steps - 1),
+        lr_decay=world.steps,
+        mixed_chunk=4,
+    )
+    return LoopConfig(group_size=world.rollouts, gradient=gradient)
+
+
 def find_world(name: str) -> World:
     """The world of that name.
 
@@ -141,7 +154,7 @@ def make_tasks(world: World) -> tuple[TaskPool, TaskPool]:
     return _reweighted(world), held_out
 
 
-_SPARE = 4  # times the tasks wanted, of which those of the wanted sizes are kept
+_SPARE = 9  # times the tasks wanted, of which those of the wanted sizes are kept
 
 
 def _reweighted(world: World) -> TaskPool:
@@ -151,9 +164,7 @@ def _reweighted(world: World) -> TaskPool:
     )
     family, size = np.asarray(many.family), np.asarray(many.size)
     kept: list[NDArray[np.int64]] = []
-    shares = np.diff(
-        np.arange(len(world.families) + 1) * world.num_tasks // len(world.families)
-    )
+    shares = np.diff(np.arange(len(world.families) + 1) * world.num_tasks // len(world.families))
     for name, share in zip(world.families, shares, strict=True):
         largest = min(world.max_size, FAMILIES[FAMILY_NAMES.index(name)].max_size)
         weights = world.size_growth ** np.arange(largest)
@@ -164,6 +175,11 @@ def _reweighted(world: World) -> TaskPool:
         ]
         kept.append(np.concatenate(rows)[-share:])  # rounded up: drop the smallest
     order = np.sort(np.concatenate(kept))  # that of `many`, which is random
+    if len(order) < world.num_tasks:
+        raise ValueError(
+            f"size_growth={world.size_growth} asks for more large problems than there are: "
+            f"{len(order)} of num_tasks={world.num_tasks}; give fewer tasks or a smaller growth"
+        )
     return TaskPool(*(np.asarray(column)[order] for column in many))
 
 
