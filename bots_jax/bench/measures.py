@@ -152,7 +152,7 @@ def _relative(
 def _ttb(record: Record, base: Record | None, suffix: str) -> dict[str, Value]:
     """TTB(50%) and TTB(100%): of averages over three evaluations where the records hold them.
 
-    Beside those by steps, TTB(100%) by generated tokens, where both curves are averages.
+    Beside those by steps, TTB(100%) by generated tokens, where they were counted.
     """
     own, other = (None if one is None else learning_curve(one) for one in (record, base))
     if own is None or other is None:
@@ -160,12 +160,10 @@ def _ttb(record: Record, base: Record | None, suffix: str) -> dict[str, Value]:
     values: dict[str, Value] = {
         f"ttb_{x}{suffix}": metrics.ttb(own, other, x / 100) for x in (50, 100)
     }
-    spent = [None if one is None else series_of(one, "tokens") for one in (record, base)]
-    if suffix == "" and AVERAGED in record.get("series", {}) and all(s is not None for s in spent):
-        by_tokens = [
-            Curve(s[1], curve.scores) for s, curve in zip(spent, (own, other), strict=True) if s
-        ]
-        values["ttb_100_tokens"] = metrics.ttb(*by_tokens, 1.0)
+    tokens = [None if one is None else series_of(one, "tokens") for one in (record, base)]
+    if suffix == "" and tokens[0] is not None and tokens[1] is not None:
+        spent = Curve(tokens[0][1], own.scores)
+        values["ttb_100_tokens"] = metrics.ttb(spent, Curve(tokens[1][1], other.scores), 1.0)
     return values
 
 

@@ -285,9 +285,8 @@ def _mixed_gradient(
     def add(carry: tuple[Array, Metrics, Params]) -> tuple[Array, Metrics, Params]:
         start, metrics, grads = carry
         rows = jax.lax.dynamic_slice_in_dim(order, start, chunk)
-        part = Batch(*(None if column is None else column[rows] for column in batch))
         kept = start + jnp.arange(chunk) < count
-        part = part._replace(valid=kept)
+        part: Batch = jax.tree.map(lambda column: column[rows], batch)._replace(valid=kept)
         (_, own), found = jax.value_and_grad(loss, has_aux=True)(params, part)
         share = jnp.sum(kept) / valid
         metrics = jax.tree.map(lambda sum_, new: sum_ + share * new, metrics, own)

@@ -102,7 +102,8 @@ def run_seeds(
     states = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (len(seeds), *leaf.shape)), start)
     states = states._replace(seed=jnp.asarray(seeds, jnp.uint32))
     advance, evaluate = _compile(selector, task, config)
-    heldout, seen = [np.asarray(evaluate(states.train.params))], []
+    heldout = [np.asarray(evaluate(states.train.params))]
+    seen: list[_Told] = []
     states, heldout, seen = _take_up(partial, states, heldout, seen)
     while len(seen) * config.eval_every < config.steps:
         states, now = advance(states)

@@ -31,6 +31,7 @@ world (`pass_rate_table`) nor a held-out score has an error of sampled completio
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -45,7 +46,7 @@ from bots_jax.rl.loop import LoopConfig
 from bots_jax.rl.policy import GraphDef, Params
 from bots_jax.rl.policy_gradient import GradientConfig
 from bots_jax.rl.rollouts import answer_probabilities
-from bots_jax.rl.tasks import FAMILIES, FAMILY_NAMES, TaskPool, generate_split
+from bots_jax.rl.tasks import FAMILIES, FAMILY_NAMES, TaskPool, decode, generate_split
 from bots_jax.rl.warmup import EASY_FAMILIES, Progress, WarmStart, WarmupConfig, warm_up
 
 Array = jax.Array
@@ -54,8 +55,10 @@ EXTENDING = ("sorting", "reversal", "successor")  # a longer problem is learned 
 GUESSED = ("comparison", "modular", "counting")  # few answers, so one of them is often right
 TEN = (*EASY_FAMILIES, "digit_sum")
 
+# The references bracket the base policy: they solve about half and twice as much. After a third
+# of its steps it solves nothing.
 SMOOTH_WARMUP = WarmupConfig(
-    families=TEN, max_size=9, size_decay=0.5, early_steps=133, base_steps=400, late_steps=800
+    families=TEN, max_size=9, size_decay=0.5, early_steps=300, base_steps=400, late_steps=600
 )
 
 
@@ -214,6 +217,12 @@ def draw_rates(rates: NDArray[np.float32], rollouts: int, seed: int) -> NDArray[
     bits = np.random.PCG64(np.random.SeedSequence([seed, rollouts]))
     draws = (bits.random_raw((rollouts, *rates.shape)) >> np.uint64(11)) * 2.0**-53
     return np.mean(draws < rates, axis=0).astype(np.float32)
+
+
+def prompt_features(pool: TaskPool) -> NDArray[np.float32]:
+    """Text features f32[E, N] of a pool's prompts."""
+    features: Any = importlib.import_module("bots_jax.features")
+    return np.asarray(features.text(decode(pool.prompts)), np.float32).T
 
 
 def pass_rate_table(world: World, data: WorldData, params: Any = None) -> dict[str, list[float]]:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import importlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -133,10 +132,9 @@ def _features(data: Any, told: str) -> np.ndarray:
         graphdef = data.start.graphdef
         embed = jax.jit(lambda p: embed_tasks(graphdef, p, prompts, components=COMPONENTS))
         return np.asarray(embed(data.start.base))
-    from bots_jax.rl.tasks import decode
+    from bots_jax.rl.worlds import prompt_features
 
-    features: Any = importlib.import_module("bots_jax.features")
-    return np.asarray(features.text(decode(data.pool.prompts))).T
+    return prompt_features(data.pool)
 
 
 def _measure(record: dict[str, Any], group: int) -> Measured:
