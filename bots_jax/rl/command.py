@@ -90,8 +90,8 @@ class ProgressBar:
 
 _EPILOG = """\
 Results in the --out folder: config.json, steps/ (a line of JSON a step), results.jsonl (a
-line a run), summary.md, summary.csv, and plots. Ctrl-C or a kill loses nothing but the step
-in progress: --resume goes on and ends with the same numbers.
+line a run), summary.md, summary.csv, and plots. Ctrl-C loses nothing but the step in
+progress, a kill at most --checkpoint-every steps: --resume goes on and ends with the same numbers.
 
 A file of your own tasks has the columns prompt, answer and, if you like, id, domain and
 reference (pass rates of a weaker and a stronger model); .jsonl, .parquet and .npz are read,
@@ -205,7 +205,9 @@ def add_finetune_parser(subparsers: Any) -> argparse.ArgumentParser:
     add(out, "--out", "runs/finetune", "folder for results", metavar="FOLDER")
     out.add_argument("--resume", action="store_true", help="go on with what the folder holds")
     out.add_argument("--overwrite", action="store_true", help="delete what the folder holds")
-    add(out, "--checkpoint-every", base.checkpoint_every, "steps that a kill may cost, at most")
+    of_world(
+        out, "--checkpoint-every", base.checkpoint_every, "steps that a kill may cost, at most"
+    )
     parser.set_defaults(run=finetune_command)
     return parser
 
@@ -245,7 +247,7 @@ def make_config(args: argparse.Namespace) -> FinetuneConfig:
         verifier_kind=args.verifier_kind,
         by_domain=args.by_domain,
         reference_rollouts=args.reference_rollouts,
-        checkpoint_every=args.checkpoint_every,
+        checkpoint_every=given("checkpoint_every", base.checkpoint_every),
         settings={name: value for name, value in settings.items() if value is not None},
         loop=LoopConfig(
             group_size=given("rollouts", base.loop.group_size),

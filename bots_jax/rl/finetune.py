@@ -163,6 +163,7 @@ class FinetuneConfig:
             "eval_rollouts": 0,
             "num_tasks": world.num_tasks,
             "data_seed": world.seed,
+            "checkpoint_every": 10,
             "reference_rollouts": world.reference_rollouts,
             "warmup": world.warmup,
             "loop": loop,

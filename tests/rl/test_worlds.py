@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bots_jax import metrics
 from bots_jax.bench.environment import Strategy
 from bots_jax.bench.environments.worlds import worlds_environment
+from bots_jax.bench.matrix import Matrix, make_plan
+from bots_jax.bench.measures import values_of
 from bots_jax.rl import seeds, worlds
+from bots_jax.rl.command import add_finetune_parser, make_config
+from bots_jax.rl.finetune import FinetuneConfig
 from bots_jax.rl.loop import LoopConfig, init_loop, make_step
 from bots_jax.rl.policy import PolicyConfig
 from bots_jax.rl.policy_gradient import GradientConfig, rate_schedule
@@ -205,6 +211,69 @@ def test_warm_up_draws_small_problems_more_often() -> None:
     np.testing.assert_allclose(family[family > 0] / 20_000, 0.5, atol=0.02)
     with pytest.raises(ValueError, match="size_decay=2"):
         WarmupConfig(size_decay=2.0)
+
+
+def record(strategy: str, heldout: list[float], tokens: list[float]) -> dict[str, Any]:
+    steps = list(range(len(heldout)))
+    average = np.asarray(metrics.averaged(metrics.Curve(steps, heldout)).scores).tolist()
+    series = {"heldout": heldout, "heldout_average": average, "tokens": tokens}
+    return {
+        "strategy": strategy, "seed": 0, "values": {"heldout": heldout[-1]},
+        "series": {key: {"x": steps, "y": y} for key, y in series.items()},
+    }  # fmt: skip
+
+
+def test_epochs_are_a_second_baseline_and_tokens_a_second_clock() -> None:
+    records = [
+        record("uniform", [0.0, 0.1, 0.2, 0.3, 0.4], [0, 10, 20, 30, 40]),
+        record("epochs", [0.0, 0.1, 0.2, 0.3, 0.3], [0, 10, 20, 30, 40]),
+        record("fast", [0.0, 0.3, 0.4, 0.4, 0.5], [0, 30, 60, 90, 120]),
+    ]
+    found = values_of(records, "uniform")
+    fast = {key: getattr(value, "value", value) for key, value in found["fast"][0].items()}
+    assert fast["heldout_over_epochs"] == pytest.approx(0.2)
+    assert fast["ttb_100"] == pytest.approx(1 / 4)  # of averages: the goal is .3, met at step 1
+    assert fast["ttb_100_tokens"] == pytest.approx(30 / 40)
+    assert fast["ttb_100_epochs"] < 1 / 4
+    assert found["epochs"][0]["ttb_100"].censored
+    assert "heldout_over_epochs" not in values_of(records, "epochs")["fast"][0]
+
+
+def test_what_a_strategy_is_told_is_part_of_its_cell(tmp_path: Path) -> None:
+    matrix = Matrix("told", None, 1, ("worlds",), ("auto,told=prompts|references",))
+    plan = make_plan(matrix)
+    assert [job.strategy.told for job in plan.jobs] == ["prompts", "references"]
+    assert [job.strategy.name for job in plan.jobs] == [
+        "auto, told prompts",
+        "auto, told references",
+    ]
+    assert len({job.cell(0) for job in plan.jobs}) == 2
+    with pytest.raises(ValueError, match="told=rumours, but frontier, 400 steps tells nothing"):
+        make_plan(matrix._replace(strategies=("auto,told=rumours",)))
+    with pytest.raises(ValueError, match="told=prompts, but simulation of 2000 tasks tells every"):
+        make_plan(matrix._replace(environments=("simulation",)))
+
+
+def test_the_main_job_is_in_a_world_unless_there_are_tasks_of_a_file() -> None:
+    parser = argparse.ArgumentParser()
+    add_finetune_parser(parser.add_subparsers())
+
+    def config(*more: str) -> FinetuneConfig:
+        return make_config(parser.parse_args(["finetune", *more]))
+
+    main = config()
+    assert main == FinetuneConfig.of_world("frontier")
+    assert main.loop.gradient.lr_decay == main.steps
+    assert config("--steps", "50").loop.gradient.lr_decay == 50
+    assert config("--steps", "50", "--lr-decay", "0").loop.gradient.lr_decay == 0
+    assert config("--world", "sparse").world == "sparse"
+    assert config("--tasks", "mine.jsonl") == FinetuneConfig(tasks="mine.jsonl")
+    with pytest.raises(ValueError, match=r"--world sparse and --tasks mine.jsonl"):
+        config("--world", "sparse", "--tasks", "mine.jsonl")
+    with pytest.raises(ValueError, match="told='rumours'"):
+        config("--strategies", "auto+rumours")
+    with pytest.raises(ValueError, match="eval_rollouts=0 computes"):
+        config("--tasks", "mine.jsonl", "--verifier", "a:b", "--eval-rollouts", "0")
 
 
 def test_the_environment_measures_a_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,8 @@ one evaluation to the next in the workspace.
 
 `told=` says what a strategy knows of the tasks: `nothing`; `prompts`, text features of them;
 `references`, pass rates of two checkpoints in eight rollouts each (what is told without it, as
-many strategies need them); `hidden`, what the base policy's hidden states make of the prompts.
+many strategies need them); `hidden`, what the base policy's hidden states make of the prompts;
+`everything`, prompts and references.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from bots_jax.bench.environments.finetune import cache_folder
 from bots_jax.metrics import Curve
 from bots_jax.reference import TaskFeatures
 
-TELLS = ("nothing", "prompts", "references", "hidden")
+TELLS = ("nothing", "prompts", "references", "hidden", "everything")
 COMPONENTS = 32  # of features, at most
 
 
@@ -118,7 +119,8 @@ def first_state(selector: Any, data: Any, told: str, name: str) -> Any:
             return selector.init(data.reference)
         if told == "nothing":
             return selector.init(num_tasks=num_tasks)
-        return selector.init(TaskFeatures(None, _features(data, told)))
+        rates = data.reference if told == "everything" else None
+        return selector.init(TaskFeatures(rates, _features(data, told)))
     except ValueError as error:
         raise ValueError(f"strategy {name}, told {told}: {error}") from None
 
