@@ -12,8 +12,8 @@ frontier        sorting, reversal and successor of 1 to 9 digits: a longer probl
 guessing        the same, and as many tasks that can be guessed (comparison, modular, counting):
                 their groups are mixed for ever and teach little
 all-families    ten families, guessed, learned and out of reach together
-sparse          frontier, but 97% of the tasks are never solved and few are stepping stones;
-                held out are all sizes alike
+sparse          frontier, hidden among fifteen times as many tasks out of reach: 97% of the
+                pool is never solved; held out are those of frontier
 one-pass        frontier with so many tasks that none comes twice
 saturated       thirteen families after a long warm-up: what is within reach is learned in some
                 60 steps, and then no choice matters
@@ -46,13 +46,14 @@ from bots_jax.rl.loop import LoopConfig
 from bots_jax.rl.policy import GraphDef, Params
 from bots_jax.rl.policy_gradient import GradientConfig
 from bots_jax.rl.rollouts import answer_probabilities
-from bots_jax.rl.tasks import FAMILIES, FAMILY_NAMES, TaskPool, decode, generate_split
+from bots_jax.rl.tasks import FAMILY_NAMES, TaskPool, decode, generate_split
 from bots_jax.rl.warmup import EASY_FAMILIES, Progress, WarmStart, WarmupConfig, warm_up
 
 Array = jax.Array
 
 EXTENDING = ("sorting", "reversal", "successor")  # a longer problem is learned from shorter ones
 GUESSED = ("comparison", "modular", "counting")  # few answers, so one of them is often right
+OUT_OF_REACH = ("multiplication", "gcd", "base_conversion")  # never warmed up, hardly ever solved
 TEN = (*EASY_FAMILIES, "digit_sum")
 
 # The references bracket the base policy: they solve about half and twice as much. After a third
@@ -75,8 +76,8 @@ class World:
     max_size: int = 9
     num_tasks: int = 6000
     num_held_out: int = 2048
-    size_growth: float = 1.0  # a size has so many times the tasks of the one before, as far as
-    # there are distinct ones; 1: as `generate_split` gives them. Held-out tasks are not reweighted.
+    decoys: tuple[str, ...] = ()  # families out of the policy's reach, among the rest of the pool
+    decoy_share: float = 0.0  # of the pool; held out is none of them
     reference_rollouts: int = 8
     seed: int = 0  # of the tasks
     warmup: WarmupConfig = SMOOTH_WARMUP
@@ -90,9 +91,12 @@ class World:
                     "rollouts", "steps"):  # fmt: skip
             if getattr(self, key) < 1:
                 raise ValueError(f"{key}={getattr(self, key)} must be at least 1")
-        if not self.size_growth > 0:
-            raise ValueError(f"size_growth={self.size_growth} must be above 0")
-        if unknown := [name for name in self.families if name not in FAMILY_NAMES]:
+        if not 0 <= self.decoy_share < 1 or bool(self.decoys) != (self.decoy_share > 0):
+            raise ValueError(
+                f"decoy_share={self.decoy_share} must be in [0, 1), and above 0 with "
+                f"decoys={self.decoys} only"
+            )
+        if unknown := [name for name in (*self.families, *self.decoys) if name not in FAMILY_NAMES]:
             raise ValueError(f"families={unknown} are unknown; use {', '.join(FAMILY_NAMES)}")
 
 
@@ -102,7 +106,7 @@ WORLDS: dict[str, World] = {
         World("frontier"),
         World("guessing", families=(*EXTENDING, *GUESSED)),
         World("all-families", families=TEN),
-        World("sparse", size_growth=3.0),
+        World("sparse", decoys=OUT_OF_REACH, decoy_share=0.94),
         World("one-pass", num_tasks=24_000),
         World(
             "saturated",
@@ -151,39 +155,23 @@ def make_tasks(world: World) -> tuple[TaskPool, TaskPool]:
     held_out = generate_split(
         "held_out", world.num_held_out, world.seed, world.families, world.max_size
     )
-    if world.size_growth == 1:
-        pool = generate_split("train", world.num_tasks, world.seed, world.families, world.max_size)
-        return pool, held_out
-    return _reweighted(world), held_out
+    if world.decoys:
+        return _among_decoys(world), held_out
+    pool = generate_split("train", world.num_tasks, world.seed, world.families, world.max_size)
+    return pool, held_out
 
 
-_SPARE = 9  # times the tasks wanted, of which those of the wanted sizes are kept
-
-
-def _reweighted(world: World) -> TaskPool:
-    """A pool whose sizes are in the shares that `size_growth` asks for."""
-    many = generate_split(
-        "train", _SPARE * world.num_tasks, world.seed, world.families, world.max_size
-    )
-    family, size = np.asarray(many.family), np.asarray(many.size)
-    kept: list[NDArray[np.int64]] = []
-    shares = np.diff(np.arange(len(world.families) + 1) * world.num_tasks // len(world.families))
-    for name, share in zip(world.families, shares, strict=True):
-        largest = min(world.max_size, FAMILIES[FAMILY_NAMES.index(name)].max_size)
-        weights = world.size_growth ** np.arange(largest)
-        wanted = np.ceil(share * weights / weights.sum()).astype(int)
-        rows = [
-            np.flatnonzero((family == FAMILY_NAMES.index(name)) & (size == one + 1))[:count]
-            for one, count in enumerate(wanted)
-        ]
-        kept.append(np.concatenate(rows)[-share:])  # rounded up: drop the smallest
-    order = np.sort(np.concatenate(kept))  # that of `many`, which is random
-    if len(order) < world.num_tasks:
-        raise ValueError(
-            f"size_growth={world.size_growth} asks for more large problems than there are: "
-            f"{len(order)} of num_tasks={world.num_tasks}; give fewer tasks or a smaller growth"
-        )
-    return TaskPool(*(np.asarray(column)[order] for column in many))
+def _among_decoys(world: World) -> TaskPool:
+    """Tasks of the families and of the decoys, in random order."""
+    decoys = round(world.num_tasks * world.decoy_share)
+    parts = [
+        generate_split("train", count, world.seed, families, world.max_size)
+        for count, families in ((world.num_tasks - decoys, world.families), (decoys, world.decoys))
+    ]
+    joined = TaskPool(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+    bits = np.random.PCG64(np.random.SeedSequence([world.seed, decoys]))
+    order = np.argsort(bits.random_raw(world.num_tasks), kind="stable")
+    return TaskPool(*(np.asarray(column)[order] for column in joined))
 
 
 def make_world(
@@ -235,7 +223,7 @@ def pass_rate_table(world: World, data: WorldData, params: Any = None) -> dict[s
     rates = exact_rates(data.start.graphdef, (params,), data.pool)[0]
     family, size = np.asarray(data.pool.family), np.asarray(data.pool.size)
     table = {}
-    for name in world.families:
+    for name in (*world.families, *world.decoys):
         own = family == FAMILY_NAMES.index(name)
         sizes = range(1, int(size[own].max()) + 1)
         groups = [rates[own & (size == one)] for one in sizes]

@@ -24,7 +24,7 @@ from bots_jax.rl.loop import LoopConfig, init_loop, make_step
 from bots_jax.rl.policy import PolicyConfig
 from bots_jax.rl.policy_gradient import GradientConfig, rate_schedule
 from bots_jax.rl.rollouts import answer_probabilities, pass_rates
-from bots_jax.rl.tasks import exact_verifier, generate_split
+from bots_jax.rl.tasks import FAMILY_NAMES, exact_verifier, generate_split
 from bots_jax.rl.warmup import WarmupConfig
 from bots_jax.strategies import epochs, uniform
 
@@ -56,22 +56,26 @@ def test_tasks_of_every_world_are_distinct_and_the_same_each_time(name: str) -> 
     assert len(rows) == 600
     assert not rows & {bytes(row) for row in np.asarray(held_out.prompts)}
     counts = np.bincount(np.asarray(pool.family), minlength=13)
-    assert (counts > 0).sum() == len(world.families)
+    assert (counts > 0).sum() == len(world.families) + len(world.decoys)
 
 
-def test_sparse_has_few_stepping_stones() -> None:
-    pool, _ = worlds.make_tasks(worlds.find_world("sparse"))
-    share = np.bincount(np.asarray(pool.size)) / len(np.asarray(pool.size))
-    assert share[9] > 0.6
-    assert 0.001 < share[:6].sum() < 0.03
+def test_sparse_hides_the_frontier_among_decoys() -> None:
+    world = worlds.find_world("sparse")
+    pool, held_out = worlds.make_tasks(world)
+    reach = [FAMILY_NAMES.index(name) for name in world.families]
+    share = np.isin(np.asarray(pool.family), reach)
+    assert share.mean() == pytest.approx(0.06)
+    assert share[:600].mean() == pytest.approx(0.06, abs=0.03)  # in random order
+    assert np.isin(np.asarray(held_out.family), reach).all()
 
 
-def test_a_world_that_asks_for_too_much_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worlds, "_SPARE", 2)
-    with pytest.raises(ValueError, match="asks for more large problems than there are"):
-        worlds.make_tasks(worlds.find_world("sparse"))
+def test_a_world_that_cannot_be_is_refused() -> None:
     with pytest.raises(ValueError, match="frontier"):
         worlds.find_world("nowhere")
+    with pytest.raises(ValueError, match=r"decoy_share=0.5"):
+        worlds.World("half", decoy_share=0.5)
+    with pytest.raises(ValueError, match="juggling"):
+        worlds.World("odd", families=("juggling",))
 
 
 def test_there_is_a_frontier_and_the_table_shows_it(data: worlds.WorldData) -> None:
