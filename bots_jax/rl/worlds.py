@@ -106,7 +106,13 @@ WORLDS: dict[str, World] = {
         World("frontier"),
         World("guessing", families=(*EXTENDING, *GUESSED)),
         World("all-families", families=TEN),
-        World("sparse", decoys=OUT_OF_REACH, decoy_share=0.94),
+        World(
+            "sparse",
+            num_tasks=12_000,
+            decoys=OUT_OF_REACH,
+            decoy_share=0.94,
+            learning_rate=5e-4,  # at 1e-3 uniform unlearns: in many a step no group is mixed
+        ),
         World("one-pass", num_tasks=24_000),
         World(
             "saturated",
@@ -116,6 +122,7 @@ WORLDS: dict[str, World] = {
             warmup=WarmupConfig(),
             batch_size=32,
             steps=200,
+            learning_rate=5e-4,
         ),
     )
 }
@@ -165,8 +172,11 @@ def _among_decoys(world: World) -> TaskPool:
     """Tasks of the families and of the decoys, in random order."""
     decoys = round(world.num_tasks * world.decoy_share)
     parts = [
-        generate_split("train", count, world.seed, families, world.max_size)
-        for count, families in ((world.num_tasks - decoys, world.families), (decoys, world.decoys))
+        generate_split("train", count, world.seed, families, largest)
+        for count, families, largest in (
+            (world.num_tasks - decoys, world.families, world.max_size),
+            (decoys, world.decoys, 12),
+        )
     ]
     joined = TaskPool(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
     bits = np.random.PCG64(np.random.SeedSequence([world.seed, decoys]))
