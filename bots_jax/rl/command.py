@@ -137,8 +137,8 @@ def add_finetune_parser(subparsers: Any) -> argparse.ArgumentParser:
     what = parser.add_argument_group("what is compared")
     names = ",".join(base.strategies)
     of_world(what, "--strategies", names,
-        f"of {', '.join(STRATEGIES)}, each with +prompts, +references or +nothing if it is not to "
-        "know everything; uniform is the baseline")  # fmt: skip
+        f"of {', '.join(STRATEGIES)}, each as it is or followed by what it is to know of "
+        "the tasks: +nothing, +prompts, +references (as it is) or +everything")  # fmt: skip
     add(what, "--seeds", base.seeds, "how many seeds; intervals need several")
     add(what, "--first-seed", base.first_seed, "the seeds count up from here")
     of_world(what, "--steps", base.steps, "training steps of each run")

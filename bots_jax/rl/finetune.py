@@ -78,21 +78,21 @@ DEFAULT_STRATEGIES = (
 WORLD_STRATEGIES = ("uniform", "epochs", "auto+prompts", "bots+references")
 MAIN_STEPS = 300  # of the main job, at most
 
-TOLD = ("everything", "prompts", "references", "nothing")
+TOLD = ("nothing", "prompts", "references", "everything")
 
 
 def told_of(name: str) -> str:
     """What a strategy is told of the tasks: the end of its name, as in "auto+prompts"."""
-    return name.partition("+")[2] or "everything"
+    return name.partition("+")[2] or "references"
 
 
 @dataclasses.dataclass(frozen=True)
 class FinetuneConfig:
     """Everything that the numbers of a comparison depend on.
 
-    A strategy is a name of `strategies.STRATEGIES`, and what it is told of the tasks if not
-    everything that is known: "+references" (pass rates of two checkpoints), "+prompts" (features
-    of the text), "+nothing".
+    A strategy is a name of `strategies.STRATEGIES`, and what it is told of the tasks: "+references"
+    (pass rates of two checkpoints, what it is told without such an ending), "+prompts" (features
+    of the text), "+everything" (both) or "+nothing".
 
     Raises:
       ValueError: where a setting is out of range.
@@ -469,13 +469,13 @@ def start(config: Comparison, problem: Problem, selector: Selector, name: str) -
     """A strategy's state before the first step: made for all before any is trained."""
     domains = problem.pool.family if config.by_domain else None
     told = told_of(name)
-    reference = problem.reference if told in ("everything", "references") else None
+    known: Any = problem.reference if told in ("references", "everything") else None
     try:
-        if told == "prompts":
-            known: Any = TaskFeatures(None, worlds.prompt_features(problem.pool))
+        if told in ("prompts", "everything"):
+            known = TaskFeatures(known, worlds.prompt_features(problem.pool))
             return selector.init(known, domains=domains)
         tasks = len(np.asarray(problem.pool.prompts))
-        return selector.init(reference, num_tasks=tasks, domains=domains)
+        return selector.init(known, num_tasks=tasks, domains=domains)
     except ValueError as error:
         raise ValueError(f"strategy {name}: {error}; or leave the strategy out") from None
 
