@@ -18,6 +18,7 @@ import dataclasses
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import jax
@@ -81,6 +82,7 @@ def run_seeds(
     seeds: Sequence[int],
     *,
     name: str = "",
+    eligible: Any = None,
     partial: str | os.PathLike[str] | None = None,
     told: Callable[[int], None] = lambda step: None,
 ) -> list[Record]:
@@ -89,6 +91,7 @@ def run_seeds(
     Args:
       first: the selector's state before the first step, the same for all seeds.
       name: the strategy, for the records.
+      eligible: bool[N], False for tasks that are never to be selected; None for all.
       partial: file that keeps the runs from one evaluation to the next, so that they go on
         where they were interrupted; it is removed at the end. The caller sees to it that it
         belongs to these very arguments.
@@ -101,7 +104,7 @@ def run_seeds(
     start = init_loop(task.base, first, config.loop, 0)
     states = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (len(seeds), *leaf.shape)), start)
     states = states._replace(seed=jnp.asarray(seeds, jnp.uint32))
-    advance, evaluate = _compile(selector, task, config)
+    advance, evaluate = _compile(selector, task, config, eligible)
     heldout = [np.asarray(evaluate(states.train.params))]
     seen: list[_Told] = []
     states, heldout, seen = _take_up(partial, states, heldout, seen)
@@ -119,11 +122,13 @@ def run_seeds(
 
 
 def _compile(
-    selector: Selector, task: Task, config: SeedsConfig
+    selector: Selector, task: Task, config: SeedsConfig, eligible: Any = None
 ) -> tuple[Callable[[LoopState], tuple[LoopState, _Told]], Callable[[Params], Array]]:
     """Steps up to the next evaluation, and the evaluation; both over seeds, jitted."""
     prompts = jnp.asarray(task.pool.prompts)
     verifier = exact_verifier(task.pool.answers)
+    if eligible is not None:
+        selector = _masked(selector, jnp.asarray(eligible))
     step = make_step(selector, task.graphdef, prompts, verifier, config.loop, task.base)
     held_prompts, held_answers = map(jnp.asarray, (task.held_out.prompts, task.held_out.answers))
 
@@ -139,6 +144,14 @@ def _compile(
     batched = jax.default_backend() != "cpu" if config.batched is None else config.batched
     over_seeds: Any = jax.vmap if batched else lambda f: lambda xs: jax.lax.map(f, xs)
     return jax.jit(over_seeds(advance), donate_argnums=0), jax.jit(over_seeds(evaluate))
+
+
+def _masked(selector: Selector, eligible: Array) -> Any:
+    """What a step needs of the selector, with some tasks kept out of every batch."""
+    return SimpleNamespace(
+        select=lambda rng_key, state: selector.select(rng_key, state, eligible),
+        update=selector.update,
+    )
 
 
 def _record(

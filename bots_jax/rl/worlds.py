@@ -217,6 +217,11 @@ def draw_rates(rates: NDArray[np.float32], rollouts: int, seed: int) -> NDArray[
     return np.mean(draws < rates, axis=0).astype(np.float32)
 
 
+def teaches(pool: TaskPool) -> NDArray[np.bool_]:
+    """bool[N]: which tasks are of a family that cannot be guessed."""
+    return ~np.isin(np.asarray(pool.family), [FAMILY_NAMES.index(name) for name in GUESSED])
+
+
 def prompt_features(pool: TaskPool) -> NDArray[np.float32]:
     """Text features f32[E, N] of a pool's prompts."""
     features: Any = importlib.import_module("bots_jax.features")

@@ -172,6 +172,15 @@ def test_seeds_together_give_what_each_gives_alone(data: worlds.WorldData) -> No
     assert alone[0]["heldout"][0] == pytest.approx(exact.mean(), rel=1e-5)
 
 
+def test_tasks_that_are_not_eligible_are_never_selected(data: worlds.WorldData) -> None:
+    rule = epochs(batch_size=4, rollouts=4)
+    task = seeds.Task(data.start.graphdef, data.start.base, data.pool, data.held_out)
+    config = seeds.SeedsConfig(2, 2, False, worlds.loop_config(TINY))
+    some = np.arange(120) % 3 == 0
+    told = seeds.run_seeds(rule, rule.init(num_tasks=120), task, config, [0], eligible=some)
+    assert some[np.array(told[0]["task_ids"])].all()
+
+
 def test_an_interrupted_run_goes_on_to_the_same_numbers(
     data: worlds.WorldData, tmp_path: Path
 ) -> None:

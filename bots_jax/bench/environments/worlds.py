@@ -9,7 +9,8 @@ one evaluation to the next in the workspace.
 `told=` says what a strategy knows of the tasks: `nothing`; `prompts`, text features of them;
 `references`, pass rates of two checkpoints in eight rollouts each (what is told without it, as
 many strategies need them); `hidden`, what the base policy's hidden states make of the prompts;
-`everything`, prompts and references.
+`everything`, prompts and references; `teaching`, prompts, and never a task of the families that
+can be guessed: an oracle that knows which families teach.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ from bots_jax.bench.environments.finetune import cache_folder
 from bots_jax.metrics import Curve
 from bots_jax.reference import TaskFeatures
 
-TELLS = ("nothing", "prompts", "references", "hidden", "everything")
+TELLS = ("nothing", "prompts", "references", "hidden", "everything", "teaching")
+ORACLE = "teaching"
 COMPONENTS = 32  # of features, at most
 
 
@@ -89,16 +91,20 @@ def worlds_environment(
             raise ValueError(f"strategy {strategy.name} wants the true rates, which nobody knows")
         if not made:
             made.append(worlds.make_world(place, cache_folder(cache)))
-        data = made[0]
-        first = first_state(rule, data, strategy.told or "references", strategy.name)
-        task = many.Task(data.start.graphdef, data.start.base, data.pool, data.held_out)
-        known = [about, strategy.name, dict(strategy.settings), strategy.told, list(seeds)]
-        partial = None
-        if workspace is not None:
-            text = json.dumps(known, sort_keys=True, default=str)
-            partial = Path(workspace) / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.npz"
-        runs = many.run_seeds(rule, first, task, config, seeds, name=strategy.name, partial=partial)
-        return [_measure(one, place.rollouts) for one in runs]
+        told = strategy.told or "references"
+        known = [about, strategy.name, dict(strategy.settings), told, list(seeds)]
+        runs = many.run_seeds(
+            rule,
+            first_state(rule, made[0], told, strategy.name),
+            many.Task(made[0].start.graphdef, made[0].start.base, made[0].pool, made[0].held_out),
+            config,
+            seeds,
+            name=strategy.name,
+            eligible=worlds.teaches(made[0].pool) if told == ORACLE else None,
+            partial=None if workspace is None else Path(workspace) / f"{_digest(known)}.npz",
+        )
+        measured = [_measure(one, place.rollouts) for one in runs]
+        return [dataclasses.replace(one, truth=told == ORACLE) for one in measured]
 
     return Environment(
         name=name or f"{world}, {place.steps} steps",
@@ -109,6 +115,11 @@ def worlds_environment(
         headline=("heldout", "ttb_100", "etr"),
         tells=TELLS,
     )
+
+
+def _digest(known: Any) -> str:
+    text = json.dumps(known, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def first_state(selector: Any, data: Any, told: str, name: str) -> Any:
