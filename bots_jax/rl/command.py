@@ -139,7 +139,7 @@ def add_finetune_parser(subparsers: Any) -> argparse.ArgumentParser:
     of_world(what, "--strategies", names,
         f"of {', '.join(STRATEGIES)}, each as it is or followed by what it is to know of "
         "the tasks: +nothing, +prompts, +references (as it is) or +everything")  # fmt: skip
-    add(what, "--seeds", base.seeds, "how many seeds; intervals need several")
+    of_world(what, "--seeds", base.seeds, "how many seeds; intervals need several")
     add(what, "--first-seed", base.first_seed, "the seeds count up from here")
     of_world(what, "--steps", base.steps, "training steps of each run")
     of_world(what, "--batch-size", base.batch_size, "tasks selected a step")
@@ -233,7 +233,7 @@ def make_config(args: argparse.Namespace) -> FinetuneConfig:
     return dataclasses.replace(
         base,
         strategies=tuple(name.strip() for name in names.split(",") if name.strip()),
-        seeds=args.seeds,
+        seeds=given("seeds", base.seeds),
         first_seed=args.first_seed,
         steps=given("steps", base.steps),
         batch_size=given("batch_size", base.batch_size),
