@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from bots_jax import metrics
 from bots_jax.bench.measures import values_of
 from bots_jax.bench.store import Store
+from bots_jax.evaluate import metrics
 
 OUT = Path(__file__).parent / "selection" / "results" / "worlds"
 BASELINE = "uniform"

@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bots_jax import metrics
 from bots_jax.bench.environment import Strategy
 from bots_jax.bench.environments.worlds import worlds_environment
 from bots_jax.bench.matrix import Matrix, make_plan
 from bots_jax.bench.measures import values_of
+from bots_jax.evaluate import metrics
 from bots_jax.rl import seeds, worlds
 from bots_jax.rl.command import add_finetune_parser, make_config
 from bots_jax.rl.finetune import FinetuneConfig

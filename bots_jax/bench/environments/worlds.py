@@ -26,7 +26,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bots_jax import metrics, report
 from bots_jax.bench import meter
 from bots_jax.bench.environment import (
     Environment,
@@ -37,8 +36,9 @@ from bots_jax.bench.environment import (
     reads_truth,
 )
 from bots_jax.bench.environments.finetune import cache_folder
-from bots_jax.metrics import Curve
-from bots_jax.reference import TaskFeatures
+from bots_jax.evaluate import metrics, report
+from bots_jax.evaluate.metrics import Curve
+from bots_jax.pool.reference import TaskFeatures
 
 TELLS = ("nothing", "prompts", "references", "hidden", "everything", "teaching")
 ORACLE = "teaching"
