@@ -18,7 +18,7 @@ from bots_jax.types import ArrayLike
 _BUCKETS = 2**16
 _LENGTHS = 2  # columns beside the n-grams: characters and words, or tokens and different ones
 # Characters looked at for n-grams of characters, from the start of each prompt: a bound on time.
-_CHARACTERS = 256
+_CHARACTERS = 96
 
 
 def text(
