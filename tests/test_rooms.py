@@ -17,6 +17,7 @@ ROOMS = (
     ("types", "checks", "settings"),
     ("sharding", "checkpoint"),
     ("numerics", "draws"),
+    ("features",),
     ("pool",),
     ("choice.batch", "parts"),
     ("compose",),
