@@ -31,7 +31,6 @@ world (`pass_rate_table`) nor a held-out score has an error of sampled completio
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -236,7 +235,8 @@ def teaches(pool: TaskPool) -> NDArray[np.bool_]:
 
 def prompt_features(pool: TaskPool) -> NDArray[np.float32]:
     """Text features f32[E, N] of a pool's prompts."""
-    features: Any = importlib.import_module("bots_jax.features")
+    from bots_jax import features  # scikit-learn is imported where it is asked for
+
     return np.asarray(features.text(decode(pool.prompts)), np.float32).T
 
 
