@@ -334,7 +334,7 @@ def comparison_command(
     except StoppedError:
         say(f"stopped; everything is saved: the same command with --resume goes on ({args.out})")
         return INTERRUPTED
-    except ModuleNotFoundError as error:
+    except ImportError as error:
         say(f"bots-jax {program}: {error}: pip install 'bots-jax[{extra}]' has all that it needs")
         return 2
     except (ValueError, OSError) as error:
