@@ -17,6 +17,7 @@ ROOMS = (
     ("types", "checks", "settings", "pool.graded"),
     ("sharding", "checkpoint"),
     ("numerics", "draws"),
+    ("features",),
     ("pool",),
     ("choice.batch", "parts"),
     ("compose",),
