@@ -34,7 +34,7 @@ EPISODES = WINDOW // MAX_STEPS  # as many as always fit
 HIDDEN = 32
 GAMMA, GAE_LAMBDA, CLIP, ENTROPY, VALUE, EPOCHS = 0.995, 0.98, 0.2, 1e-3, 0.5, 5
 
-maze = Maze(max_height=SIZE, max_width=SIZE, agent_view_size=5, normalize_obs=True)
+maze = Maze(max_height=SIZE, max_width=SIZE, agent_view_size=5)
 train_env = AutoReplayWrapper(maze)
 params_of_env = maze.default_params.replace(max_steps_in_episode=MAX_STEPS)
 
@@ -66,8 +66,10 @@ def make_pool(key: jax.Array, size: int, solvable: float, walls: int = 25) -> tu
     # the first `wanted` that can be solved, and the first of those that cannot
     rank = jnp.where(can, jnp.cumsum(can) - 1, wanted + jnp.cumsum(~can) - 1)
     fits = jnp.where(can, rank < wanted, rank < size)
-    at = jnp.zeros((size,), jnp.int32).at[jnp.where(fits, rank, size)].set(
-        jnp.arange(6 * size), mode="drop"
+    at = (
+        jnp.zeros((size,), jnp.int32)
+        .at[jnp.where(fits, rank, size)]
+        .set(jnp.arange(6 * size), mode="drop")
     )
     at = jax.random.permutation(order_key, at)
     return jax.tree.map(lambda x: x[at], levels), can[at]
@@ -81,6 +83,7 @@ class Student(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: tuple[Any, jax.Array], hidden: Any) -> Any:
+        """Memory, log probabilities f[T, S, 3] and values f[T, S]."""
         obs, dones = inputs
         view = obs.image.astype(jnp.float32)
         patches = [view[..., i : i + 3, j : j + 3, :] for i in range(3) for j in range(3)]
@@ -102,7 +105,7 @@ def start_hidden(slots: int) -> Any:
     return nn.OptimizedLSTMCell(HIDDEN).initialize_carry(jax.random.key(0), (slots, HIDDEN))
 
 
-def new_student(key: jax.Array, updates: int, rate: float = 1e-3) -> TrainState:
+def new_student(key: jax.Array, updates: int, rate: float = 3e-3) -> TrainState:
     """Fresh parameters; the learning rate decays to nothing within the run."""
     level = make_level_generator(SIZE, SIZE, 5)(key)
     obs, _ = maze.reset_to_level(key, level, params_of_env)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from bots_jax.growth import retire
 from bots_jax.types import Array, ArrayLike, Evidence, PyTree, Selector, State
 
 NO_LEVEL = -1
@@ -106,8 +107,10 @@ def insert(
     held = jnp.where(state.pool.active, held, -jnp.inf)
     worst = jnp.argsort(jnp.where(state.pool.visit >= 0, jnp.inf, held), stable=True)[:count]
     order, accepted = _accept(state, held[worst], worst, worth, count)
-    rows = jnp.full((count,), capacity, jnp.int32).at[order].set(
-        jnp.where(accepted, worst, capacity).astype(jnp.int32)
+    rows = (
+        jnp.full((count,), capacity, jnp.int32)
+        .at[order]
+        .set(jnp.where(accepted, worst, capacity).astype(jnp.int32))
     )
     levels = jax.tree.map(lambda old, new: old.at[rows].set(new, mode="drop"), levels, new_levels)
     state = _renew(state, rows)
@@ -170,8 +173,6 @@ def evict(selector: Selector, state: State, count: int) -> tuple[State, Array]:
     allowed = state.pool.active & (state.pool.visit < 0)
     worst = jnp.argsort(jnp.where(allowed, held, jnp.inf), stable=True)[:count]
     rows = jnp.where(allowed[worst], worst, NO_LEVEL).astype(jnp.int32)
-    from bots_jax.growth import retire
-
     return retire(state, rows), rows
 
 
@@ -182,10 +183,10 @@ def pool_metrics(selector: Selector, state: State) -> dict[str, Array]:
     of levels that are being played; mean: believed success rate.
     """
     mean, active = selector.predict(state).mean, state.pool.active
-    total = jnp.maximum(jnp.sum(active), 1)
+    total = jnp.maximum(jnp.sum(active.astype(mean.dtype)), 1)
 
     def share(which: Array) -> Array:
-        return jnp.sum(which & active) / total
+        return jnp.sum((which & active).astype(mean.dtype)) / total
 
     return {
         "solved": share(mean >= SOLVED),

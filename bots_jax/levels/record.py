@@ -86,7 +86,7 @@ def record(
     played = levels if by_step else jnp.broadcast_to(levels, dones.shape)
     most = jnp.iinfo(jnp.int32).max if episodes is None else episodes
 
-    def step(slots: Running, now: tuple[Array, Array, Array]) -> tuple[Running, Array]:
+    def step(slots: Running, now: tuple[Array, Array]) -> tuple[Running, Array]:
         done, level = now
         slots = _change_level(slots, level)
         steps = slots.steps + 1
@@ -96,7 +96,7 @@ def record(
         after = Running(
             level,
             jnp.where(done, 0, steps),
-            slots.episodes + counts,
+            slots.episodes + counts.astype(jnp.int32),
             ~done & (slots.counted | late),
         )
         return after, counts
@@ -106,7 +106,7 @@ def record(
     trials = counts.astype(share.dtype)
     if unfinished == "fail":
         cut = (end.level_ids >= 0) & (end.steps > 0) & ~end.counted & (end.episodes < most)
-        trials = trials.at[-1].add(cut)
+        trials = trials.at[-1].add(cut.astype(trials.dtype))
     carry = unfinished == "carry"
     after = end if carry else no_running(dones.shape[1])
     if by_step:
