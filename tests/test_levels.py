@@ -256,3 +256,46 @@ def test_staleness_is_the_age_of_the_last_visit():
     told = levels.staleness(np.array([0, 4, 2]), 4)
     assert float(told["staleness_mean"]) == 2.0
     assert int(told["staleness_max"]) == 4
+
+
+def test_success_rate_is_of_the_first_episodes():
+    dones = np.array([[True, False, False], [True, True, False]])
+    rewards = np.array([[1.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
+    rate = levels.success_rate(dones, rewards)
+    assert rate[:2].tolist() == [1.0, 0.0]
+    assert bool(jnp.isnan(rate[2]))
+
+
+def test_level_sampler_in_one_scan():
+    """A buffer fills with new levels, then replays those that are sometimes solved."""
+    selector = make_strategy("auto", batch_size=4, rollouts=4, representation="dense")
+    sampler = levels.LevelSampler(selector, 16, replay_prob=1.0, trials=4)
+    rates = jnp.where(jnp.arange(64) % 4 == 0, 0.5, 0.0)  # of each level there is
+
+    @jax.jit
+    def fill(buffer):
+        def new(buffer, ids):
+            return sampler.insert_batch(buffer, ids, rates[ids])
+
+        return jax.lax.scan(new, buffer, jnp.arange(64).reshape(16, 4))
+
+    @jax.jit
+    def replay(buffer, key):
+        def step(buffer, key):
+            buffer, (rows, chosen) = sampler.sample_replay_levels(buffer, key, 8)
+            return sampler.update_batch(buffer, rows, rates[chosen]), chosen
+
+        return jax.lax.scan(step, buffer, jax.random.split(key, 10))
+
+    buffer = sampler.initialize(jnp.zeros((), jnp.int32))
+    assert not sampler.sample_replay_decision(buffer, jax.random.key(0))
+    buffer, _ = fill(buffer)
+    assert sampler.sample_replay_decision(buffer, jax.random.key(0))
+    held = sampler.get_levels(buffer, jnp.arange(16))
+    assert len(set(held.tolist())) == 16
+    assert float(jnp.mean(rates[held] > 0)) >= 0.5  # .25 of what came
+    buffer, chosen = replay(buffer, jax.random.key(1))
+    assert float(jnp.mean(rates[chosen] > 0)) > 0.6
+    assert int(buffer["state"].pool.in_flight) == 0
+    with pytest.raises(ValueError, match="num=6"):
+        sampler.sample_replay_levels(buffer, jax.random.key(0), 6)

@@ -16,8 +16,10 @@ from bots_jax.levels.pool import (
     usefulness,
 )
 from bots_jax.levels.record import Running, episode_returns, no_running, record
+from bots_jax.levels.sampler import LevelSampler, success_rate
 
 __all__ = [
+    "LevelSampler",
     "Running",
     "Slots",
     "episode_returns",
@@ -28,6 +30,7 @@ __all__ = [
     "record",
     "sample",
     "staleness",
+    "success_rate",
     "take",
     "usefulness",
 ]
