@@ -24,7 +24,7 @@ import numpy as np
 from benchmarks.common import save
 from benchmarks.step import BATCH, ROLLOUTS, reference_groups
 from bots_jax import Evidence, State, bots
-from bots_jax.reference import ReferenceCounts
+from bots_jax.pool.reference import ReferenceCounts
 
 CASES = (
     ("dense", "counts", 10**6), ("dense", "counts", 10**7), ("grouped", "counts", 10**7),

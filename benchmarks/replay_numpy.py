@@ -12,8 +12,8 @@ import numpy as np
 
 from benchmarks.common import save
 from bots_jax import bots
-from bots_jax.metrics import mean_interval
-from bots_jax.replay import Recording, load_recording, measure, run_replay
+from bots_jax.evaluate.metrics import mean_interval
+from bots_jax.evaluate.replay import Recording, load_recording, measure, run_replay
 
 KEYS = ("etr", "etr_early", "breadth", "belief_rmse")
 

@@ -28,8 +28,8 @@ import numpy as np
 from benchmarks.common import save
 from benchmarks.peers import authors_selector, missing
 from bots_jax import Evidence, State, bots
-from bots_jax.groups import group_of
-from bots_jax.reference import ReferenceCounts, ReferenceGroups
+from bots_jax.grouped.groups import group_of
+from bots_jax.pool.reference import ReferenceCounts, ReferenceGroups
 
 BATCH, ROLLOUTS = 512, 16
 PEERS = ("torch", "trinity-rft")

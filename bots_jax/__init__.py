@@ -1,11 +1,11 @@
 """bots_jax: which tasks to train on next, for RL finetuning, in JAX.
 
-The stable names are these; everything else may move. Start reading at `selector.py`.
+The stable names are these; everything else may move. Start reading at `bots_selector.py`.
 """
 
-from bots_jax.graded import evidence_of_rewards
+from bots_jax.bots_selector import bots
 from bots_jax.growth import add_tasks, retire
-from bots_jax.selector import bots
+from bots_jax.pool.graded import evidence_of_rewards
 from bots_jax.types import Belief, Evidence, Info, Selection, Selector, Settings, State
 
 __all__ = [

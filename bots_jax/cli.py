@@ -29,7 +29,7 @@ def _add_commands(
     commands: argparse._SubParsersAction[argparse.ArgumentParser],
 ) -> None:
     from bots_jax.bench.command import add_bench_parser
-    from bots_jax.replay import add_replay_parser
+    from bots_jax.evaluate.replay import add_replay_parser
 
     add_replay_parser(commands)
     add_bench_parser(commands)

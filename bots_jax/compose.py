@@ -2,7 +2,7 @@
 
 In: a `BeliefModel` (what is believed of each task), a `Choice` (what each is worth), and
 the static plan of a batch. Out: a `Selector`. The pool (visits, eligibility, pending
-evidence, quotas, growth) is written once, in `pool.py` and `selection.py`, for all.
+evidence, quotas, growth) is written once, in `pool/visits.py` and `choice/batch.py`, for all.
 """
 
 from __future__ import annotations
@@ -14,20 +14,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bots_jax import pool
 from bots_jax.checks import check_count, check_settings, is_concrete
-from bots_jax.evidence import Rows, as_rows, refuse_poison
-from bots_jax.numerics import safe_ratio, zero_after
-from bots_jax.pool import Evaluated, Fused, over_evaluated
-from bots_jax.reference import (
+from bots_jax.choice.batch import Plan, Ranking, as_mask, check_quotas, choose, lowest
+from bots_jax.numerics.arithmetic import safe_ratio
+from bots_jax.numerics.control_flow import sequencing_zero
+from bots_jax.pool import visits
+from bots_jax.pool.evidence import Rows, as_rows, validate_evidence
+from bots_jax.pool.reference import (
     Reference,
     check_given,
     expand_reference,
     make_reference,
     reference_dtype,
 )
-from bots_jax.selection import Plan, Ranking, as_mask, check_quotas, choose, lowest
-from bots_jax.sharding import replicated, stay_spread, total
+from bots_jax.pool.visits import Evaluated, StepEvidence, over_evaluated
+from bots_jax.sharding import constrain_sharding, replicated, total
 from bots_jax.types import (
     Array,
     ArrayLike,
@@ -68,7 +69,7 @@ class BeliefModel(NamedTuple):
     """
 
     init: Callable[[Settings, Reference, int], PyTree]
-    fuse: Callable[[PyTree, Settings, Reference, Fused], tuple[PyTree, BeliefInfo]]
+    fuse: Callable[[PyTree, Settings, Reference, StepEvidence], tuple[PyTree, BeliefInfo]]
     predict: Callable[[PyTree, Settings, Reference, Any], Belief]
     draw: Callable[[Array, PyTree, Settings, Reference], Array]
     at: Callable[[PyTree, Settings, Reference, Array | None, Any], Belief] | None = None
@@ -152,9 +153,11 @@ def compose(
         _check_room(tasks, rows, plan.batch_size, grows=capacity is not None)
         domain, count = _make_domains(domains, tasks, num_domains)
         check_quotas(plan, count)
-        room = max(TOUCHED_PER_SELECTED * plan.batch_size, _LEAST_TOUCHED)
-        ages = expiry is not None
-        tasks_state = pool.make_pool(tasks, rows, domain, count, float_dtype, room, ages)
+        touched_capacity = max(TOUCHED_PER_SELECTED * plan.batch_size, _LEAST_TOUCHED)
+        track_expiry = expiry is not None
+        tasks_state = visits.make_pool(
+            tasks, rows, domain, count, float_dtype, touched_capacity, track_expiry
+        )
         return State(numbers, tasks_state, known, model.init(numbers, known, count))
 
     @jax.jit
@@ -163,24 +166,26 @@ def compose(
     ) -> tuple[State, Selection]:
         score_key, choice_key = jax.random.split(rng_key)
         rank = _ranking(score_key, choice, model, state)
-        allowed = pool.selectable(state.pool, eligible)
+        allowed = visits.selectable(state.pool, eligible)
         ids, draws, valid = choose(choice_key, rank, allowed, state.pool.domain, plan)
-        opened, visit = pool.open_visits(state.pool, ids, valid)
-        return stay_spread((state._replace(pool=opened), Selection(ids, draws, valid, visit)))
+        opened, visit = visits.open_visits(state.pool, ids, valid)
+        return constrain_sharding(
+            (state._replace(pool=opened), Selection(ids, draws, valid, visit))
+        )
 
     @jax.jit
     def observe_arrays(state: State, evidence: Rows) -> State:
-        observed = pool.observe(state.pool, evidence, state.settings.rollouts)
-        return stay_spread(state._replace(pool=observed))
+        observed = visits.observe(state.pool, evidence, state.settings.rollouts)
+        return constrain_sharding(state._replace(pool=observed))
 
     @jax.jit
     def advance_arrays(state: State) -> tuple[State, Info]:
-        closed, fused, counts = pool.close_step(state.pool, expiry)
+        closed, fused, counts = visits.close_step(state.pool, expiry)
         belief, told = model.fuse(state.belief, state.settings, state.reference, fused)
         info = make_info(fused, counts, told)
-        belief_is_done = zero_after((closed.visit, belief, info), info.trials.dtype)
-        closed = pool.clear_pending(closed, fused, belief_is_done)
-        return stay_spread((state._replace(pool=closed, belief=belief), info))
+        belief_is_done = sequencing_zero((closed.visit, belief, info), info.trials.dtype)
+        closed = visits.clear_pending(closed, fused, belief_is_done)
+        return constrain_sharding((state._replace(pool=closed, belief=belief), info))
 
     @jax.jit
     def update_arrays(state: State, evidence: Rows) -> tuple[State, Info]:
@@ -188,7 +193,7 @@ def compose(
 
     @jax.jit
     def abandon_arrays(state: State, task_ids: Array) -> State:
-        return stay_spread(state._replace(pool=pool.abandon(state.pool, task_ids)))
+        return constrain_sharding(state._replace(pool=visits.abandon(state.pool, task_ids)))
 
     @jax.jit
     def predict_arrays(state: State, task_ids: Array | None) -> Belief:
@@ -250,12 +255,12 @@ def _admit(state: State, evidence: Evidence) -> Rows:
     if is_concrete(evidence, state.pool.active):
         with jax.ensure_compile_time_eval():  # also while something else is being traced
             exists = np.asarray(_exists(state.pool, rows.task_ids))
-        refuse_poison(evidence, exists, _capacity(state))
+        validate_evidence(evidence, exists, _capacity(state))
     return rows
 
 
 @jax.jit
-def _exists(tasks: pool.PoolState, task_ids: Array) -> Array:
+def _exists(tasks: visits.PoolState, task_ids: Array) -> Array:
     """bool[M], looked up where the pool lives: it may be large, and far from the host."""
     inside = (task_ids >= 0) & (task_ids < tasks.active.shape[0])
     return replicated(inside & tasks.active[jnp.where(inside, task_ids, 0)])
@@ -330,7 +335,7 @@ def _make_domains(
     return array.astype(jnp.int32), num_domains
 
 
-def make_info(fused: Fused, counts: pool.Counts, told: BeliefInfo) -> Info:
+def make_info(fused: StepEvidence, counts: visits.Counts, told: BeliefInfo) -> Info:
     """What happened in a step."""
 
     def totals(batch: Evaluated) -> tuple[Array, Array, Array, Array]:

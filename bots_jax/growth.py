@@ -12,11 +12,12 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from bots_jax import grouped, pool
 from bots_jax.checks import is_concrete
 from bots_jax.compose import check_ids
-from bots_jax.groups import find_codes
-from bots_jax.reference import Reference, broadcast_trials, check_rates
+from bots_jax.grouped import selector as grouped
+from bots_jax.grouped.groups import find_codes
+from bots_jax.pool import visits
+from bots_jax.pool.reference import Reference, broadcast_trials, check_rates
 from bots_jax.types import Array, ArrayLike, State
 
 
@@ -51,7 +52,7 @@ def add_tasks(
     capacity = state.pool.active.shape[0]
     _check_free(state, count)
     domain = _check_domains(state, domains, count)
-    bookkeeping, ids = pool.add(state.pool, count, domain)
+    bookkeeping, ids = visits.add(state.pool, count, domain)
     rows = jnp.where(ids >= 0, ids, capacity)
     state = state._replace(
         pool=bookkeeping,
@@ -70,7 +71,7 @@ def retire(state: State, task_ids: ArrayLike) -> State:
         _refuse_traced(state, task_ids)
         ids = np.asarray(grouped.check_task_ids(state, task_ids))
         return grouped.retire(state, ids[ids >= 0])
-    return state._replace(pool=pool.retire(state.pool, check_ids(state, task_ids)))
+    return state._replace(pool=visits.retire(state.pool, check_ids(state, task_ids)))
 
 
 def _refuse_traced(*values: Any) -> None:

@@ -160,7 +160,7 @@ def replicated(value: Array) -> Array:
     return lax.with_sharding_constraint(value, NamedSharding(mesh, PartitionSpec()))
 
 
-def stay_spread(result: PyTree) -> PyTree:
+def constrain_sharding(result: PyTree) -> PyTree:
     """Keep states as `shard` placed them, and all else on every device.
 
     Left to itself the compiler may place what a function returns in some other way, and the

@@ -9,9 +9,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from bots_jax.choice.batch import make_plan
 from bots_jax.compose import BeliefModel, Choice, compose
-from bots_jax.numerics import safe_ratio
-from bots_jax.selection import make_plan
+from bots_jax.numerics.arithmetic import safe_ratio
 from bots_jax.strategies.counting import counting_settings, no_inference
 from bots_jax.types import Belief
 

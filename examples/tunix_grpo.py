@@ -31,7 +31,7 @@ from tunix.sft.metrics_logger import MetricsLoggerOptions
 from bots_jax import bots
 from bots_jax.adapters import TaskSampler
 from bots_jax.adapters.tunix import TunixTasks
-from bots_jax.rl.task_files import read_tasks
+from bots_jax.evaluate.task_files import read_tasks
 
 
 def correct(prompts: Any, completions: Any, answer: Any, **others: Any) -> list[float]:

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bots_jax import Evidence, Selector, State, bots
-from bots_jax.auto_choice import chance_of_alike
-from bots_jax.auto_lengths import relative_length
-from bots_jax.estimators.glm import glm
+from bots_jax.belief.lengths import relative_length
+from bots_jax.choice.mixed import prob_zero_advantage
+from bots_jax.implicit.glm import glm
 
 BATCH, ROLLOUTS, TASKS = 5, 8, 60
 
@@ -46,13 +46,13 @@ def play(
 class Plain:
     """The filter of one task after another, without references: p~ = 1/2 from Beta(1, 1)."""
 
-    def __init__(self, tasks: int, trust: float, speed: float) -> None:
-        self.most, self.speed = 4 / (trust * 2), -np.log1p(-speed)
+    def __init__(self, tasks: int, prior_weight: float, decay_rate: float) -> None:
+        self.most, self.decay_rate = 4 / (prior_weight * 2), -np.log1p(-decay_rate)
         self.offset, self.variance = np.zeros(tasks), np.full(tasks, np.inf)
-        self.seen, self.clock, self.absorbed = np.zeros(tasks), 0, np.zeros(tasks)
+        self.seen, self.clock, self.explained_fraction = np.zeros(tasks), 0, np.zeros(tasks)
 
     def now(self, task: int) -> tuple[float, float]:
-        kept = np.exp(-self.speed * (self.clock - self.seen[task]))
+        kept = np.exp(-self.decay_rate * (self.clock - self.seen[task]))
         at_visit = min(self.variance[task], self.most)
         return self.offset[task] * kept, self.most + (at_visit - self.most) * kept**2
 
@@ -65,8 +65,8 @@ class Plain:
             rate = 1 / (1 + np.exp(-self.offset[task]))
             self.variance[task] = 1 / (1 / variance + ROLLOUTS * rate * (1 - rate))
             age = self.clock - self.seen[task]
-            a = self.absorbed[task] * 0.98 ** (age + 1) * np.exp(-self.speed * age)
-            self.absorbed[task] = 1 - (1 - a) * self.variance[task] / variance
+            a = self.explained_fraction[task] * 0.98 ** (age + 1) * np.exp(-self.decay_rate * age)
+            self.explained_fraction[task] = 1 - (1 - a) * self.variance[task] / variance
             self.seen[task] = self.clock + 1
         self.clock += 1
 
@@ -87,7 +87,9 @@ def test_agrees_with_the_equations() -> None:
     expected = [plain.mean(task) for task in range(TASKS)]
     # Newton's steps are few: the mode of 8 of 8 from far away is within .02.
     np.testing.assert_allclose(selector.predict(state).mean, expected, atol=2e-3)
-    np.testing.assert_allclose(state.belief.history.absorbed, plain.absorbed, atol=2e-3)
+    np.testing.assert_allclose(
+        state.belief.history.explained_fraction, plain.explained_fraction, atol=2e-3
+    )
 
 
 def test_without_a_visit_the_mean_is_the_estimators(reference: np.ndarray) -> None:
@@ -149,7 +151,7 @@ def test_unvisited_tasks_move_with_those_that_are_visited() -> None:
 def test_chance_of_a_mixed_group(logit: float, rollouts: int) -> None:
     rate = np.float32(1 / (1 + np.exp(-logit))).astype(np.float64)
     expected = 1 - rate**rollouts - (1 - rate) ** rollouts
-    found = 1 - chance_of_alike(jnp.float32(rate), jnp.float32(rollouts))
+    found = 1 - prob_zero_advantage(jnp.float32(rate), jnp.float32(rollouts))
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
@@ -200,11 +202,11 @@ def test_a_grader_that_is_mended_makes_a_new_start(reference: np.ndarray) -> Non
     for _ in range(10):
         ids = rng.choice(TASKS, 4 * BATCH, replace=False).astype(np.int32)
         state, _ = SELECTOR.update(state, Evidence(ids, np.zeros(4 * BATCH), ROLLOUTS))
-    assert state.belief.shared.restarts == 0
+    assert state.belief.shared.num_resets == 0
     ids = rng.choice(TASKS, 4 * BATCH, replace=False).astype(np.int32)
     mended = Evidence(ids, np.round(ROLLOUTS * reference[0, ids]), ROLLOUTS)
     state, _ = SELECTOR.update(state, mended)
-    assert state.belief.shared.restarts == 1
+    assert state.belief.shared.num_resets == 1
     beginner, _ = SELECTOR.update(SELECTOR.init(reference), mended)
     for known, told in zip(SELECTOR.predict(state), SELECTOR.predict(beginner), strict=True):
         np.testing.assert_allclose(known, told, rtol=1e-5)
@@ -220,7 +222,7 @@ def test_no_new_start_for_references_that_mislead(reference: np.ndarray, kind: s
         "none": None,
     }[kind]
     state, _ = play(SELECTOR, SELECTOR.init(told, num_tasks=TASKS), rates, 60)
-    assert state.belief.shared.restarts == 0
+    assert state.belief.shared.num_resets == 0
 
 
 def test_wrong_references_lose_their_weight(reference: np.ndarray) -> None:
@@ -238,13 +240,13 @@ def test_wrong_references_lose_their_weight(reference: np.ndarray) -> None:
 def test_learns_to_trust_references_that_are_right(reference: np.ndarray) -> None:
     """Trust ends higher under true references than under shuffled ones."""
     rates = np.random.default_rng(1).beta(0.5, 0.5, TASKS).astype(np.float32)
-    trust = []
+    prior_weight = []
     for known in (rates, np.random.default_rng(2).permutation(rates)):
         state = SELECTOR.init(np.stack([known, known]))
         state, _ = play(SELECTOR, state, rates, 30)
         _, info = SELECTOR.advance(state)
-        trust.append(float(info.implicit_weight))
-    assert trust[0] > trust[1]
+        prior_weight.append(float(info.implicit_weight))
+    assert prior_weight[0] > prior_weight[1]
 
 
 @given(st.integers(0, 1000))

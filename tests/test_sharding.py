@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 
 from benchmarks.sharding import crossings
 from bots_jax import Evidence, State, bots
-from bots_jax.pool import domain_sums
+from bots_jax.pool.visits import domain_sums
 from bots_jax.sharding import gather_evidence, padded_capacity, shard, task_mesh, totals
 from tests import sharding_run
 from tests.conftest import EVERY_BIT, REPOSITORY

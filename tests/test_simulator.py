@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bots_jax import Settings, bots, metrics, simulator
+from bots_jax import Settings, bots, simulator
+from bots_jax.evaluate import metrics
 from bots_jax.simulator import (
     Config,
     World,

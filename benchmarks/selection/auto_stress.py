@@ -22,8 +22,8 @@ import numpy.typing as npt
 
 from benchmarks.common import save
 from bots_jax import bots
-from bots_jax.metrics import breadth, effective_task_ratio, paired_interval, visit_counts
-from bots_jax.replay import Recording, Replay, load_recording, run_replay
+from bots_jax.evaluate.metrics import breadth, effective_task_ratio, paired_interval, visit_counts
+from bots_jax.evaluate.replay import Recording, Replay, load_recording, run_replay
 
 BATCH = 32
 BROKEN, WATCHED = 20, 220  # steps

@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common import save
-from bots_jax import metrics
 from bots_jax.bench.runner import make_room
-from bots_jax.metrics import paired_interval
-from bots_jax.replay import load_recording, measure, run_replay
+from bots_jax.evaluate import metrics
+from bots_jax.evaluate.metrics import paired_interval
+from bots_jax.evaluate.replay import load_recording, measure, run_replay
 from bots_jax.simulator import Simulation, calibrated, run_simulation
 from bots_jax.simulator.calibrate import (
     LAGS,

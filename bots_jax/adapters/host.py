@@ -16,7 +16,7 @@ ended goes to the selector when the step ends.
 A *step* ends at the first `next_batch` after `tasks_per_step` tasks (the selector's batch
 size) have been handed out since the last one did, or when `advance` is called: then the
 selector fuses, forgets and infers, once. So a trainer that asks for a batch, reports it and
-asks again makes exactly the `select, update, select, update` of `selector.py`, and one that
+asks again makes exactly the `select, update, select, update` of `bots_selector.py`, and one that
 asks for tasks one by one still forgets once a batch.
 
 Whoever reads ahead, on another thread, would have evidence fused sooner or later by chance.
@@ -44,8 +44,8 @@ from bots_jax.adapters.ledger import ANY_VISIT, Ended, Ledger
 from bots_jax.adapters.names import RETIRED, Name, TaskNames
 from bots_jax.adapters.watch import ChoiceWatch, PoolGroups, StepNotes
 from bots_jax.checks import check_choice, check_count
-from bots_jax.evidence import refuse_poison
 from bots_jax.growth import add_tasks, retire
+from bots_jax.pool.evidence import validate_evidence
 from bots_jax.types import ArrayLike, Belief, Evidence, Info, Selector, Settings, State
 
 IN_FLIGHT = ("redeliver", "keep", "abandon")
@@ -208,7 +208,9 @@ class TaskSampler:
             numbers = _column("visits", ANY_VISIT if visits is None else visits, shape, np.int32)
             order = None if pieces is None else _column("pieces", pieces, shape, np.int32)
             rows_checked = np.maximum(rows, 0)
-            refuse_poison(Evidence(rows_checked, s, n), np.ones(shape, bool), self._names.num_rows)
+            validate_evidence(
+                Evidence(rows_checked, s, n), np.ones(shape, bool), self._names.num_rows
+            )
             counted = self._ledger.report(
                 rows, s, n, numbers, order, complete=complete, unsolicited=unsolicited,
                 rollouts=self._engine.rollouts, step=self.step,

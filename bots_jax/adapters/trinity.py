@@ -30,8 +30,8 @@ from trinity.buffer.selector.selector import BaseSelector
 
 from bots_jax.adapters.flat import flatten, unflatten
 from bots_jax.adapters.host import NotEnoughTasksError, TaskSampler
+from bots_jax.bots_selector import bots
 from bots_jax.checks import check_count
-from bots_jax.selector import bots
 
 _LOG = logging.getLogger(__name__)
 # A draw, or a mean, is below 1, so the one nearest to 1 is the one nearest to this.

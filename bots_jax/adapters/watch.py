@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bots_jax.groups import group_of
+from bots_jax.grouped.groups import group_of
 from bots_jax.types import Info, State
 
 _UNKNOWN = 10  # label of tasks without references; below it, tenths of the mean rate

@@ -10,11 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from bots_jax import report
 from bots_jax.bench import matrix as matrices
 from bots_jax.bench.matrix import Matrix, Plan
 from bots_jax.bench.runner import Outcome, Told, run_plan
 from bots_jax.bench.store import Store
+from bots_jax.evaluate import report
 
 INTERRUPTED = 130  # what a shell expects of a command stopped by Ctrl-C
 SOME_FAILED = 1

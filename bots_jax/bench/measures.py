@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bots_jax import metrics
-from bots_jax.metrics import Curve
-from bots_jax.report import Column, Value
+from bots_jax.evaluate import metrics
+from bots_jax.evaluate.metrics import Curve
+from bots_jax.evaluate.report import Column, Value
 
 Record = Mapping[str, Any]
 Values = dict[str, dict[int, dict[str, Value]]]  # [strategy][seed][measure]

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
-from bots_jax.numerics import safe_ratio
+from bots_jax.numerics.arithmetic import safe_ratio
 from bots_jax.types import Array
 
 BINS = 10  # of predictions, for calibration

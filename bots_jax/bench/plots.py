@@ -24,11 +24,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bots_jax import report
 from bots_jax.bench.labels import place_labels
 from bots_jax.bench.measures import measure_of, series_of
 from bots_jax.bench.tables import Section
-from bots_jax.report import Row
+from bots_jax.evaluate import report
+from bots_jax.evaluate.report import Row
 
 Floats = npt.NDArray[np.float64]
 BLACK, BLUE, VERMILION, GREY = "#000000", "#0072B2", "#D55E00", "#9A9A9A"

@@ -106,7 +106,7 @@ def _value(text: str) -> Any:
 def strategies() -> dict[str, Callable[..., Any]]:
     """Factories of the package by name: selectors, oracles, those with extra rollouts."""
     from bots_jax.bench.frontier import frontier
-    from bots_jax.replay import KNOWN
+    from bots_jax.evaluate.replay import KNOWN
 
     return {"frontier": frontier, **KNOWN}
 
@@ -195,7 +195,7 @@ def find_data(path: str | Path, data: str | Path) -> Path:
 
 def _kind_of(path: str) -> str:
     """A matrix has scores or successes [tasks, models >= 3] and no times; else a recording."""
-    from bots_jax.rl.task_files import read_npz
+    from bots_jax.evaluate.task_files import read_npz
 
     arrays = read_npz(path)
     timed = {"success_rate", "successes", "seq_success"} & set(arrays)

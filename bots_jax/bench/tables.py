@@ -11,7 +11,6 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from bots_jax import report
 from bots_jax.bench import verdicts
 from bots_jax.bench.environment import Environment
 from bots_jax.bench.measures import (
@@ -25,6 +24,7 @@ from bots_jax.bench.measures import (
     values_of,
 )
 from bots_jax.bench.verdicts import Verdict
+from bots_jax.evaluate import report
 
 
 class Section(NamedTuple):

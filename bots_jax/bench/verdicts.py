@@ -15,10 +15,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bots_jax import metrics
 from bots_jax.bench.measures import Values, measure_of
-from bots_jax.metrics import LEVEL, Time
-from bots_jax.report import Value
+from bots_jax.evaluate import metrics
+from bots_jax.evaluate.metrics import LEVEL, Time
+from bots_jax.evaluate.report import Value
 
 
 class Verdict(NamedTuple):

@@ -12,7 +12,7 @@ from typing import Any, get_args
 
 import jax
 
-from bots_jax import report
+from bots_jax.evaluate import report
 from bots_jax.rl import finetune
 from bots_jax.rl.finetune import FinetuneConfig, StoppedError
 from bots_jax.rl.loop import LoopConfig

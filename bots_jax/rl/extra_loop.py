@@ -1,6 +1,6 @@
 """The training loop with extra rollouts: collect a batch, learn, advance.
 
-In: a strategy of `extra_rollouts` (any selector too, through `extra_rollouts.free`). Out: a
+In: a strategy of `oversampling` (any selector too, through `oversampling.no_oversampling`). Out: a
 pure step for jit and `jax.lax.scan`, as that of `loop.make_step`, which also tells how many
 rollouts were generated. Rounds that are not needed are not generated: the loop over them
 is a `while_loop` on the device.
@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from bots_jax.extra_rollouts import Collected, Extra, Rolled
 from bots_jax.rl.loop import (
     Experience,
     LoopConfig,
@@ -27,6 +26,7 @@ from bots_jax.rl.loop import (
 from bots_jax.rl.policy import GraphDef, Params
 from bots_jax.rl.rollouts import rollout
 from bots_jax.rl.tasks import Verifier
+from bots_jax.strategies.oversampling import Oversampling, Rolled, TrainBatch
 from bots_jax.types import Selection
 
 Array = jax.Array
@@ -43,7 +43,7 @@ ExtraStepFn = Callable[[LoopState, Any], tuple[LoopState, ExtraMetrics]]
 
 
 def make_extra_step(
-    extra: Extra,
+    extra: Oversampling,
     graphdef: GraphDef,
     prompts: Array,
     verifier: Verifier,
@@ -89,7 +89,7 @@ def _sound(rewards: Array) -> Array:
     return jnp.where(sound, rewards, jnp.nan)
 
 
-def _trained_on(made: Collected, prompts: Array) -> tuple[Selection, Experience]:
+def _trained_on(made: TrainBatch, prompts: Array) -> tuple[Selection, Experience]:
     """The batch in the words of the loop."""
     selection = Selection(made.task_ids, made.draws, made.valid, jnp.full_like(made.task_ids, -1))
     sound = jnp.all(jnp.isfinite(made.rolled.rewards), axis=1)

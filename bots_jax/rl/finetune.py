@@ -30,6 +30,7 @@ import numpy as np
 
 from bots_jax import checkpoint
 from bots_jax.checks import check_choice
+from bots_jax.evaluate.task_files import read_tasks
 from bots_jax.rl.loop import (
     ActFn,
     EvaluateFn,
@@ -46,7 +47,7 @@ from bots_jax.rl.loop import (
 )
 from bots_jax.rl.policy import GraphDef, Params
 from bots_jax.rl.run_folder import Line, RunFolder
-from bots_jax.rl.task_files import read_tasks, to_pool
+from bots_jax.rl.task_pool import to_pool
 from bots_jax.rl.tasks import (
     ANSWER_LENGTH,
     PROMPT_LENGTH,

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bots_jax.report import write_text
+from bots_jax.evaluate.report import write_text
 
 Line = dict[str, Any]
 

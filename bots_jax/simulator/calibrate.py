@@ -29,7 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
-from bots_jax.rl.task_files import read_npz
+from bots_jax.evaluate.task_files import read_npz
 from bots_jax.simulator.run import ATTEMPTS, begin_world, measure_references, run_simulation
 from bots_jax.simulator.world import Config, as_config
 from bots_jax.types import Array, Belief, Selection, Selector

@@ -22,7 +22,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from bots_jax.numerics import safe_ratio
+from bots_jax.numerics.arithmetic import safe_ratio
 from bots_jax.simulator.world import Config, Tasks, World
 from bots_jax.types import Array
 

@@ -33,7 +33,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.scipy.special import ndtri
 
-from bots_jax.numerics import open_uniform
+from bots_jax.numerics.random_bits import open_uniform
 from bots_jax.types import Array, Number
 
 WAVES = 2  # J

@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+from bots_jax.bots_selector import AUTO_ONLY, bots
 from bots_jax.checks import check_choice
-from bots_jax.selector import AUTO_ONLY, bots
 from bots_jax.strategies.adarft import adarft
 from bots_jax.strategies.balanced import balanced
 from bots_jax.strategies.binned_thompson import binned_thompson
@@ -65,7 +65,7 @@ STRATEGIES: dict[str, Callable[..., Selector]] = {
 }
 
 # Choices by the true rates f[T, N], taken as `reference`: for a replay, never for training.
-CHEATING: dict[str, Callable[..., Selector]] = {
+ORACLES: dict[str, Callable[..., Selector]] = {
     "oracle": oracle,
     "oracle-mixed": partial(oracle, choice="mixed"),
     "oracle-balanced": partial(oracle, choice="mixed", breadth=0.1),

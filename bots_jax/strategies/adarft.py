@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from bots_jax.checks import check_number
+from bots_jax.choice.batch import make_plan
 from bots_jax.compose import BeliefModel, Choice, compose
-from bots_jax.numerics import safe_ratio
-from bots_jax.pool import Fused
-from bots_jax.reference import Reference
-from bots_jax.selection import make_plan
+from bots_jax.numerics.arithmetic import safe_ratio
+from bots_jax.pool.reference import Reference
+from bots_jax.pool.visits import StepEvidence
 from bots_jax.strategies.bins import static_difficulty
 from bots_jax.strategies.choices import mean_rate
 from bots_jax.strategies.counting import counting_settings, counting_with
@@ -66,7 +66,9 @@ def adarft(
             raise ValueError("reference is None: adarft needs pass rates to tell difficulty")
         return Target(jnp.full((), first, reference.rates.dtype))
 
-    def remember(memory: Target, settings: Settings, reference: Reference, fused: Fused) -> Target:
+    def remember(
+        memory: Target, settings: Settings, reference: Reference, fused: StepEvidence
+    ) -> Target:
         trials = jnp.sum(fused.trials)
         rate = safe_ratio(jnp.sum(fused.successes), trials)
         moved = memory.difficulty + eta * jnp.tanh(slope * (rate - settings.target))

@@ -15,13 +15,13 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from bots_jax.beta_belief import beta_belief, beta_rules
+from bots_jax.belief.beta import beta_belief, beta_rules
 from bots_jax.checks import check_number
+from bots_jax.choice.batch import make_plan
 from bots_jax.compose import BeliefModel, Choice, compose
 from bots_jax.implicit import Estimator, make_estimator
-from bots_jax.pool import Fused
-from bots_jax.reference import Reference
-from bots_jax.selection import make_plan
+from bots_jax.pool.reference import Reference
+from bots_jax.pool.visits import StepEvidence
 from bots_jax.strategies.counting import counting_settings, counting_with
 from bots_jax.strategies.worth import (
     Visits,
@@ -63,7 +63,9 @@ def balanced(
     def init(settings: Settings, reference: Reference, num_domains: int) -> Visits:
         return no_visits(reference)
 
-    def remember(memory: Visits, settings: Settings, reference: Reference, fused: Fused) -> Visits:
+    def remember(
+        memory: Visits, settings: Settings, reference: Reference, fused: StepEvidence
+    ) -> Visits:
         return count_visits(memory, fused, kept)
 
     def score(rng_key: Array, model: BeliefModel, state: State) -> tuple[Array, Array]:

@@ -24,12 +24,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from bots_jax import draws
 from bots_jax.checks import check_count, check_number
+from bots_jax.choice.batch import make_plan
 from bots_jax.compose import BeliefModel, Choice, compose
-from bots_jax.pool import Fused
-from bots_jax.reference import Reference
-from bots_jax.selection import make_plan
+from bots_jax.numerics import beta_draws
+from bots_jax.pool.reference import Reference
+from bots_jax.pool.visits import StepEvidence
 from bots_jax.strategies import bins
 from bots_jax.strategies.choices import among_allowed, mean_rate
 from bots_jax.strategies.counting import counting_settings, counting_with
@@ -94,7 +94,9 @@ def _decayed_groups(intervals: int, keep: float, reversion: float) -> BeliefMode
         none = jnp.zeros((count,), reference.rates.dtype)
         return Groups(none, none)
 
-    def remember(memory: Groups, settings: Settings, reference: Reference, fused: Fused) -> Groups:
+    def remember(
+        memory: Groups, settings: Settings, reference: Reference, fused: StepEvidence
+    ) -> Groups:
         at, count = bins.bin_of(reference, fused.domain, fused.num_domains, intervals)
         mixed = (fused.successes > 0) & (fused.successes < fused.trials)
         dtype = fused.trials.dtype
@@ -109,7 +111,7 @@ def _decayed_groups(intervals: int, keep: float, reversion: float) -> BeliefMode
 def draw_weights(rng_key: Array, memory: Groups, filled: Array, floor: float) -> Array:
     """f[bins] probability of each bin, by the rule above."""
     dull = memory.groups - memory.informative
-    theta = draws.beta(rng_key, 1 + memory.informative, 1 + dull)
+    theta = beta_draws.beta(rng_key, 1 + memory.informative, 1 + dull)
     theta = bins.floored(theta, filled, 0)
     least = floor / jnp.maximum(jnp.sum(filled.astype(theta.dtype)), 1)
     return bins.floored(theta, filled, least)

@@ -14,8 +14,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from bots_jax.numerics import safe_ratio
-from bots_jax.reference import Reference
+from bots_jax.numerics.arithmetic import safe_ratio
+from bots_jax.pool.reference import Reference
 from bots_jax.strategies.choices import drawn_by
 from bots_jax.types import Array, State
 

@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 
 from bots_jax.checks import check_count
+from bots_jax.choice.batch import lowest
 from bots_jax.compose import BeliefModel, Choice
-from bots_jax.numerics import gumbel
-from bots_jax.pool import PoolState, selectable
-from bots_jax.selection import lowest
+from bots_jax.numerics.random_bits import gumbel
+from bots_jax.pool.visits import PoolState, selectable
 from bots_jax.types import Array, State
 
 # Far below any weight that can matter, and small enough for the noise to be seen beside it.

@@ -14,13 +14,13 @@ from typing import Any, NamedTuple, Protocol
 import jax.numpy as jnp
 import numpy as np
 
-from bots_jax.beta_belief import beta_belief, beta_rules
+from bots_jax.belief.beta import beta_belief, beta_rules
+from bots_jax.bots_selector import PRESETS
 from bots_jax.checks import check_count, check_number, check_settings, is_concrete
 from bots_jax.compose import BeliefInfo, BeliefModel, merge_settings
 from bots_jax.implicit import none
-from bots_jax.pool import Fused
-from bots_jax.reference import Reference
-from bots_jax.selector import PRESETS
+from bots_jax.pool.reference import Reference
+from bots_jax.pool.visits import StepEvidence
 from bots_jax.types import Array, ArrayLike, Belief, Number, PyTree, Settings
 
 COUNTING = beta_belief(beta_rules(none()))
@@ -55,7 +55,7 @@ def group_size(name: str, group: int | None, rollouts: ArrayLike) -> int:
     return check_count("rollouts", int(np.asarray(rollouts)), least=2)
 
 
-def no_inference(fused: Fused) -> BeliefInfo:
+def no_inference(fused: StepEvidence) -> BeliefInfo:
     """What a belief without implicit evidence has to say about a step."""
     zero = jnp.zeros((), fused.trials.dtype)
     return BeliefInfo(jnp.zeros((fused.num_domains,), zero.dtype), zero, zero)
@@ -85,7 +85,7 @@ class Remembering(NamedTuple):
 
 
 InitMemory = Callable[[Settings, Reference, int], Any]
-Remember = Callable[[Any, Settings, Reference, Fused], Any]
+Remember = Callable[[Any, Settings, Reference, StepEvidence], Any]
 
 
 def counting_with(
@@ -104,7 +104,7 @@ def counting_with(
         return Remembering(counts.init(settings, reference, num_domains), memory)
 
     def fuse(
-        belief: Remembering, settings: Settings, reference: Reference, fused: Fused
+        belief: Remembering, settings: Settings, reference: Reference, fused: StepEvidence
     ) -> tuple[Remembering, BeliefInfo]:
         counted, info = counts.fuse(belief.counted, settings, reference, fused)
         memory = remember(belief.memory, settings, reference, fused)

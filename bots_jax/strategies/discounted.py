@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from bots_jax import draws
 from bots_jax.compose import BeliefInfo, BeliefModel
-from bots_jax.pool import Fused
-from bots_jax.reference import Reference
+from bots_jax.numerics import beta_draws
+from bots_jax.pool.reference import Reference
+from bots_jax.pool.visits import StepEvidence
 from bots_jax.strategies.counting import no_inference
 from bots_jax.types import Array, Belief, Settings
 
@@ -46,7 +46,7 @@ def discounted_beta(keep_step: float = 1.0) -> BeliefModel:
     """
 
     def fuse(
-        belief: Discounted, settings: Settings, reference: Reference, fused: Fused
+        belief: Discounted, settings: Settings, reference: Reference, fused: StepEvidence
     ) -> tuple[Discounted, BeliefInfo]:
         keep = jnp.where(fused.trials > 0, 1 - settings.forgetting, 1) * keep_step
         lost = fused.trials - fused.successes
@@ -71,4 +71,4 @@ def _predict(belief: Discounted, settings: Settings, reference: Reference, rows:
 
 
 def _draw(rng_key: Array, belief: Discounted, settings: Settings, reference: Reference) -> Array:
-    return draws.beta(rng_key, belief.alpha, belief.beta)
+    return beta_draws.beta(rng_key, belief.alpha, belief.beta)

@@ -26,10 +26,10 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from bots_jax.checks import check_choice
+from bots_jax.choice.batch import make_plan
 from bots_jax.compose import BeliefModel, Choice, compose
-from bots_jax.pool import Fused
-from bots_jax.reference import Reference
-from bots_jax.selection import make_plan
+from bots_jax.pool.reference import Reference
+from bots_jax.pool.visits import StepEvidence
 from bots_jax.strategies.choices import among_candidates, candidate_count
 from bots_jax.strategies.counting import counting_settings, counting_with
 from bots_jax.strategies.discounted import discounted_beta
@@ -111,7 +111,9 @@ def _hidden_markov(counts: tuple[tuple[float, ...], ...]) -> BeliefModel:
     return counting_with(init, _remember, discounted_beta())
 
 
-def _remember(memory: Solving, settings: Settings, reference: Reference, fused: Fused) -> Solving:
+def _remember(
+    memory: Solving, settings: Settings, reference: Reference, fused: StepEvidence
+) -> Solving:
     visited = (fused.trials > 0)[:, None]
     present = jnp.where(visited, _observed(fused), memory.predicted)
     moved = _expected(memory.transitions) * present[:, :, None] * memory.present[:, None, :]
@@ -128,7 +130,7 @@ def _expected(transitions: Array) -> Array:
     return transitions / jnp.sum(transitions, axis=1, keepdims=True)
 
 
-def _observed(fused: Fused) -> Array:
+def _observed(fused: StepEvidence) -> Array:
     """f[C, 3], 1 at the state that the rollouts show."""
     none, all_ = fused.successes <= 0, fused.successes >= fused.trials
     states = jnp.stack([none, ~none & ~all_, ~none & all_], axis=1)

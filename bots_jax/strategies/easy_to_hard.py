@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
+from bots_jax.choice.batch import make_plan
 from bots_jax.compose import BeliefModel, compose
-from bots_jax.pool import Fused
-from bots_jax.reference import Reference
-from bots_jax.selection import make_plan
+from bots_jax.pool.reference import Reference
+from bots_jax.pool.visits import StepEvidence
 from bots_jax.strategies.choices import among_allowed, mean_rate
 from bots_jax.strategies.counting import counting_settings, counting_with
 from bots_jax.types import Array, ArrayLike, Selector, Settings, State
@@ -73,7 +73,7 @@ def _init(settings: Settings, reference: Reference, num_domains: int) -> Curricu
 
 
 def _remember(
-    memory: Curriculum, settings: Settings, reference: Reference, fused: Fused
+    memory: Curriculum, settings: Settings, reference: Reference, fused: StepEvidence
 ) -> Curriculum:
     return memory._replace(passes=memory.passes + (fused.trials > 0).astype(jnp.int32))
 

@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
+from bots_jax.choice.batch import make_plan
 from bots_jax.compose import BeliefModel, compose
-from bots_jax.pool import Fused
-from bots_jax.reference import Reference
-from bots_jax.selection import make_plan
+from bots_jax.pool.reference import Reference
+from bots_jax.pool.visits import StepEvidence
 from bots_jax.strategies.choices import among_allowed, mean_rate, uniform_noise
 from bots_jax.strategies.counting import counting_settings, counting_with
 from bots_jax.types import Array, ArrayLike, Selector, Settings, State
@@ -64,7 +64,9 @@ def _init(settings: Settings, reference: Reference, num_domains: int) -> Passes:
     return Passes(jnp.zeros(reference.rates.shape[1], jnp.int32))
 
 
-def _remember(memory: Passes, settings: Settings, reference: Reference, fused: Fused) -> Passes:
+def _remember(
+    memory: Passes, settings: Settings, reference: Reference, fused: StepEvidence
+) -> Passes:
     return Passes(memory.passes + (fused.trials > 0).astype(jnp.int32))
 
 

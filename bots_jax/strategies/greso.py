@@ -11,7 +11,7 @@ The goals are a third and two thirds of a zero-variance share of 0.25, p is 0.5 
 Departures: the order is a new shuffle at each step instead of an epoch's; a batch that is
 short after the skipping is filled by going through the shuffled pool again, as often as it
 takes, and not by more rollouts after it (the published loop refills until B groups are
-mixed: see `extra_rollouts.dynamic_sampling`); the shares are of the step, not of all steps
+mixed: see `strategies.oversampling.dynamic_sampling`); the shares are of the step, not of all steps
 so far, and move p from the first step, not from the second epoch; a run of all-right
 visits that turns into all-wrong starts again at 1.
 """
@@ -24,11 +24,12 @@ import jax
 import jax.numpy as jnp
 
 from bots_jax.checks import check_number
+from bots_jax.choice.batch import make_plan
 from bots_jax.compose import BeliefModel, Choice, compose
-from bots_jax.numerics import open_uniform, random_bits, safe_ratio
-from bots_jax.pool import Fused
-from bots_jax.reference import Reference
-from bots_jax.selection import make_plan
+from bots_jax.numerics.arithmetic import safe_ratio
+from bots_jax.numerics.random_bits import open_uniform, random_bits
+from bots_jax.pool.reference import Reference
+from bots_jax.pool.visits import StepEvidence
 from bots_jax.strategies.choices import mean_rate, uniform_noise
 from bots_jax.strategies.counting import counting_settings, counting_with
 from bots_jax.types import Array, ArrayLike, Selector, Settings, State
@@ -77,7 +78,9 @@ def greso(
         base = jnp.full((), first, reference.rates.dtype)
         return Runs(jnp.zeros((reference.rates.shape[1],), jnp.int32), base, base)
 
-    def remember(memory: Runs, settings: Settings, reference: Reference, fused: Fused) -> Runs:
+    def remember(
+        memory: Runs, settings: Settings, reference: Reference, fused: StepEvidence
+    ) -> Runs:
         tried = fused.trials > 0
         right = tried & (fused.successes >= fused.trials)
         wrong = tried & (fused.successes <= 0)

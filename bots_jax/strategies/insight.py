@@ -29,10 +29,10 @@ from typing import Any
 import jax.numpy as jnp
 from jax.scipy.special import digamma
 
-from bots_jax import draws
 from bots_jax.checks import check_choice, check_number
+from bots_jax.choice.batch import make_plan
 from bots_jax.compose import BeliefModel, Choice, compose
-from bots_jax.selection import make_plan
+from bots_jax.numerics import beta_draws
 from bots_jax.strategies.choices import among_candidates, candidate_count
 from bots_jax.strategies.counting import counting_settings, group_size
 from bots_jax.strategies.discounted import discounted_beta
@@ -96,7 +96,7 @@ def _most_informative(eta: float, horizon: int, base: str, count: int | None) ->
         alpha, beta = state.belief.alpha[rows], state.belief.beta[rows]
         rate = alpha / (alpha + beta)
         if base == "thompson":
-            rate = draws.beta(rng_key, alpha, beta)
+            rate = beta_draws.beta(rng_key, alpha, beta)
         weight = rate * (1 - rate) * jnp.exp(-eta * (rate - state.settings.target) ** 2)
         return -weight * mutual_information(alpha, beta, horizon), rate
 

@@ -35,9 +35,9 @@ import jax
 import jax.numpy as jnp
 
 from bots_jax.compose import BeliefInfo, BeliefModel
-from bots_jax.numerics import safe_ratio
-from bots_jax.pool import Fused
-from bots_jax.reference import Reference
+from bots_jax.numerics.arithmetic import safe_ratio
+from bots_jax.pool.reference import Reference
+from bots_jax.pool.visits import StepEvidence
 from bots_jax.strategies.counting import no_inference
 from bots_jax.types import Array, Belief, Settings
 
@@ -145,7 +145,7 @@ def kalman_belief(scale: Scale, noise: float, adaptation: float) -> BeliefModel:
         )
 
     def fuse(
-        belief: Tracked, settings: Settings, reference: Reference, fused: Fused
+        belief: Tracked, settings: Settings, reference: Reference, fused: StepEvidence
     ) -> tuple[Tracked, BeliefInfo]:
         tried, step = fused.trials > 0, belief.step + 1
         x = jnp.clip(belief.mean + belief.drift, scale.low, scale.high)

@@ -17,9 +17,9 @@ from typing import Any
 import jax.numpy as jnp
 
 from bots_jax.checks import check_choice, check_count, check_number
+from bots_jax.choice.batch import make_plan
 from bots_jax.compose import BeliefModel, Choice, compose
-from bots_jax.numerics import gumbel
-from bots_jax.selection import make_plan
+from bots_jax.numerics.random_bits import gumbel
 from bots_jax.strategies.choices import mean_rate
 from bots_jax.strategies.counting import counting_settings
 from bots_jax.strategies.kalman import SCALES, Scale, kalman_belief

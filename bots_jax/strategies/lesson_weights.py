@@ -22,11 +22,11 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from bots_jax.checks import check_count, check_number
+from bots_jax.choice.batch import make_plan
 from bots_jax.compose import BeliefModel, Choice, compose
-from bots_jax.numerics import safe_ratio
-from bots_jax.pool import Fused
-from bots_jax.reference import Reference
-from bots_jax.selection import make_plan
+from bots_jax.numerics.arithmetic import safe_ratio
+from bots_jax.pool.reference import Reference
+from bots_jax.pool.visits import StepEvidence
 from bots_jax.strategies import bins
 from bots_jax.strategies.choices import among_allowed, mean_rate
 from bots_jax.strategies.counting import counting_settings, counting_with
@@ -88,7 +88,7 @@ def _averages(intervals: int, smoothing: float) -> BeliefModel:
         return Lessons(jnp.full((count,), 0.5, dtype), jnp.zeros((count,), dtype))
 
     def remember(
-        memory: Lessons, settings: Settings, reference: Reference, fused: Fused
+        memory: Lessons, settings: Settings, reference: Reference, fused: StepEvidence
     ) -> Lessons:
         lesson, count = bins.bin_of(reference, fused.domain, fused.num_domains, intervals)
         trials = bins.bin_sums(fused.trials, lesson, count)

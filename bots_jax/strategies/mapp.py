@@ -23,8 +23,8 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from bots_jax.choice.batch import make_plan
 from bots_jax.compose import BeliefModel, Choice, compose
-from bots_jax.selection import make_plan
 from bots_jax.strategies.choices import drawn_by
 from bots_jax.strategies.counting import counting_settings, group_size
 from bots_jax.strategies.discounted import discounted_beta

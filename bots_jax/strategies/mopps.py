@@ -18,9 +18,9 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from bots_jax import draws
+from bots_jax.choice.batch import make_plan
 from bots_jax.compose import BeliefModel, Choice, compose
-from bots_jax.selection import make_plan
+from bots_jax.numerics import beta_draws
 from bots_jax.strategies.choices import among_candidates, candidate_count
 from bots_jax.strategies.counting import counting_settings
 from bots_jax.strategies.discounted import discounted_beta
@@ -75,7 +75,7 @@ def _check_band(band: tuple[float, float] | None) -> tuple[float, float] | None:
 
 def _nearest(count: int | None, band: tuple[float, float] | None) -> Choice:
     def score(rng_key: Array, model: BeliefModel, state: State, rows: Any) -> tuple[Array, Array]:
-        drawn = draws.beta(rng_key, state.belief.alpha[rows], state.belief.beta[rows])
+        drawn = beta_draws.beta(rng_key, state.belief.alpha[rows], state.belief.beta[rows])
         low, high = (state.settings.target,) * 2 if band is None else band
         return jnp.maximum(jnp.maximum(low - drawn, drawn - high), 0), drawn
 

@@ -7,7 +7,7 @@
 No strategy that sees what it has rolled out can beat "mixed" with c = 0 in the share of
 mixed groups; with growing c it traces how much of it breadth costs. It is no strategy for
 training: its `init` takes the true rates f[T, N] as `reference`, row t for step t + 1, and it
-is therefore not in `STRATEGIES` but in `CHEATING`.
+is therefore not in `STRATEGIES` but in `ORACLES`.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
+from bots_jax.bots_selector import nearest_target
 from bots_jax.checks import check_choice, check_number
+from bots_jax.choice.batch import make_plan
 from bots_jax.compose import BeliefInfo, BeliefModel, Choice, compose
-from bots_jax.pool import Fused
-from bots_jax.reference import Reference
-from bots_jax.selection import make_plan
-from bots_jax.selector import nearest_target
+from bots_jax.pool.reference import Reference
+from bots_jax.pool.visits import StepEvidence
 from bots_jax.strategies.counting import counting_settings, no_inference
 from bots_jax.strategies.worth import (
     Visits,
@@ -75,7 +75,7 @@ def oracle(
         return Truth(jnp.zeros((), jnp.int32), no_visits(reference))
 
     def fuse(
-        belief: Truth, settings: Settings, reference: Reference, fused: Fused
+        belief: Truth, settings: Settings, reference: Reference, fused: StepEvidence
     ) -> tuple[Truth, BeliefInfo]:
         visits = count_visits(belief.visits, fused, kept)
         return Truth(belief.step + 1, visits), no_inference(fused)

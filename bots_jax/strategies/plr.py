@@ -22,10 +22,10 @@ import jax
 import jax.numpy as jnp
 
 from bots_jax.checks import check_number
+from bots_jax.choice.batch import make_plan
 from bots_jax.compose import BeliefModel, compose
-from bots_jax.pool import Fused
-from bots_jax.reference import Reference
-from bots_jax.selection import make_plan
+from bots_jax.pool.reference import Reference
+from bots_jax.pool.visits import StepEvidence
 from bots_jax.strategies.choices import among_allowed, drawn_by, mean_rate, uniform_noise
 from bots_jax.strategies.counting import counting_settings, counting_with
 from bots_jax.strategies.worth import group_rate, mean_abs_advantage
@@ -71,7 +71,9 @@ def plr(
         never = jnp.zeros((capacity,), jnp.int32)
         return Levels(jnp.zeros((capacity,), dtype), never, jnp.zeros((), jnp.int32))
 
-    def remember(memory: Levels, settings: Settings, reference: Reference, fused: Fused) -> Levels:
+    def remember(
+        memory: Levels, settings: Settings, reference: Reference, fused: StepEvidence
+    ) -> Levels:
         tried, step = fused.trials > 0, memory.step + 1
         score = jnp.where(tried, mean_abs_advantage(group_rate(fused)), memory.score)
         return Levels(score, jnp.where(tried, step, memory.last), step)

@@ -18,10 +18,10 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from bots_jax.checks import check_count, check_number
+from bots_jax.choice.batch import make_plan
 from bots_jax.compose import BeliefModel, Choice, compose
-from bots_jax.pool import Fused
-from bots_jax.reference import Reference
-from bots_jax.selection import make_plan
+from bots_jax.pool.reference import Reference
+from bots_jax.pool.visits import StepEvidence
 from bots_jax.strategies.choices import mean_rate, uniform_noise
 from bots_jax.strategies.counting import counting_settings, counting_with
 from bots_jax.strategies.worth import group_rate
@@ -83,7 +83,9 @@ def prompt_replay(
             jnp.zeros((capacity,), dtype), outside, never, never, jnp.zeros((), jnp.int32)
         )
 
-    def remember(memory: Buffer, settings: Settings, reference: Reference, fused: Fused) -> Buffer:
+    def remember(
+        memory: Buffer, settings: Settings, reference: Reference, fused: StepEvidence
+    ) -> Buffer:
         tried, step = fused.trials > 0, memory.step + 1
         rate = jnp.where(tried, group_rate(fused), memory.rate)
         reuses = memory.reuses + (tried & memory.inside).astype(jnp.int32)

@@ -19,11 +19,11 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from bots_jax.checks import check_count, check_number
+from bots_jax.choice.batch import make_plan
 from bots_jax.compose import BeliefModel, compose
-from bots_jax.numerics import safe_ratio
-from bots_jax.pool import Fused
-from bots_jax.reference import Reference
-from bots_jax.selection import make_plan
+from bots_jax.numerics.arithmetic import safe_ratio
+from bots_jax.pool.reference import Reference
+from bots_jax.pool.visits import StepEvidence
 from bots_jax.strategies.bins import bin_sums, sample_bins, static_difficulty
 from bots_jax.strategies.choices import among_allowed, mean_rate
 from bots_jax.strategies.counting import counting_settings, counting_with
@@ -69,7 +69,9 @@ def sec(
         arms = num_domains if num_domains > 1 else count
         return Arms(jnp.zeros((arms,), reference.rates.dtype))
 
-    def remember(memory: Arms, settings: Settings, reference: Reference, fused: Fused) -> Arms:
+    def remember(
+        memory: Arms, settings: Settings, reference: Reference, fused: StepEvidence
+    ) -> Arms:
         category = categories(reference, fused.domain, fused.num_domains, memory.value.shape[0])
         tried = (fused.trials > 0).astype(fused.trials.dtype)
         gain = tried * mean_abs_advantage(group_rate(fused))

@@ -11,8 +11,8 @@ from typing import Any
 
 import jax
 
+from bots_jax.choice.batch import make_plan
 from bots_jax.compose import BeliefModel, Choice, compose
-from bots_jax.selection import make_plan
 from bots_jax.strategies.counting import COUNTING, counting_settings
 from bots_jax.types import Array, ArrayLike, Selector, State
 

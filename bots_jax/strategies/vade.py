@@ -19,8 +19,8 @@ from __future__ import annotations
 from typing import Any
 
 from bots_jax.checks import check_number
+from bots_jax.choice.batch import make_plan
 from bots_jax.compose import BeliefModel, Choice, compose
-from bots_jax.selection import make_plan
 from bots_jax.strategies.counting import counting_settings
 from bots_jax.strategies.discounted import discounted_beta
 from bots_jax.types import Array, ArrayLike, Number, Selector, State

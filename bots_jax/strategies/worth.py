@@ -11,9 +11,9 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import lax
 
-from bots_jax.numerics import masked_mean, safe_ratio
-from bots_jax.pool import Fused
-from bots_jax.reference import Reference
+from bots_jax.numerics.arithmetic import masked_mean, safe_ratio
+from bots_jax.pool.reference import Reference
+from bots_jax.pool.visits import StepEvidence
 from bots_jax.types import Array, Settings
 
 # --- mixed groups ----------------------------------------------------------------------------
@@ -63,7 +63,7 @@ def mixed_chance(rate: Array, group: Array) -> Array:
 # --- advantages ------------------------------------------------------------------------------
 
 
-def group_rate(fused: Fused) -> Array:
+def group_rate(fused: StepEvidence) -> Array:
     """f[C], s/n of this step; 0 where nothing was tried."""
     return safe_ratio(fused.successes, fused.trials)
 
@@ -97,7 +97,7 @@ def no_visits(reference: Reference) -> Visits:
     return Visits(jnp.zeros((reference.rates.shape[1],), reference.rates.dtype))
 
 
-def count_visits(visits: Visits, fused: Fused, keep: float) -> Visits:
+def count_visits(visits: Visits, fused: StepEvidence, keep: float) -> Visits:
     """One step: discount, then add the visits of this step."""
     new = (fused.trials > 0).astype(visits.discounted.dtype)
     return Visits(keep * visits.discounted + new)

@@ -20,8 +20,8 @@ import pytest
 from bots_jax import Evidence, bots
 from bots_jax.adapters import ClosedError, NotEnoughTasksError, TaskSampler
 from bots_jax.checkpoint import CheckpointError
-from bots_jax.grouped import enlarge
-from bots_jax.reference import ReferenceCounts
+from bots_jax.grouped.selector import enlarge
+from bots_jax.pool.reference import ReferenceCounts
 
 B, M = 4, 8
 SELECTOR = bots(preset="paper", batch_size=B, rollouts=M)

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 
 from bots_jax.bench import Environment, Measured
+from bots_jax.choice.batch import make_plan
 from bots_jax.compose import Choice, compose
-from bots_jax.selection import make_plan
 from bots_jax.strategies.counting import COUNTING, counting_settings
 from bots_jax.types import Evidence
 

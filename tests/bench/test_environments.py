@@ -5,14 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bots_jax import metrics
 from bots_jax.bench import meter
 from bots_jax.bench.environment import Strategy
 from bots_jax.bench.environments import predict
 from bots_jax.bench.environments.predict import draw_triples, load_matrix, predict_environment
 from bots_jax.bench.environments.replay import of_recording
 from bots_jax.bench.frontier import frontier
-from bots_jax.replay import Recording
+from bots_jax.evaluate import metrics
+from bots_jax.evaluate.replay import Recording
 from bots_jax.strategies import oracle, paper, uniform
 from tests.conftest import shared_file
 

@@ -5,10 +5,10 @@ import math
 import numpy as np
 import pytest
 
-from bots_jax import metrics
 from bots_jax.bench import verdicts
 from bots_jax.bench.labels import place_labels
 from bots_jax.bench.measures import values_of
+from bots_jax.evaluate import metrics
 
 stats = pytest.importorskip("scipy.stats")
 

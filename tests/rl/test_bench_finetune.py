@@ -6,9 +6,9 @@ import pytest
 
 from bots_jax.bench.environment import Strategy
 from bots_jax.bench.environments.finetune import finetune_environment
-from bots_jax.extra_rollouts import dots, dynamic_sampling
-from bots_jax.selector import bots
+from bots_jax.bots_selector import bots
 from bots_jax.strategies import oracle, uniform
+from bots_jax.strategies.oversampling import dots, dynamic_sampling
 
 TINY = {
     "steps": 4, "batch_size": 4, "rollouts": 4, "num_tasks": 64, "num_held_out": 32,

@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bots_jax.extra_rollouts import Extra, dots, dynamic_sampling, free, learnability, speed
-from bots_jax.reference import TaskFeatures
+from bots_jax.pool.reference import TaskFeatures
 from bots_jax.rl.embeddings import embed_tasks
 from bots_jax.rl.extra_loop import make_extra_step
 from bots_jax.rl.loop import LoopConfig, init_loop, make_step
@@ -17,6 +16,14 @@ from bots_jax.rl.policy_gradient import GradientConfig
 from bots_jax.rl.tasks import generate_tasks
 from bots_jax.rl.warmup import WarmStart, WarmupConfig, warm_up
 from bots_jax.strategies import uniform
+from bots_jax.strategies.oversampling import (
+    Oversampling,
+    dots,
+    dynamic_sampling,
+    learnability,
+    no_oversampling,
+    speed,
+)
 
 SMALL = WarmupConfig(
     policy=PolicyConfig(width=16, depth=1, heads=2, mlp_width=32),
@@ -37,7 +44,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> WarmStart:
     return warm_up(SMALL, tmp_path_factory.mktemp("warmup"))
 
 
-def run(extra: Extra, start: WarmStart, steps: int = 3, reference=None):
+def run(extra: Oversampling, start: WarmStart, steps: int = 3, reference=None):
     state = extra.selector.init(reference, num_tasks=64)
     loop = init_loop(start.base, state, CONFIG, seed=1)
     step = make_extra_step(extra, start.graphdef, POOL.prompts, even_start, CONFIG)
@@ -75,7 +82,7 @@ def test_dots_measures_anchors_and_trains_on_fresh_groups(start: WarmStart) -> N
 
 def test_without_extra_rollouts_it_selects_as_the_loop_does(start: WarmStart) -> None:
     selector = uniform(batch_size=4, rollouts=4)
-    _, told = run(free(selector, 4), start, steps=1)
+    _, told = run(no_oversampling(selector, 4), start, steps=1)
     loop = init_loop(start.base, selector.init(num_tasks=64), CONFIG, seed=1)
     step = make_step(selector, start.graphdef, POOL.prompts, even_start, CONFIG)
     _, plain = jax.jit(step)(loop, None)

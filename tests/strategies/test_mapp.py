@@ -12,7 +12,7 @@ from bots_jax import Evidence
 from bots_jax.strategies import mapp
 from bots_jax.strategies.worth import chance_of_mixed_group
 from bots_jax.types import Array
-from tests.test_selection import assert_same_rates, membership
+from tests.choice.test_batch import assert_same_rates, membership
 
 CASES = [(1.0, 1.0), (0.3, 2.0), (9.0, 1.0), (1.0, 40.0), (250.0, 3.5), (700.0, 700.0)]
 

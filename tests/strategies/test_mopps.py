@@ -9,7 +9,7 @@ import pytest
 from bots_jax import Evidence, Selector, State, bots
 from bots_jax.strategies import make_strategy, mopps
 from bots_jax.types import Array
-from tests.test_selection import assert_same_rates, membership
+from tests.choice.test_batch import assert_same_rates, membership
 
 
 def told(selector: Selector, state: State, rounds: int, seed: int = 0) -> tuple[State, list]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bots_jax import metrics
-from bots_jax.replay import Recording, measure, run_replay
+from bots_jax.evaluate import metrics
+from bots_jax.evaluate.replay import Recording, measure, run_replay
 from bots_jax.strategies import balanced, make_strategy, oracle
 
 STEPS, TASKS, BATCH = 60, 80, 8

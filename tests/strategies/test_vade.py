@@ -9,7 +9,7 @@ import pytest
 from bots_jax import Evidence
 from bots_jax.strategies import vade
 from bots_jax.types import Array
-from tests.test_selection import assert_same_rates, membership
+from tests.choice.test_batch import assert_same_rates, membership
 
 
 def test_decay_on_two_scales() -> None:

@@ -26,7 +26,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bots_jax import metrics, report
 from bots_jax.bench import meter
 from bots_jax.bench.environment import (
     Environment,
@@ -35,8 +34,9 @@ from bots_jax.bench.environment import (
     Strategy,
     reads_truth,
 )
-from bots_jax.extra_rollouts import Extra
-from bots_jax.reference import TaskFeatures
+from bots_jax.evaluate import metrics, report
+from bots_jax.pool.reference import TaskFeatures
+from bots_jax.strategies.oversampling import Oversampling
 from bots_jax.types import Selector
 
 _BASE = "uniform"  # stands in where FinetuneConfig wants a strategy's name
@@ -170,7 +170,7 @@ def _train(
     return _measure(finetune.as_record(strategy.name, seed, lines), lines[1:], config)
 
 
-def _identity(config: Any, strategy: Strategy, rule: Selector | Extra) -> str:
+def _identity(config: Any, strategy: Strategy, rule: Selector | Oversampling) -> str:
     """A name of the run that no other strategy or setting has."""
     known = json.dumps(
         [strategy.name, dict(strategy.settings), config.saved(), dict(rule.static)],
@@ -180,7 +180,7 @@ def _identity(config: Any, strategy: Strategy, rule: Selector | Extra) -> str:
     return hashlib.sha256(known.encode()).hexdigest()[:16]
 
 
-def _stepper(config: Any, problem: Any, extra: Extra) -> Callable[..., Any]:
+def _stepper(config: Any, problem: Any, extra: Oversampling) -> Callable[..., Any]:
     """The step of a strategy with extra rollouts, to be compiled once for all seeds."""
     from bots_jax.rl.extra_loop import make_extra_step
 
@@ -197,7 +197,7 @@ def _train_extra(
     config: Any,
     made: Sequence[Any],
     strategy: Strategy,
-    extra: Extra,
+    extra: Oversampling,
     step: Callable[..., Any],
     seed: int,
 ) -> Measured:

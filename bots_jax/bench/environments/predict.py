@@ -47,7 +47,7 @@ from bots_jax.bench.environment import (
 )
 from bots_jax.bench.measures import SHARED_SECONDS
 from bots_jax.checks import check_choice, check_count
-from bots_jax.rl.task_files import read_npz
+from bots_jax.evaluate.task_files import read_npz
 from bots_jax.types import (
     Array,
     Evidence,

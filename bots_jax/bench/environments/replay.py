@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
-from bots_jax import metrics
 from bots_jax.bench import meter
 from bots_jax.bench.environment import Environment, Measured, Series, Strategy, reads_truth
 from bots_jax.bench.measures import SHARED_SECONDS
-from bots_jax.replay import Recording, Replay, load_recording, run_replay
+from bots_jax.evaluate import metrics
+from bots_jax.evaluate.replay import Recording, Replay, load_recording, run_replay
 
 EARLY_STEPS = 50
 SERIES = ("log_loss", "rmse", "pearson", "auc_unsolved")

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from bots_jax import metrics
 from bots_jax.bench import meter
 from bots_jax.bench.environment import (
     Environment,
@@ -24,6 +23,7 @@ from bots_jax.bench.environment import (
     reads_truth,
 )
 from bots_jax.bench.measures import SHARED_SECONDS
+from bots_jax.evaluate import metrics
 
 EARLY_STEPS = 50
 

@@ -1,0 +1,1 @@
+"""Beliefs: what is known of the success probability of each task."""

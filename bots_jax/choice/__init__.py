@@ -1,0 +1,1 @@
+"""Choices: which tasks to train on next, given the belief."""

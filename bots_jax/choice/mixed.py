@@ -1,0 +1,199 @@
+"""The choice of `preset="auto"`: likely mixed groups, spread over the pool.
+
+In: the belief of `belief/logit_normal.py`. Out: the tasks with the largest
+
+    V_k / t_k - c log(1 + (1 - .8 q_k) v_k),    V = 1 - q^m - (1 - q)^m
+
+V is the chance that m rollouts are not all alike, at a hopeful q (`logit_normal.optimistic_rate`):
+nearer to 1/2 than the mean of the belief, by as much as is not known of the task, because what
+looks solved or hopeless may not be (optimism in the face of uncertainty). V is flat in the middle,
+so nothing is gained by narrowing to 1/2. t_k, where asked for, are the tokens that the task is
+expected to generate relative to the average task.
+
+c is the price of breadth, and moves along the frontier of mixed groups and breadth. v_k are a
+task's recent visits. What is to be spread evenly are the visits of the whole run, those to come
+too. So of two tasks alike the easier comes first: as the policy improves it will soon be solved,
+where the harder can wait. Hence 1 - .8 q, by which a visit to a hard task counts up to five times
+as much.
+
+No task starves. One that was never visited comes first after 16 passes over the pool, however
+little is expected of it: one visit tells more than any regression. One that was not visited for
+`floor` passes does too. (Each task has a limit of its own between half of that and all of it,
+so that a whole pool does not come due in one step.) In the long run at most 4 / (3 floor) of the
+visits are spent on that. (In grouped pools nothing is known of tasks without a history but their
+group: there a sweep does this, see `grouped/mixed.py`.)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from bots_jax.belief.lengths import relative_length
+from bots_jax.belief.logit_normal import (
+    AutoBelief,
+    AutoConfig,
+    Expected,
+    draw_rate,
+    expect,
+    in_force,
+    mean_rate,
+    optimistic_rate,
+    recent_visits,
+    was_visited,
+)
+from bots_jax.choice.batch import lowest
+from bots_jax.compose import BeliefModel, Choice
+from bots_jax.numerics.random_bits import gumbel, open_uniform
+from bots_jax.numerics.short_lists import hash_bits
+from bots_jax.types import Array, Settings, State
+
+# Puts what is overdue before all else: V / t - c log v is far above minus this.
+_FIRST = 1e4
+_BITS = 7  # of m
+
+
+def mixed_groups(rules: AutoConfig, floor: float | None, noisy: bool) -> Choice:
+    """The equation above.
+
+    Args:
+      floor: passes over the pool; None for no floor.
+      noisy: whether Gumbel noise times the temperature is added, as in `nearest_target`.
+    """
+
+    def rates(state: State, rows: Any = slice(None)) -> Array:
+        belief, domain = state.belief, state.pool.domain
+        expected = expect(rules, belief, state.settings, state.reference, domain, rows)
+        return mean_rate(expected)
+
+    def weigh(rng_key: Array, state: State) -> Array:
+        noise_key, lottery_key = jax.random.split(rng_key)
+        belief, settings, tasks = state.belief, state.settings, state.pool
+        expected = expect(rules, belief, settings, state.reference, tasks.domain)
+        task_ids = jnp.arange(expected.shared.shape[0], dtype=jnp.int32)
+        scores = weigh_tasks(lottery_key, rules, belief, settings, expected, task_ids)
+        if noisy:
+            scores -= settings.temperature * gumbel(noise_key, scores.shape, scores.dtype)
+        if floor is not None:
+            late = _overdue(rules, state, floor)
+            scores = jnp.where(late > 0, -_FIRST - late, scores)
+        return scores
+
+    def score(rng_key: Array, model: BeliefModel, state: State) -> tuple[Array, Array]:
+        return weigh(rng_key, state), rates(state)
+
+    def best(
+        rng_key: Array, model: BeliefModel, state: State, allowed: Array, count: int
+    ) -> tuple[Array, Array, Array]:
+        # Rates of the chosen alone: the pass over all tasks then writes nothing but scores.
+        ids, valid = lowest(None, weigh(rng_key, state), allowed, count)
+        return ids, rates(state, jnp.minimum(ids, allowed.shape[0] - 1)), valid
+
+    return Choice(score, best)
+
+
+def weigh_tasks(
+    rng_key: Array,
+    rules: AutoConfig,
+    belief: AutoBelief,
+    settings: Settings,
+    expected: Expected,
+    task_ids: Array,
+    least: Array | float = 0.0,
+) -> Array:
+    """f[C]: 1 - V + c log(1 + (1 - .8 q) visits) + lottery, less `least`; the lowest are chosen.
+
+    `expected` is of all rows of the belief, `task_ids` i32[C] the tasks that stand in them.
+    """
+    hoped = optimistic_rate(expected)
+    cost = prob_zero_advantage(hoped, settings.rollouts)
+    if belief.lengths is not None:
+        cost = -(1 - cost) / relative_length(belief.lengths, expected.shared)
+    pairs = in_force(rules, settings, belief.shared)
+    visits = recent_visits(belief.history, belief.clock, pairs)
+    turn = jax.random.bits(rng_key, (), jnp.uint32)
+    return cost - least + _price(settings, hoped, visits) + lottery(task_ids, turn, cost)
+
+
+_HASTE = 0.8  # how much less a visit counts for a task that is solved
+
+
+def _price(settings: Settings, hoped: Array, visits: Array) -> Array:
+    """f[...] >= 0: what recent visits cost a task, the harder it is the more."""
+    # log(1 + x), not log1p: of a sum of whole visits, and half the time of a pass over all tasks.
+    return settings.breadth * jnp.log(1 + (1 - _HASTE * hoped) * visits)
+
+
+# Mean of the lottery. Less than .001 matters to nobody.
+LOTTERY = 5e-4
+
+
+def lottery(task_ids: Array, turn: Array, like: Array) -> Array:
+    """f[M], exponential of mean `LOTTERY`: another order of the tasks at each u32 turn.
+
+    Tasks without a visit often tie. Told apart here they need no second search among all; it is
+    enough that a hash looks random. (Of tasks that a float cannot tell apart even so, those of
+    lower ids come first.) Exponential, because then the first of many tasks alike are as easily
+    drawn as one (`grouped/mixed.py`).
+    """
+    return exponential(hash_bits(task_ids.astype(jnp.uint32) ^ turn), like.dtype)
+
+
+def exponential(bits: Array, dtype: jnp.dtype) -> Array:
+    """f[...] of mean `LOTTERY`, from random u32[...]."""
+    return -LOTTERY * jnp.log(open_uniform((bits >> 1).astype(jnp.int32), dtype))
+
+
+def prob_zero_advantage(rate: Array, rollouts: Array) -> Array:
+    """1 - V = p^m + (1 - p)^m, for m rounded to a whole number in [1, 127].
+
+    By squaring: seven products for each power, in a pass over all tasks, where a logarithm and
+    two exponentials would be most of what the pass costs. Near 0 it is told apart more finely
+    than V is near 1.
+    """
+    count = jnp.clip(jnp.round(rollouts), 1, 2**_BITS - 1).astype(jnp.int32)
+    powers = []
+    for base in (rate, 1 - rate):
+        power = jnp.ones_like(base)
+        for bit in range(_BITS):
+            power = jnp.where((count >> bit) & 1 == 1, power * base, power)
+            base = base * base
+        powers.append(power)
+    return powers[0] + powers[1]
+
+
+def first_visit(floor: float) -> float:
+    """Passes over the pool within which each task is tried for the first time."""
+    return min(16.0, floor)
+
+
+def _overdue(rules: AutoConfig, state: State, floor: float) -> Array:
+    """f[C]: passes since the last visit, or since it came, beyond the task's limit."""
+    history, clock = state.belief.history, state.belief.clock
+    dtype = history.offset.dtype
+    tasks = jnp.maximum(jnp.sum(state.pool.domain_sizes), 1).astype(dtype)
+    passes = (clock - history.seen).astype(dtype) * (rules.batch_size / tasks)
+    turn = jnp.arange(history.seen.shape[0], dtype=jnp.uint32) * jnp.uint32(2654435769)
+    share = (turn >> 8).astype(jnp.int32).astype(dtype)  # a signed one is converted many at a time
+    share *= jnp.asarray(2.0**-24, dtype)  # golden ratio: evenly spread
+    limit = jnp.where(was_visited(history), floor, first_visit(floor))
+    return passes - limit * (0.5 + 0.5 * share)
+
+
+def nearest_draws(rules: AutoConfig, base: str, noisy: bool) -> Choice:
+    """|p^ - p*| as in the paper, p^ a draw ("thompson") or the mean of this belief."""
+
+    def score(rng_key: Array, model: BeliefModel, state: State) -> tuple[Array, Array]:
+        draw_key, noise_key = jax.random.split(rng_key)
+        domain = state.pool.domain
+        expected = expect(rules, state.belief, state.settings, state.reference, domain)
+        rate = draw_rate(draw_key, expected) if base == "thompson" else mean_rate(expected)
+        distance = jnp.abs(rate - state.settings.target)
+        if noisy:
+            noise = gumbel(noise_key, distance.shape, distance.dtype)
+            distance -= state.settings.temperature * noise
+        return distance, rate
+
+    return Choice(score)

@@ -1,1 +1,0 @@
-"""Estimators of implicit evidence; `bots_jax.implicit` has them by name."""

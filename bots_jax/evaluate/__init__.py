@@ -1,0 +1,1 @@
+"""What measures: metrics, reports, replays of recorded runs. Stands above what selects."""

@@ -1,0 +1,1 @@
+"""The same engine for large pools: one belief for all tasks alike."""

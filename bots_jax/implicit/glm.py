@@ -1,0 +1,358 @@
+"""An online Bayesian logistic regression on the references, with forgetting.
+
+In: references f[K, C] of any K (0 too), domains, and successes and trials of the evaluated
+tasks. Out:
+
+    logit p~_k = w . x_k + u_{domain of k},     (w, u) ~ N(m, L^-1)
+
+x_k = (1, the logit of each reference, embeddings if any). A missing logit stands where its
+model is on average, moved by how far the task's known ones are from theirs (`features.fill`). A
+step is Bayes' rule about the mode (West and Harrison 1997, section 14.4), after forgetting that
+mixes the posterior with the prior (Kulhavy and Zarrop 1993), so that what is not observed any
+more drifts back:
+
+    L0' = (1 - f) L + f L0,    m0' = L0'^-1 ((1 - f) L m + f L0 m0)
+    m <- argmax log N(m; m0', L0'^-1) + sum_k w_k log-likelihood of task k
+    L <- L0' + sum_k w_k p_k (1 - p_k) x_k x_k'
+
+w_k is the number of independent trials that a task's n are worth (overdispersion). A priori the
+policy is a mean of its references: weights 1 / K, uncertain in their sum and, less, each.
+
+Each task has one domain, so the part of L among the u is diagonal, and stays so: with F
+features and D domains a step costs F^3 + F^2 (D + tasks evaluated), and no D^2.
+"""
+
+from __future__ import annotations
+
+from functools import reduce
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from bots_jax.checks import check_number
+from bots_jax.implicit import overdispersion
+from bots_jax.implicit.contract import Estimator, Inferred, TaskCounts
+from bots_jax.implicit.features import (
+    FEW_ROWS,
+    Levels,
+    fill,
+    filled_rows,
+    learn_levels,
+    logistic,
+    logits,
+    no_levels,
+    rows_of,
+    shrink,
+    sum_rows,
+)
+from bots_jax.implicit.overdispersion import Overdispersion
+from bots_jax.numerics.arithmetic import safe_ratio
+from bots_jax.pool.reference import Reference
+from bots_jax.pool.visits import StepEvidence, domain_sums
+from bots_jax.sharding import by_row, mesh_of, totals
+from bots_jax.types import Array, Settings
+
+
+class Prior(NamedTuple):
+    """Standard deviations a priori, in logits."""
+
+    intercept: float = 1.5
+    total: float = 0.5  # of the sum of the references' weights, about 1
+    each: float = 0.25  # of one weight about the mean of all
+    domain: float = 1.0  # of what sets a domain apart
+    embeddings: float = 1.0  # of what all embeddings, each of variance 1, say together
+
+
+class Precision(NamedTuple):
+    """L: [[weights, cross], [cross', diag(domains)]]."""
+
+    weights: Array  # f[F, F]
+    cross: Array  # f[F, D']; D' = 0 where there is one domain, else D
+    domains: Array  # f[D']
+
+
+class Coefficients(NamedTuple):
+    """m, or any vector that L multiplies."""
+
+    weights: Array  # f[F]
+    domains: Array  # f[D']
+
+
+class Regression(NamedTuple):
+    """The parameters of a `glm`."""
+
+    mean: Coefficients
+    precision: Precision
+    covariance: Array  # f[F, F], of the weights: a block of L^-1
+    levels: Levels
+    dispersion: Overdispersion
+
+
+_ITERATIONS = 8
+
+
+def glm(
+    forgetting: float = 0.02,
+    prior: Prior | None = None,
+    least_counts: float = overdispersion.LEAST_COUNTS,
+) -> Estimator:
+    """Regression on all references and domains.
+
+    Args:
+      forgetting: f in [0, 1), static: share of the posterior that gives way to the prior at a
+        step; evidence counts for about 1 / f steps.
+      prior: standard deviations; None for those of `Prior`.
+      least_counts: the fewest pseudo-counts that p~ claims, static. A Beta of less than 2 is
+        U-shaped; a belief whose draws are not needs no floor.
+    """
+    keep = 1 - check_number("forgetting", forgetting, 0, 1)
+    scales = Prior() if prior is None else prior
+
+    def init(reference: Reference, num_domains: int) -> Regression:
+        mean, precision = _prior(scales, reference, num_domains)
+        return Regression(
+            mean,
+            precision,
+            _covariance(precision),
+            no_levels(reference),
+            overdispersion.no_overdispersion(reference.rates.dtype),
+        )
+
+    def fit(
+        params: Regression,
+        settings: Settings,
+        reference: Reference,
+        fused: StepEvidence,
+        own: TaskCounts | None = None,
+    ) -> Regression:
+        at_first = _prior(scales, reference, fused.num_domains)
+        levels = learn_levels(params.levels, reference, fused.trials > 0)
+        x = _features(levels, reference)
+        before = _forget(params, at_first, keep)
+        return _learn(before, params.dispersion, levels, x, fused, own)
+
+    def infer(params: Regression, reference: Reference, domain: Array | None) -> Inferred:
+        return _infer(params, reference, domain, least_counts)
+
+    return Estimator("glm", 0, init, fit, infer, _capability)
+
+
+def _capability(params: Regression) -> Array:
+    """How many logits the policy stands above the weighted mean of its references."""
+    intercept = params.mean.weights[0]
+    domains = params.mean.domains
+    return intercept + domains if domains.shape[0] else intercept[None]
+
+
+# --- features and prior ---------------------------------------------------------------------
+
+
+def _features(levels: Levels, reference: Reference) -> Array:
+    """x, f[F, C]: 1, K logits, E embeddings."""
+    values = fill(levels, *logits(reference))
+    parts = [jnp.ones((1, values.shape[1]), values.dtype), values]
+    if reference.embeddings is not None:
+        parts.append(reference.embeddings)
+    return jnp.concatenate(parts)
+
+
+def _feature_rows(levels: Levels, reference: Reference) -> list[Array] | Array:
+    """The same, a few of them as a list of rows."""
+    embeddings = reference.embeddings
+    more = 0 if embeddings is None else embeddings.shape[0]
+    if 1 + reference.rates.shape[0] + more > FEW_ROWS:
+        return _features(levels, reference)
+    ones = jnp.ones(reference.rates.shape[1:], reference.rates.dtype)
+    rest = [] if embeddings is None else rows_of(embeddings)
+    return [ones, *filled_rows(levels, reference), *rest]
+
+
+def _prior(scales: Prior, reference: Reference, num_domains: int) -> tuple[Coefficients, Precision]:
+    models, dtype = reference.rates.shape[0], reference.rates.dtype
+    more = 0 if reference.embeddings is None else reference.embeddings.shape[0]
+    size = 1 + models + more
+    covariance, mean = np.zeros((size, size)), np.zeros(size)
+    covariance[0, 0] = scales.intercept**2
+    if models:
+        weights = slice(1, 1 + models)
+        covariance[weights, weights] = (scales.total / models) ** 2
+        covariance[weights, weights] += scales.each**2 * np.eye(models)
+        mean[weights] = 1 / models
+    rest = np.arange(1 + models, size)
+    covariance[rest, rest] = scales.embeddings**2 / max(more, 1)
+    effects = num_domains if num_domains > 1 else 0
+    return (
+        Coefficients(jnp.asarray(mean, dtype), jnp.zeros((effects,), dtype)),
+        Precision(
+            jnp.asarray(np.linalg.inv(covariance), dtype),
+            jnp.zeros((size, effects), dtype),
+            jnp.full((effects,), scales.domain**-2, dtype),
+        ),
+    )
+
+
+# --- L as a block of weights with a diagonal one of domains ---------------------------------
+
+
+def _apply(precision: Precision, x: Coefficients) -> Coefficients:
+    """L x."""
+    weights, cross, domains = precision
+    return Coefficients(
+        weights @ x.weights + cross @ x.domains, cross.T @ x.weights + domains * x.domains
+    )
+
+
+def _factor(precision: Precision) -> Array:
+    """Cholesky factor of L's Schur complement, the inverse covariance of the weights."""
+    weights, cross, domains = precision
+    return jnp.linalg.cholesky(weights - (cross / domains[None]) @ cross.T)
+
+
+def _solve(precision: Precision, y: Coefficients) -> Coefficients:
+    """L^-1 y."""
+    _, cross, domains = precision
+    rest = y.weights - cross @ (y.domains / domains)
+    weights = jax.scipy.linalg.cho_solve((_factor(precision), True), rest)
+    return Coefficients(weights, (y.domains - cross.T @ weights) / domains)
+
+
+def _covariance(precision: Precision) -> Array:
+    factor = _factor(precision)
+    return jax.scipy.linalg.cho_solve((factor, True), jnp.eye(factor.shape[0], dtype=factor.dtype))
+
+
+def _plus(a: Coefficients, b: Coefficients, scale: Array | float = 1) -> Coefficients:
+    return Coefficients(a.weights + scale * b.weights, a.domains + scale * b.domains)
+
+
+def _observed(x: Array, weight: Array, domain: Array | None, effects: int) -> Precision:
+    """sum_k weight_k x_k x_k', with domains."""
+    weighted = x * weight[None]
+    return Precision(
+        _sums(x, weighted),
+        _to_domains(weighted, domain, effects),
+        _to_domains(weight[None], domain, effects)[0],
+    )
+
+
+def _sums(x: Array, y: Array) -> Array:
+    """x y', added up in one order on any number of devices."""
+    if mesh_of(x) is None:
+        return x @ y.T
+    return lax.map(lambda row: totals(row[None] * y), x)
+
+
+def _to_domains(values: Array, domain: Array | None, effects: int) -> Array:
+    """[A, R] -> [A, D']."""
+    if domain is None or not effects:
+        return jnp.zeros((values.shape[0], effects), values.dtype)
+    return by_row(lambda row: domain_sums(row, domain, effects), values)
+
+
+# --- a step ---------------------------------------------------------------------------------
+
+
+def _forget(
+    params: Regression, at_first: tuple[Coefficients, Precision], keep: float
+) -> tuple[Coefficients, Precision]:
+    """The posterior mixed with the prior: m0', L0'."""
+    mean, first = at_first
+    pulled = jax.tree.map(
+        lambda old, new: keep * old + (1 - keep) * new,
+        _apply(params.precision, params.mean),
+        _apply(first, mean),
+    )
+    mixed = jax.tree.map(lambda a, b: keep * a + (1 - keep) * b, params.precision, first)
+    return _solve(mixed, pulled), mixed
+
+
+def _line(mean: Coefficients, x: Array | list[Array], domain: Array | None) -> Array:
+    if isinstance(x, list):
+        eta = reduce(jnp.add, [weight * row for weight, row in zip(mean.weights, x, strict=True)])
+    else:
+        eta = sum_rows(mean.weights[:, None] * x)
+    return eta if domain is None or not mean.domains.shape[0] else eta + mean.domains[domain]
+
+
+def _learn(
+    before: tuple[Coefficients, Precision],
+    spread: Overdispersion,
+    levels: Levels,
+    x: Array,
+    fused: StepEvidence,
+    own: TaskCounts | None,
+) -> Regression:
+    """Bayes' rule about the mode."""
+    start, prior = before
+    effects = start.domains.shape[0]
+    trials, domain = fused.trials, fused.domain
+    rate = safe_ratio(fused.successes, trials)
+
+    line = _line(start, x, domain)
+    expected = overdispersion.predict(spread, logistic(line), trials, own)
+    explained_fraction = None if own is None else own.explained_fraction
+
+    def at(mean: Coefficients) -> tuple[overdispersion.Predicted, Array]:
+        """What is predicted, and a curvature of the log-likelihood that it does not exceed."""
+        eta = _line(mean, x, domain)
+        if explained_fraction is None:
+            told = overdispersion.predict(spread, logistic(eta), trials, own)
+            return told, overdispersion.bound(eta, told)
+        told = overdispersion.follow(expected, explained_fraction, eta - line)
+        return told, 0.25 * told.information * jnp.square(1 - explained_fraction)
+
+    def closer(_: int, mean: Coefficients) -> Coefficients:
+        told, bound = at(mean)
+        slope, bend = overdispersion.derivatives(told, rate)
+        pull = _apply(prior, _plus(mean, start, -1))
+        gradient = Coefficients(
+            _sums(x, slope[None])[:, 0], _to_domains(slope[None], domain, effects)[0]
+        )
+        towards = overdispersion.curvature_towards_mode(bound, bend)
+        seen = _observed(x, towards, domain, effects)
+        curved = jax.tree.map(jnp.add, prior, seen)
+        return _plus(mean, _solve(curved, _plus(gradient, pull, -1)))
+
+    mean = lax.fori_loop(0, _ITERATIONS, closer, start)
+    _, bend = overdispersion.derivatives(at(mean)[0], rate)
+    precision: Precision = jax.tree.map(jnp.add, prior, _observed(x, bend, domain, effects))
+    learned = overdispersion.learn(spread, expected, fused.successes, trials, overdispersion.KEEP)
+    return Regression(mean, precision, _covariance(precision), levels, learned)
+
+
+def _infer(
+    params: Regression, reference: Reference, domain: Array | None, least: float
+) -> Inferred:
+    x = _feature_rows(params.levels, reference)
+    eta = _line(params.mean, x, domain)
+    variance = _variance(params, x, domain)
+    mean = logistic(shrink(eta, variance))
+    known = jnp.ones(mean.shape, bool)
+    return Inferred(
+        mean, known, overdispersion.concentration(params.dispersion, mean, variance, least)
+    )
+
+
+def _variance(params: Regression, x: Array | list[Array], domain: Array | None) -> Array:
+    """Of w . x + u: (x - c)' S (x - c) + 1 / l, S the covariance of the weights, l and
+    c = cross / l those of the domain."""
+    _, cross, domains = params.precision
+    rest = jnp.zeros((), domains.dtype)
+    by_domain = domain is not None and domains.shape[0]
+    if by_domain:
+        rest = (1 / domains)[domain]
+    if not isinstance(x, list):
+        if by_domain:
+            x = x - (cross / domains[None])[:, domain]
+        return jnp.sum(x * (params.covariance @ x), axis=0) + rest
+    if by_domain:
+        x = [row - (own / domains)[domain] for own, row in zip(cross, x, strict=True)]
+    # A product of matrices would write f[F, C] and read it again, for a few sums a task.
+    spread = [
+        reduce(jnp.add, [one * row for one, row in zip(weights, x, strict=True)])
+        for weights in params.covariance
+    ]
+    return reduce(jnp.add, [a * b for a, b in zip(x, spread, strict=True)]) + rest

@@ -1,0 +1,1 @@
+"""Numerical tricks, each with the failure that it prevents."""

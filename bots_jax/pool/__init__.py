@@ -1,0 +1,1 @@
+"""The pool: which tasks exist, what is known of them, visits, and evidence."""

@@ -1,0 +1,98 @@
+"""Explicit evidence: what a user hands over, made uniform and checked.
+
+In: `Evidence` of NumPy, lists or JAX arrays. Out: `Rows` of JAX arrays with an
+explicit visit column; on the host, poison rows are refused before anything is changed.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from bots_jax.types import Array, ArrayLike, Evidence
+
+UNNUMBERED = -1
+PADDING = -1
+
+# A success share computed in float32 and multiplied back may exceed its trials by this.
+_ROUNDING = 1e-5
+
+
+class Rows(NamedTuple):
+    """Evidence as arrays, with nothing left out."""
+
+    task_ids: Array  # i32[M]
+    successes: Array  # f[M]
+    trials: Array  # f[M]
+    visit: Array  # i32[M], -1 = unnumbered
+
+
+def as_rows(evidence: Evidence, dtype: jnp.dtype) -> Rows:
+    """Evidence as JAX arrays of one length.
+
+    Raises:
+      ValueError: if the shapes do not agree. `trials` and `visit` may be scalars.
+    """
+    task_ids = jnp.asarray(evidence.task_ids)
+    if not jnp.issubdtype(task_ids.dtype, jnp.integer):
+        raise ValueError(f"evidence.task_ids has dtype {task_ids.dtype}, expected integers")
+    if task_ids.ndim != 1:
+        raise ValueError(
+            f"evidence.task_ids has shape {task_ids.shape}, expected [M]: one row a task"
+        )
+    visit = UNNUMBERED if evidence.visit is None else evidence.visit
+    return Rows(
+        task_ids=task_ids.astype(jnp.int32),
+        successes=_column("successes", evidence.successes, task_ids.shape, dtype),
+        trials=_column("trials", evidence.trials, task_ids.shape, dtype),
+        visit=_column("visit", visit, task_ids.shape, jnp.dtype(jnp.int32)),
+    )
+
+
+def _column(name: str, value: ArrayLike, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
+    column = jnp.asarray(value, dtype)
+    if column.shape not in ((), shape) or (column.shape == () and name == "successes"):
+        raise ValueError(
+            f"evidence.{name} has shape {column.shape}, expected {shape}, as evidence.task_ids"
+        )
+    return jnp.broadcast_to(column, shape)
+
+
+def sound_numbers(rows: Rows) -> Array:
+    """bool[M]: rows whose successes and trials make sense, whatever their task."""
+    s, n = rows.successes, rows.trials
+    finite = jnp.isfinite(s) & jnp.isfinite(n)
+    return finite & (s >= 0) & (n >= 0) & (s <= n * (1 + _ROUNDING))
+
+
+def validate_evidence(evidence: Evidence, exists: np.ndarray, capacity: int) -> None:
+    """At the host boundary: raise on the first row that traced code would ignore.
+
+    Args:
+      evidence: as given by the user, before `as_rows` rounds it.
+      exists: bool[M], whether the task of each row exists.
+      capacity: rows of the pool.
+    """
+    ids = np.atleast_1d(np.asarray(evidence.task_ids))
+    s, n = np.broadcast_arrays(
+        np.asarray(evidence.successes, np.float64), np.asarray(evidence.trials, np.float64)
+    )
+    used = ids != PADDING
+    _refuse(used & ~exists, "task_ids", ids, f"is no task of this pool of {capacity} rows")
+    _refuse(used & ~np.isfinite(s), "successes", s, "is not finite: drop or repair the row")
+    _refuse(used & ~(np.isfinite(n) & (n >= 0)), "trials", n, "must be finite and not negative")
+    _refuse(used & (s < 0), "successes", s, "is negative: map rewards to [0, 1] first")
+    _refuse(used & (s > n * (1 + _ROUNDING)), "successes", s, "exceeds the trials of its row")
+
+
+def _refuse(wrong: np.ndarray, name: str, values: np.ndarray, why: str) -> None:
+    rows = np.flatnonzero(wrong)
+    if rows.size:
+        row = int(rows[0])
+        more = f" (and {rows.size - 1} more rows)" if rows.size > 1 else ""
+        raise ValueError(
+            f"evidence.{name}[{row}]={values[row]} {why}{more}. "
+            "Nothing was changed; task_ids -1 marks padding."
+        )

@@ -1,0 +1,462 @@
+"""The pool: which tasks exist, which are in flight, what evidence is pending, growth.
+
+In: selections, evidence, tasks added and retired. Out: a mask of tasks that may be
+selected, and at each `advance` the evidence to fuse. Written once for every selector.
+
+A visit is one rollout of a selected task. It is open from `select` until its trials are
+complete, a row with 0 trials, a poison row or `abandon` closes it, an `advance` fuses its
+evidence, or it grows older than `expiry` steps. Its number is unique, so evidence that
+arrives after that is recognised as stale.
+
+A step brings evidence of few of the C rows. They are listed in `touched`, so that means
+over the batch cost what the batch does, and are summed in one order on any number of
+devices; if more than its R places are needed, all rows are gone through instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from bots_jax.numerics.control_flow import lazy_cond
+from bots_jax.numerics.short_lists import earlier, repeats, seen_before, times_before
+from bots_jax.pool.evidence import PADDING, UNNUMBERED, Rows, sound_numbers
+from bots_jax.sharding import mesh_of, total
+from bots_jax.types import Array, PyTree
+
+NO_VISIT = -1
+
+
+class PoolState(NamedTuple):
+    """Bookkeeping of C rows."""
+
+    active: Array  # bool[C], the tasks that exist
+    domain: Array | None  # i32[C] in [0, D); None if there is only one
+    domain_sizes: Array  # i32[D], active tasks of each domain; its shape is what tells D
+    visit: Array  # i32[C], number of the open visit, or -1
+    opened: Array | None  # i32[C], step at which the last visit was opened; for expiry only
+    visit_trials: Array  # f[C], trials that the open visit has brought so far
+    successes: Array  # f[C], pending
+    trials: Array  # f[C], pending
+    touched: Array  # i32[R], rows with pending evidence, C beyond; in no order
+    num_touched: Array  # i32; above R the list is incomplete
+    in_flight: Array  # i32, open visits
+    step: Array  # i32, calls of advance so far
+    next_visit: Array  # i32
+    next_fresh: Array  # i32, rows from here on have never held a task
+    stale: Array  # i32, rows dropped since the last advance
+    unsolicited: Array  # i32, rows counted without an open visit since then
+    invalid: Array  # i32, poison rows ignored since then
+
+
+class StepEvidence(NamedTuple):
+    """What one step brought, for the belief to fuse."""
+
+    successes: Array  # f[C]
+    trials: Array  # f[C]; 0 for tasks without explicit evidence
+    domain: Array | None  # i32[C]
+    num_domains: int  # D, static
+    rows: Array | None = None  # i32[R], the tasks with trials, ascending, C beyond; None: any
+    overflow: Array | None = None  # bool, whether `rows` is incomplete
+
+
+class Evaluated(NamedTuple):
+    """The tasks that a step brought evidence of, and rows without any as padding."""
+
+    rows: Array | None  # i32[R]; None for all C rows in order
+    successes: Array  # f[R]
+    trials: Array  # f[R], 0 in padding
+
+
+def over_evaluated(fused: StepEvidence, measure: Callable[[Evaluated], PyTree]) -> PyTree:
+    """`measure` of the tasks with evidence: small numbers, such as means over the batch."""
+    capacity = fused.trials.shape[0]
+    if fused.rows is None or fused.overflow is None:
+        return measure(Evaluated(None, fused.successes, fused.trials))
+    at = jnp.minimum(fused.rows, capacity - 1)
+    present = fused.rows < capacity
+    few = Evaluated(
+        at,
+        jnp.where(present, fused.successes[at], 0),
+        jnp.where(present, fused.trials[at], 0),
+    )
+
+    def all_rows(measured: PyTree) -> PyTree:
+        # Tied to what is replaced, or XLA moves it in front of the loop that seldom turns.
+        successes, trials, _ = lax.optimization_barrier((fused.successes, fused.trials, measured))
+        return measure(Evaluated(None, successes, trials))
+
+    return lazy_cond(fused.overflow, all_rows, measure(few))
+
+
+class Counts(NamedTuple):
+    """What `close_step` counted, for `Info`."""
+
+    stale: Array
+    unsolicited: Array
+    invalid: Array
+    expired: Array
+    in_flight: Array
+
+
+def make_pool(
+    num_tasks: int,
+    capacity: int,
+    domain: Array | None,
+    num_domains: int,
+    dtype: jnp.dtype,
+    touched_capacity: int,
+    track_expiry: bool,
+) -> PoolState:
+    """A pool in which the first `num_tasks` of `capacity` rows are active.
+
+    Args:
+      room: R, distinct tasks of which a step may bring evidence before it costs more.
+      ages: whether visits expire.
+    """
+
+    def zero() -> Array:
+        return jnp.zeros((), jnp.int32)
+
+    def zeros() -> Array:
+        return jnp.zeros((capacity,), dtype)
+
+    if domain is not None:
+        domain = jnp.pad(domain, (0, capacity - num_tasks))
+    active = jnp.arange(capacity) < num_tasks
+    return PoolState(
+        active=active,
+        domain=domain,
+        domain_sizes=_domain_sizes(active, domain, num_domains),
+        visit=jnp.full((capacity,), NO_VISIT, jnp.int32),
+        opened=jnp.zeros((capacity,), jnp.int32) if track_expiry else None,
+        visit_trials=zeros(),
+        successes=zeros(),
+        trials=zeros(),
+        touched=jnp.full((min(touched_capacity, capacity),), capacity, jnp.int32),
+        num_touched=zero(),
+        in_flight=zero(),
+        step=zero(),
+        next_visit=zero(),
+        next_fresh=jnp.full((), num_tasks, jnp.int32),
+        stale=zero(),
+        unsolicited=zero(),
+        invalid=zero(),
+    )
+
+
+def _domain_sizes(active: Array, domain: Array | None, num_domains: int) -> Array:
+    counts = active.astype(jnp.int32)
+    return domain_sums(counts, domain, num_domains)
+
+
+def selectable(pool: PoolState, eligible: Array | None) -> Array:
+    """bool[C]: tasks that exist, are eligible and not in flight."""
+    free = pool.active & (pool.visit == NO_VISIT)
+    return free if eligible is None else free & eligible
+
+
+def open_visits(pool: PoolState, task_ids: Array, valid: Array) -> tuple[PoolState, Array]:
+    """Open a visit of each valid task; i32[B] visit numbers, -1 where invalid."""
+    rows = jnp.where(valid, task_ids, pool.active.shape[0])
+    number = pool.next_visit
+    opened = pool.opened
+    if opened is not None:
+        opened = opened.at[rows].set(pool.step, mode="drop")
+    pool = pool._replace(
+        visit=pool.visit.at[rows].set(number, mode="drop"),
+        opened=opened,
+        in_flight=pool.in_flight + _count(valid),
+        next_visit=number + 1,
+    )
+    return pool, jnp.where(valid, number, NO_VISIT)
+
+
+def observe(pool: PoolState, evidence: Rows, rollouts: Array) -> PoolState:
+    """Add evidence to what is pending.
+
+    A row counts if it is unnumbered, or if its visit is open at that row: rows of one
+    call are taken in order, as if each had come in a call of its own. A poison row with
+    the number of an open visit closes it, with nothing learned: no better evidence will
+    come, and a task whose visit stays open is never selected again.
+    """
+    capacity = pool.active.shape[0]
+    ids = evidence.task_ids
+    at = jnp.clip(ids, 0, capacity - 1)
+    exists = (ids >= 0) & (ids < capacity) & pool.active[at]
+    sound = exists & sound_numbers(evidence)
+    numbered = evidence.visit != UNNUMBERED
+    is_open = exists & (pool.visit[at] != NO_VISIT)
+    attached = is_open & jnp.where(numbered, pool.visit[at] == evidence.visit, sound)
+    trials = jnp.where(sound, evidence.trials, 0)
+    closing = attached & (trials == 0)
+    again = repeats(ids, exists)
+    brought, closed = _earlier_rows(ids, jnp.where(attached, trials, 0), closing, again)
+    attached &= (pool.visit_trials[at] + brought < rollouts) & ~closed
+    counts = sound & (trials > 0) & (attached | ~numbered)
+    pool = _add_counts(pool, evidence, counts, again)
+    pool = _add_to_visits(pool, ids, jnp.where(attached, trials, 0), attached, rollouts, again)
+    stale = sound & numbered & ~attached
+    return pool._replace(
+        stale=pool.stale + _count(stale),
+        unsolicited=pool.unsolicited + _count(counts & ~attached),
+        invalid=pool.invalid + _count((ids != PADDING) & ~sound),
+    )
+
+
+def _count(mask: Array) -> Array:
+    return jnp.sum(mask, dtype=jnp.int32)
+
+
+# Up to this many rows all pairs are compared; that is quicker than sorting them.
+_FEW_ROWS = 1024
+
+
+def _earlier_rows(ids: Array, trials: Array, closing: Array, again: Array) -> tuple[Array, Array]:
+    """What the rows of the same task before each row brought, and whether one closed it."""
+    none = jnp.zeros_like(trials), jnp.zeros_like(closing)
+
+    def look(found: tuple[Array, Array]) -> tuple[Array, Array]:
+        return _sum_earlier(*lax.optimization_barrier((ids, trials, closing, found))[:3])
+
+    return lazy_cond(again, look, none)
+
+
+def _sum_earlier(ids: Array, trials: Array, closing: Array) -> tuple[Array, Array]:
+    if ids.shape[0] <= _FEW_ROWS:
+        both = jnp.stack([trials, closing.astype(trials.dtype)], axis=1)
+        before = earlier(ids).astype(trials.dtype)
+        brought, shut = jnp.matmul(before, both, precision=lax.Precision.HIGHEST).T
+        return brought, shut > 0
+
+    def join(
+        left: tuple[Array, Array, Array], right: tuple[Array, Array, Array]
+    ) -> tuple[Array, Array, Array]:
+        starts, total, shut = right
+        total = jnp.where(starts, total, left[1] + total)
+        return left[0] | starts, total, jnp.where(starts, shut, left[2] | shut)
+
+    order = jnp.argsort(ids, stable=True)
+    sorted_ids = ids[order]
+    starts = jnp.concatenate([jnp.ones(1, bool), sorted_ids[1:] != sorted_ids[:-1]])
+    _, total, shut = lax.associative_scan(join, (starts, trials[order], closing[order]))
+    before = jnp.where(starts, 0, jnp.roll(total, 1))
+    shut_before = ~starts & jnp.roll(shut, 1)
+    return jnp.zeros_like(trials).at[order].set(before), jnp.zeros_like(closing).at[order].set(
+        shut_before
+    )
+
+
+@jax.jit  # a loop outside of traced code would be compiled at every call
+def first_of_each(values: Array, again: Array | None) -> Array:
+    """bool[M]: whether no earlier entry of i32[M] is the same.
+
+    Args:
+      again: bool, whether any two entries that matter are the same; None: they are not.
+    """
+    all_are = jnp.ones(values.shape, bool)
+    if again is None:
+        return all_are
+
+    def look(first: Array) -> Array:
+        tied = lax.optimization_barrier((values, first))[0]
+        few = tied.shape[0] <= _FEW_ROWS
+        return times_before(tied) == 0 if few else ~seen_before(tied)
+
+    return lazy_cond(again, look, all_are)
+
+
+def _add_counts(pool: PoolState, evidence: Rows, counts: Array, again: Array) -> PoolState:
+    capacity = pool.active.shape[0]
+    rows = jnp.where(counts, evidence.task_ids, capacity)
+    before = pool.trials[jnp.minimum(rows, capacity - 1)]
+    new = counts & (before == 0) & first_of_each(rows, again)
+    rows = jnp.where(before >= 0, rows, capacity)  # always; read first, then written in place
+    place = pool.num_touched + jnp.cumsum(new, dtype=jnp.int32) - 1
+    place = jnp.where(new, place, pool.touched.shape[0])
+    successes = jnp.minimum(evidence.successes, evidence.trials)  # rounding, see sound_numbers
+    return pool._replace(
+        successes=pool.successes.at[rows].add(successes, mode="drop"),
+        trials=pool.trials.at[rows].add(evidence.trials, mode="drop"),
+        touched=pool.touched.at[place].set(rows, mode="drop"),
+        num_touched=pool.num_touched + _count(new),
+    )
+
+
+def _add_to_visits(
+    pool: PoolState, ids: Array, trials: Array, attached: Array, rollouts: Array, again: Array
+) -> PoolState:
+    capacity = pool.active.shape[0]
+    rows = jnp.where(attached, ids, capacity)
+    visit_trials = pool.visit_trials.at[rows].add(trials, mode="drop")
+    complete = visit_trials[jnp.clip(ids, 0, capacity - 1)] >= rollouts
+    done = attached & (complete | (trials == 0))
+    pool = pool._replace(visit_trials=visit_trials)
+    return _close(pool, jnp.where(done, ids, capacity), again)
+
+
+def _close(pool: PoolState, rows: Array, again: Array | None) -> PoolState:
+    """End the open visits of these rows; C and above, and rows without a visit, are skipped.
+
+    Args:
+      again: bool, whether a row may be named twice; None: it is not.
+    """
+    capacity = pool.active.shape[0]
+    is_open = (rows < capacity) & (pool.visit[jnp.minimum(rows, capacity - 1)] != NO_VISIT)
+    rows = jnp.where(is_open, rows, capacity)
+    return pool._replace(
+        visit=pool.visit.at[rows].set(NO_VISIT, mode="drop"),
+        visit_trials=pool.visit_trials.at[rows].set(0, mode="drop"),
+        in_flight=pool.in_flight - _count(is_open & first_of_each(rows, again)),
+    )
+
+
+def abandon(pool: PoolState, task_ids: Array) -> PoolState:
+    """Close the visits of these tasks; what they have brought stays pending."""
+    rows = _rows(task_ids, pool.active.shape[0])
+    return _close(pool, rows, repeats(rows, rows < pool.active.shape[0]))
+
+
+def _rows(task_ids: Array, capacity: int) -> Array:
+    """Row numbers to write to, with every id out of range turned into one that is dropped."""
+    return jnp.where((task_ids >= 0) & (task_ids < capacity), task_ids, capacity)
+
+
+def close_step(pool: PoolState, expiry: int | None) -> tuple[PoolState, StepEvidence, Counts]:
+    """Hand over what is pending, and end the visits that brought it or are too old.
+
+    What was handed over is still in the pool until `clear_pending`.
+    """
+    capacity, step = pool.active.shape[0], pool.step + 1
+    fused = StepEvidence(pool.successes, pool.trials, pool.domain, pool.domain_sizes.shape[0])
+    if pool.touched.shape[0] < capacity:
+        rows = jnp.sort(pool.touched)
+        repeated = jnp.concatenate([jnp.zeros(1, bool), rows[1:] == rows[:-1]])
+        fused = fused._replace(
+            rows=jnp.where(repeated, capacity, rows),
+            overflow=pool.num_touched > pool.touched.shape[0],
+        )
+    pool = _close_evaluated(pool, fused)
+    expired = jnp.zeros((), jnp.int32)
+    if expiry is not None and pool.opened is not None:
+        too_old = (pool.visit != NO_VISIT) & (step - pool.opened > expiry)
+        expired = _count(too_old)
+        visit = jnp.where(too_old, NO_VISIT, pool.visit)
+        pool = pool._replace(visit=visit, in_flight=pool.in_flight - expired)
+    counts = Counts(pool.stale, pool.unsolicited, pool.invalid, expired, pool.in_flight)
+    zero = jnp.zeros((), jnp.int32)
+    return pool._replace(step=step, stale=zero, unsolicited=zero, invalid=zero), fused, counts
+
+
+def _close_evaluated(pool: PoolState, fused: StepEvidence) -> PoolState:
+    """End the open visits that brought evidence; only rows with evidence can have one."""
+
+    def close_all(visits: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        visit, trials, in_flight = visits
+        done = (visit != NO_VISIT) & (trials > 0)
+        visit = jnp.where(done, NO_VISIT, visit)
+        return visit, jnp.zeros_like(trials), in_flight - _count(done)
+
+    if fused.rows is None or fused.overflow is None:
+        visits = close_all((pool.visit, pool.visit_trials, pool.in_flight))
+    else:
+        capacity = pool.active.shape[0]
+        tried = pool.visit_trials[jnp.minimum(fused.rows, capacity - 1)] > 0
+        few = _close(pool, jnp.where(tried, fused.rows, capacity), None)
+        visits = lazy_cond(fused.overflow, close_all, (few.visit, few.visit_trials, few.in_flight))
+    visit, visit_trials, in_flight = visits
+    return pool._replace(visit=visit, visit_trials=visit_trials, in_flight=in_flight)
+
+
+def clear_pending(pool: PoolState, fused: StepEvidence, zero: Array) -> PoolState:
+    """Forget what was handed over.
+
+    Args:
+      zero: from `sequencing_zero` all that reads what is pending, so that it is done in place.
+    """
+    if fused.rows is None or fused.overflow is None:
+        return _clear_all(pool)
+    rows = fused.rows + zero.astype(jnp.int32)
+    few = pool._replace(
+        successes=pool.successes.at[rows].set(0, mode="drop"),
+        trials=pool.trials.at[rows].set(0, mode="drop"),
+        touched=jnp.full_like(pool.touched, pool.active.shape[0]),
+        num_touched=jnp.zeros_like(pool.num_touched),
+    )
+    return lazy_cond(fused.overflow, _clear_all, few)
+
+
+def _clear_all(pool: PoolState) -> PoolState:
+    return pool._replace(
+        successes=jnp.zeros_like(pool.successes),
+        trials=jnp.zeros_like(pool.trials),
+        touched=jnp.full_like(pool.touched, pool.active.shape[0]),
+        num_touched=jnp.zeros_like(pool.num_touched),
+    )
+
+
+def take(values: Array, rows: Array | None) -> Array:
+    """[..., R]: the columns of some rows of the pool; all of them, untouched, for None."""
+    return values if rows is None else values[..., rows]
+
+
+def retire(pool: PoolState, task_ids: Array) -> PoolState:
+    """Take tasks out of the pool: their visits end and pending evidence is dropped."""
+    rows = _rows(task_ids, pool.active.shape[0])
+    active = pool.active.at[rows].set(False, mode="drop")
+    again = repeats(rows, rows < pool.active.shape[0])
+    return _close(pool, rows, again)._replace(
+        active=active,
+        domain_sizes=_domain_sizes(active, pool.domain, pool.domain_sizes.shape[0]),
+        successes=pool.successes.at[rows].set(0, mode="drop"),
+        trials=pool.trials.at[rows].set(0, mode="drop"),
+    )
+
+
+def add(pool: PoolState, count: int, domain: Array | None) -> tuple[PoolState, Array]:
+    """Activate `count` free rows; i32[count] task ids, -1 where there was no room.
+
+    Rows that never held a task come first, so that late evidence for a retired task
+    finds its row empty for as long as possible.
+    """
+    capacity = pool.active.shape[0]
+    rows = jnp.arange(capacity, dtype=jnp.int32)
+    turn = jnp.where(rows >= pool.next_fresh, rows - capacity, rows)
+    turn = jnp.where(pool.active, capacity, turn)
+    order = jnp.argsort(turn)[:count].astype(jnp.int32)
+    order = jnp.pad(order, (0, count - order.shape[0]), constant_values=capacity)
+    placed = (order < capacity) & ~pool.active[jnp.clip(order, 0, capacity - 1)]
+    target = jnp.where(placed, order, capacity)
+    if domain is not None and pool.domain is not None:
+        pool = pool._replace(domain=pool.domain.at[target].set(domain, mode="drop"))
+    last = jnp.max(jnp.where(placed, order + 1, 0), initial=0)
+    active = pool.active.at[target].set(True, mode="drop")
+    pool = pool._replace(
+        active=active,
+        domain_sizes=_domain_sizes(active, pool.domain, pool.domain_sizes.shape[0]),
+        next_fresh=jnp.maximum(pool.next_fresh, last),
+    )
+    return pool, jnp.where(placed, order, PADDING)
+
+
+def domain_sums(values: Array, domain: Array | None, num_domains: int) -> Array:
+    """[D]: sums of [C] `values` over the tasks of each domain."""
+    if domain is None:
+        return total(values)[None]
+    if mesh_of(values) is None or jnp.issubdtype(values.dtype, jnp.integer):
+        return jax.ops.segment_sum(values, domain, num_domains)
+    # Over devices, domain by domain: sums by index would be added up in another order, and so
+    # would be several domains' sums at once (`sharding.totals`).
+    return lax.map(
+        lambda index: total(jnp.where(domain == index, values, 0)),
+        jnp.arange(num_domains, dtype=jnp.int32),
+    )
+
+
+def by_task(values: Array, domain: Array | None) -> Array:
+    """f[C] or f[1], to be broadcast: the entry of f[D] `values` that belongs to each task."""
+    return values if domain is None else values[domain]
