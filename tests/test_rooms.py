@@ -28,7 +28,7 @@ ROOMS = (
     ("auto_selector", "bots_selector"),
     ("strategies",),
     ("evaluate",),
-    ("adapters",),
+    ("adapters", "levels"),
     ("rl",),
     ("simulator",),
     ("bench",),
