@@ -36,7 +36,7 @@ def main() -> None:
     pool, _ = jax.jit(make_pools, static_argnums=1)(jax.random.key(0), 0.05)
     student = maze.new_student(jax.random.key(1), 100)
     some = jax.tree.map(lambda x: x[: maze.SLOTS], pool.levels)
-    window, last = jax.jit(
+    window, _ = jax.jit(
         lambda student: maze.play(jax.random.key(2), maze.train_env, student, some, maze.WINDOW)
     )(student)
 
