@@ -15,7 +15,7 @@ def test_the_example_trains_and_prints(capsys):
     spec = importlib.util.spec_from_file_location("gymnax_cartpole", EXAMPLE)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    module.main(["--updates", "30"])
+    module.main(["--updates", "100"])
     first, second = capsys.readouterr().out.splitlines()
-    assert float(first.split()[0]) > 0.05  # an untrained policy solves next to none
+    assert float(first.split()[0]) > 0.1  # an untrained policy solves .016
     assert "hopeless" in second
