@@ -1,9 +1,10 @@
 """jaxued's maze with a selector of bots_jax in place of its LevelSampler: one compiled scan.
 
-    pip install bots-jax "jaxued @ git+https://github.com/DramaCow/jaxued" flax optax
+    pip install bots-jax jaxued flax optax
     python examples/jaxued_maze.py --updates 192 --method auto
 
-(jaxued 0.0.1 of PyPI calls jax.tree_map, which newer versions of jax no longer have.)
+(jaxued 0.0.1 of PyPI calls jax.tree_map, which newer versions of jax no longer have: it is put
+back below. jaxued's repository has 0.0.2, which does without.)
 
 A pool of random 7 x 7 mazes of which a share can be solved at all; a recurrent PPO student; each
 update plays 64 levels for 48 steps, a level a slot, replayed when an episode ends. What selects
@@ -27,6 +28,9 @@ from jaxued.wrappers import AutoReplayWrapper
 
 import bots_jax
 from bots_jax import levels as bots_levels
+
+if not hasattr(jax, "tree_map"):
+    jax.tree_map = jax.tree.map  # type: ignore[attr-defined]
 
 SIZE, MAX_STEPS, NUM_ACTIONS = 7, 24, 3  # left, right, forward; the rest does nothing in a maze
 SLOTS, WINDOW = 64, 48

@@ -46,7 +46,7 @@ def text(
     """
     check_count("components", components)
     count = _count_tokens if _is_ids(prompts) else _count_strings
-    rows = np.arange(len(prompts))
+    rows = np.arange(len(prompts))  # type: ignore[arg-type]
     sample = rows if len(rows) <= _SAMPLE else np.linspace(0, len(rows) - 1, _SAMPLE).astype(int)
     counted = [count(_take(prompts, part), pad) for part in _chunks(sample)]
     reduction = learn_reduction(np.concatenate(counted), components)

@@ -59,7 +59,7 @@ def sample(
     task_ids = jnp.where(count > 0, chosen.task_ids[at], NO_LEVEL)
     visit = jnp.where(count > 0, chosen.visit[at], -1)
     level_ids = jnp.maximum(task_ids, 0)
-    return state, Slots(level_ids, task_ids, visit, (task_ids >= 0).astype(chosen.draws.dtype))
+    return state, Slots(level_ids, task_ids, visit, (task_ids >= 0).astype(chosen.rate.dtype))
 
 
 def usefulness(selector: Selector, state: State) -> Array:

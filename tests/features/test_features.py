@@ -11,7 +11,6 @@ import pytest
 
 from bots_jax import features
 
-
 PROMPTS = [f"What is {i} {'plus' if i % 2 else 'mal'} {i * 7 % 13}?" for i in range(200)]
 IDS = np.arange(600).reshape(100, 6) * 7 % 11
 
