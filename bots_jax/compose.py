@@ -216,7 +216,7 @@ def compose(
         tasks_state = visits.make_pool(
             tasks, rows, domain, count, float_dtype, touched_capacity, track_expiry
         )
-        return State(numbers, tasks_state, known, model.init(numbers, known, count))
+        return own_buffers(State(numbers, tasks_state, known, model.init(numbers, known, count)))
 
     @jax.jit
     def select_arrays(
@@ -337,6 +337,20 @@ def _check_dtype(dtype: Any) -> jnp.dtype:
     return dtype
 
 
+def own_buffers(state: State) -> State:
+    """The state with no buffer twice, so that it can be donated; traced states pass."""
+    if not is_concrete(state):
+        return state
+    seen: set[int] = set()
+
+    def own(leaf: Array) -> Array:
+        known = id(leaf) in seen
+        seen.add(id(leaf))
+        return jnp.array(leaf) if known else leaf
+
+    return State(*jax.tree.map(own, tuple(state)))
+
+
 def settings_of(
     base: Settings, given: Settings | Mapping[str, ArrayLike] | None, dtype: jnp.dtype
 ) -> Settings:
@@ -352,7 +366,10 @@ def settings_of(
         raise ValueError(f"settings={given!r} must be a bots_jax.Settings or a mapping")
     merged = base if given is None else merge_settings(base, given)
     check_settings(merged)
-    return Settings(*(jnp.asarray(value, dtype) for value in merged))
+    # A copy of each: an array of the user's must not be donated together with the state.
+    narrowed = Settings(*(jnp.array(value, dtype) for value in merged))
+    check_settings(narrowed)  # 1e-46 is 0 in float32, and 1 - 1e-9 is 1
+    return narrowed
 
 
 def _check_room(num_tasks: int, capacity: int, batch_size: int, grows: bool) -> None:

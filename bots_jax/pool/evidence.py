@@ -18,6 +18,9 @@ from bots_jax.types import Array, ArrayLike, Evidence
 UNNUMBERED = -1
 PADDING = -1
 
+# Beyond this a float32 does not count by ones, and sums of many rows could overflow.
+MOST_TRIALS = 2.0**24
+
 # A success share computed in float32 and multiplied back may exceed its trials by this.
 _ROUNDING = 1e-5
 
@@ -104,7 +107,7 @@ def sound_numbers(rows: Rows) -> Array:
     """bool[M]: rows whose successes and trials make sense, whatever their task."""
     s, n = rows.successes, rows.trials
     finite = jnp.isfinite(s) & jnp.isfinite(n)
-    return finite & (s >= 0) & (n >= 0) & (s <= n * (1 + _ROUNDING))
+    return finite & (s >= 0) & (n >= 0) & (n <= MOST_TRIALS) & (s <= n * (1 + _ROUNDING))
 
 
 def validate_evidence(evidence: Evidence, exists: np.ndarray, capacity: int) -> None:
@@ -121,8 +124,11 @@ def validate_evidence(evidence: Evidence, exists: np.ndarray, capacity: int) -> 
     )
     used = ids != PADDING
     _refuse(used & ~exists, "task_ids", ids, f"is no task of this pool of {capacity} rows")
-    _refuse(used & ~np.isfinite(s), "successes", s, "is not finite: drop or repair the row")
+    _refuse(used & np.isinf(s), "successes", s, "is not finite: give NaN where nothing was scored")
     _refuse(used & ~(np.isfinite(n) & (n >= 0)), "trials", n, "must be finite and not negative")
+    _refuse(
+        used & (n > MOST_TRIALS), "trials", n, f"is above {MOST_TRIALS:g}: no count of rollouts"
+    )
     _refuse(used & (s < 0), "successes", s, "is negative: map rewards to [0, 1] first")
     _refuse(used & (s > n * (1 + _ROUNDING)), "successes", s, "exceeds the trials of its row")
 

@@ -3,8 +3,8 @@
 In: selections, evidence, tasks added and retired. Out: a mask of tasks that may be
 selected, and at each `advance` the evidence to fuse. Written once for every selector.
 
-A visit is one rollout of a selected task. It is open from `select` until its trials are
-complete, a row with 0 trials, a poison row or `abandon` closes it, an `advance` fuses its
+A visit is one group of rollouts of a selected task. It is open from `select` until its trials are
+complete, scored or not, a row with 0 trials or `abandon` closes it, an `advance` fuses its
 evidence, or it grows older than `expiry` steps. Its number is unique, so evidence that
 arrives after that is recognised as stale.
 
@@ -23,8 +23,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from bots_jax.numerics.control_flow import lazy_cond
-from bots_jax.numerics.short_lists import earlier, repeats, seen_before, times_before
-from bots_jax.pool.evidence import PADDING, UNNUMBERED, Rows, sound_numbers
+from bots_jax.numerics.short_lists import repeats, seen_before, times_before
+from bots_jax.pool.evidence import MOST_TRIALS, PADDING, UNNUMBERED, Rows, sound_numbers
 from bots_jax.sharding import mesh_of, total
 from bots_jax.types import Array, PyTree
 
@@ -179,10 +179,11 @@ def open_visits(pool: PoolState, task_ids: Array, valid: Array) -> tuple[PoolSta
 def observe(pool: PoolState, evidence: Rows, rollouts: Array) -> PoolState:
     """Add evidence to what is pending.
 
-    A row counts if it is unnumbered, or if its visit is open at that row: rows of one
-    call are taken in order, as if each had come in a call of its own. A poison row with
-    the number of an open visit closes it, with nothing learned: no better evidence will
-    come, and a task whose visit stays open is never selected again.
+    A row counts if it is unnumbered, or if its visit was open when this call began: rows of one
+    call are never late to each other, so their order does not matter. A row that is not scored
+    (successes NaN) or makes no sense brings no evidence, but its trials are attempts of its
+    visit like any others: a visit of which nothing is scored ends as one that is, and does not
+    keep its task in flight for ever.
     """
     capacity = pool.active.shape[0]
     ids = evidence.task_ids
@@ -190,16 +191,16 @@ def observe(pool: PoolState, evidence: Rows, rollouts: Array) -> PoolState:
     exists = (ids >= 0) & (ids < capacity) & pool.active[at]
     sound = exists & sound_numbers(evidence)
     numbered = evidence.visit != UNNUMBERED
-    is_open = exists & (pool.visit[at] != NO_VISIT)
-    attached = is_open & jnp.where(numbered, pool.visit[at] == evidence.visit, sound)
+    is_open = exists & (pool.visit[at] != NO_VISIT) & (pool.visit_trials[at] < rollouts)
+    attached = is_open & (~numbered | (pool.visit[at] == evidence.visit))
     trials = jnp.where(sound, evidence.trials, 0)
-    closing = attached & (trials == 0)
+    countable = (evidence.trials > 0) & (evidence.trials <= MOST_TRIALS)
+    attempts = jnp.where(sound | countable, evidence.trials, rollouts)
+    attempts = jnp.where(attached, attempts, 0)
     again = repeats(ids, exists)
-    brought, closed = _earlier_rows(ids, jnp.where(attached, trials, 0), closing, again)
-    attached &= (pool.visit_trials[at] + brought < rollouts) & ~closed
     counts = sound & (trials > 0) & (attached | ~numbered)
     pool = _add_counts(pool, evidence, counts, again)
-    pool = _add_to_visits(pool, ids, jnp.where(attached, trials, 0), attached, rollouts, again)
+    pool = _add_to_visits(pool, ids, attempts, attached, rollouts, again)
     stale = sound & numbered & ~attached
     return pool._replace(
         stale=pool.stale + _count(stale),
@@ -214,41 +215,6 @@ def _count(mask: Array) -> Array:
 
 # Up to this many rows all pairs are compared; that is quicker than sorting them.
 _FEW_ROWS = 1024
-
-
-def _earlier_rows(ids: Array, trials: Array, closing: Array, again: Array) -> tuple[Array, Array]:
-    """What the rows of the same task before each row brought, and whether one closed it."""
-    none = jnp.zeros_like(trials), jnp.zeros_like(closing)
-
-    def look(found: tuple[Array, Array]) -> tuple[Array, Array]:
-        return _sum_earlier(*lax.optimization_barrier((ids, trials, closing, found))[:3])
-
-    return lazy_cond(again, look, none)
-
-
-def _sum_earlier(ids: Array, trials: Array, closing: Array) -> tuple[Array, Array]:
-    if ids.shape[0] <= _FEW_ROWS:
-        both = jnp.stack([trials, closing.astype(trials.dtype)], axis=1)
-        before = earlier(ids).astype(trials.dtype)
-        brought, shut = jnp.matmul(before, both, precision=lax.Precision.HIGHEST).T
-        return brought, shut > 0
-
-    def join(
-        left: tuple[Array, Array, Array], right: tuple[Array, Array, Array]
-    ) -> tuple[Array, Array, Array]:
-        starts, total, shut = right
-        total = jnp.where(starts, total, left[1] + total)
-        return left[0] | starts, total, jnp.where(starts, shut, left[2] | shut)
-
-    order = jnp.argsort(ids, stable=True)
-    sorted_ids = ids[order]
-    starts = jnp.concatenate([jnp.ones(1, bool), sorted_ids[1:] != sorted_ids[:-1]])
-    _, total, shut = lax.associative_scan(join, (starts, trials[order], closing[order]))
-    before = jnp.where(starts, 0, jnp.roll(total, 1))
-    shut_before = ~starts & jnp.roll(shut, 1)
-    return jnp.zeros_like(trials).at[order].set(before), jnp.zeros_like(closing).at[order].set(
-        shut_before
-    )
 
 
 @jax.jit  # a loop outside of traced code would be compiled at every call
@@ -446,9 +412,9 @@ def add(pool: PoolState, count: int, domain: Array | None) -> tuple[PoolState, A
 def domain_sums(values: Array, domain: Array | None, num_domains: int) -> Array:
     """[D]: sums of [C] `values` over the tasks of each domain."""
     if domain is None:
-        return total(values)[None]
+        return total(values).astype(values.dtype)[None]
     if mesh_of(values) is None or jnp.issubdtype(values.dtype, jnp.integer):
-        return jax.ops.segment_sum(values, domain, num_domains)
+        return jax.ops.segment_sum(values, domain, num_domains).astype(values.dtype)
     # Over devices, domain by domain: sums by index would be added up in another order, and so
     # would be several domains' sums at once (`sharding.totals`).
     return lax.map(
