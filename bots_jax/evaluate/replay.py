@@ -574,7 +574,7 @@ def _write_results(
         sys.stdout.write(json.dumps(_summary(rows, baseline), allow_nan=False) + "\n")
     else:
         report.print_table(rows, COLUMNS)
-        _say(report.caption(baseline, COLUMNS))
+        _say(report.terminal_caption(baseline))
     _say(f"results are in {folder}")
 
 
