@@ -1,4 +1,4 @@
-"""A step (select 512, then update) of `preset="auto"` beside one of `preset="paper"`.
+"""A step (select 512, then update) of `auto` beside one of `bots`.
 
 Dense and grouped run in turns of ten steps in one process, on the same pool: two reference models,
 counts out of 16, 16 rollouts; above 1e7 tasks groups with sizes, and no dense pool. Medians after
@@ -30,8 +30,8 @@ def main() -> None:
     rows = []
     for size in map(int, args.sizes):
         sides = {
-            f"{preset} {form}": our_step(form, size, None, preset)
-            for preset in ("paper", "auto")
+            f"{method} {form}": our_step(form, size, None, method)
+            for method in ("bots", "auto")
             for form in args.forms
             if size <= LARGEST[form]
         }

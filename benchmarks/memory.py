@@ -51,7 +51,7 @@ def peak_bytes() -> int:
 
 def run_case(form: str, kind: str, size: int) -> dict[str, Any]:
     """Make a pool and step it, in this process."""
-    selector = bots(preset="paper", batch_size=BATCH, rollouts=ROLLOUTS, representation=form)
+    selector = bots(batch_size=BATCH, rollouts=ROLLOUTS, representation=form)
     before = peak_bytes()
     reference: Any = reference_groups(size)
     if kind == "counts":

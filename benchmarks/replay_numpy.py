@@ -53,9 +53,7 @@ def main() -> None:
     recording = load_recording(args.file)
     sides: dict[str, list[dict[str, Any]]] = {}
     for form in ("dense", "grouped"):
-        selector = bots(
-            preset="paper", batch_size=32, rollouts=recording.rollouts, representation=form
-        )
+        selector = bots(batch_size=32, rollouts=recording.rollouts, representation=form)
         replayed = run_replay(selector, recording, range(args.seeds))
         sides[form] = measure(replayed, recording.success_rate.shape[1])
     sides["numpy"] = [numpy_replay(recording, seed) for seed in range(args.seeds)]

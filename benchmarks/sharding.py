@@ -62,7 +62,7 @@ def _width(kind: str) -> int:
 
 def main(sizes: tuple[int, ...] = (1_024_000, 10_240_000), rounds: int = 5) -> None:
     """Print and save a row a size and a number of devices."""
-    selector = bots(preset="paper", batch_size=BATCH, rollouts=ROLLOUTS, representation="dense")
+    selector = bots(batch_size=BATCH, rollouts=ROLLOUTS, representation="dense")
     print(f"{os.cpu_count()} cores: more devices than that share them, and no speed-up is expected")
     rows: list[dict[str, Any]] = []
     for size in sizes:

@@ -27,7 +27,7 @@ import numpy as np
 
 from benchmarks.common import save
 from benchmarks.peers import authors_selector, missing
-from bots_jax import Evidence, State, bots
+from bots_jax import Evidence, State, auto, bots
 from bots_jax.grouped.groups import group_of
 from bots_jax.pool.reference import ReferenceCounts, ReferenceGroups
 
@@ -58,10 +58,10 @@ def reference_groups(size: int) -> ReferenceGroups:
     return ReferenceGroups(np.array(pairs, np.float32).T / ROLLOUTS, sizes)
 
 
-def our_step(form: str, size: int, forgetting: float | None, preset: str = "paper") -> Step:
+def our_step(form: str, size: int, forgetting: float | None, method: str = "bots") -> Step:
     """A step of one representation; the state is donated, as in a user's own loop."""
-    selector = bots(
-        preset=preset,
+    make: Any = {"bots": bots, "auto": auto}[method]
+    selector = make(
         batch_size=BATCH,
         rollouts=ROLLOUTS,
         forgetting=forgetting,

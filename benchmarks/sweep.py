@@ -24,7 +24,7 @@ def main(tasks: int = TASKS, rounds: int = 3) -> None:
     """Print and save the times of both, for whole steps and for each half of one."""
     rng = np.random.default_rng(0)
     reference = np.sort(rng.integers(0, 17, (2, tasks)) / 16, axis=0).astype(np.float32)
-    selector = bots(preset="paper", batch_size=BATCH, rollouts=ROLLOUTS, representation="dense")
+    selector = bots(batch_size=BATCH, rollouts=ROLLOUTS, representation="dense")
     trials = jnp.full(BATCH, float(ROLLOUTS))
 
     def start(forgetting: jax.Array, weight: jax.Array) -> Any:

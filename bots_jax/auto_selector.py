@@ -1,87 +1,185 @@
-"""`preset="auto"`: nothing to tune but how widely to choose.
+"""Our method, and its steps in order: better beliefs, and a choice with one knob.
 
-In: the settings of `bots(preset="auto", ...)`. Out: a `Selector` of the belief of
-`belief/logit_normal.py` (a regression on the references, each task's own offset from it, trust and
-forgetting learned from how well they predict) and the choice of `choice/mixed.py` (likely mixed
-groups, spread over the pool); in large pools, of both by groups (`grouped/logit_normal.py`,
-`grouped/mixed.py`). docs/auto.md says it in words, with what was measured.
+In: what is known of the tasks (references, features, domains, or nothing), then rewards. Out:
+the tasks to train on next.
+
+    selector = auto(batch_size=32, rollouts=8)
+    state = selector.init(num_tasks=10_000)
+    for rng_key in ...:
+        state, batch = selector.select(rng_key, state)
+        rewards = ...                       # roll out batch.task_ids, train
+        state, info = selector.update(state, batch.evidence(rewards))
+
+    1 choose likely mixed groups, spread over the pool         choice/mixed.py
+    2 roll out, train, collect successes and trials            the user; pool/visits.py
+    3 a logistic regression on references and features         implicit/glm.py
+    4 each task's own offset from the regression               belief/logit_normal.py
+    5 how far to trust the regression, how fast to forget,
+      learned from how well they predict                       belief/logit_normal.py
+
+In large pools steps 1 and 4 are done by groups of tasks alike (`grouped/`). docs/auto.md has
+the equations and what was measured.
 """
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 from bots_jax.belief.lengths import add_tokens
 from bots_jax.belief.logit_normal import AutoConfig, logit_normal_belief
-from bots_jax.checks import check_number
-from bots_jax.choice.batch import Plan
+from bots_jax.checks import check_choice, check_number
+from bots_jax.choice.batch import make_plan
 from bots_jax.choice.mixed import mixed_groups, nearest_draws
-from bots_jax.compose import Choice, compose
+from bots_jax.compose import Choice, compose, factory
 from bots_jax.grouped.logit_normal import AUTO_TOLERANCE, group_auto
-from bots_jax.grouped.representation import Grouping, with_grouped
-from bots_jax.implicit.contract import Estimator
-from bots_jax.types import Evidence, Info, Selector, Settings, State
+from bots_jax.grouped.representation import REPRESENTATIONS, Grouping, with_grouped
+from bots_jax.grouped.selector import check_slots, check_tolerance
+from bots_jax.implicit import Estimator, glm, make_estimator
+from bots_jax.settings import (
+    AUTO_DEFAULTS,
+    check_settings,
+    first_given,
+    is_noisy,
+    merge_settings,
+)
+from bots_jax.types import ArrayLike, Evidence, Info, Selector, Settings, State
+
+CHOICES = ("mixed", "thompson", "mean")
+_FLOOR = 100.0  # passes
 
 
-def auto_selector(
+@factory
+def auto(
     *,
-    settings: Settings,
-    plan: Plan,
-    estimator: Estimator,
-    choice: str,
-    noisy: bool,
-    floor: float | None,
-    learn_trust: bool,
-    learn_speed: bool,
-    per_token: bool,
-    num_domains: int | None,
-    expiry: int | None,
-    representation: str,
-    tolerance: float | None,
-    slots: int | None,
-    dtype: Any,
+    batch_size: int = 32,
+    rollouts: ArrayLike | None = None,
+    breadth: ArrayLike | None = None,
+    forgetting: ArrayLike | None = None,
+    implicit_weight: ArrayLike | None = None,
+    temperature: ArrayLike | None = None,
+    estimator: str | Estimator = "glm",
+    choice: str = "mixed",
+    target: ArrayLike | None = None,
+    floor: float | None = None,
+    per_token: bool = False,
+    exploration: float = 0.0,
+    quotas: Sequence[int] | None = None,
+    num_domains: int | None = None,
+    expiry: int | None = None,
+    representation: str = "auto",
+    tolerance: float | None = None,
+    slots: int | None = None,
+    dtype: Any = None,
 ) -> Selector:
-    """The selector; arguments as `bots` has checked and merged them.
+    """Task selection that tunes itself: a regression, own histories, likely mixed groups.
+
+    Numbers marked * go into `Settings` inside the state: they may be traced, and
+    `init(settings=...)` overrides them for one state. None is the value in brackets.
+
+    Args:
+      batch_size: B, tasks a step.
+      rollouts: * m, rollouts that each selected task is meant to get [16].
+      breadth: * c >= 0, what a task's recent visits cost it: more spreads the choice over more
+        tasks; for choice="mixed" [0.3].
+      forgetting: * lambda, share of what sets a task apart from the regression that is forgotten
+        in a step of training [learned, around 0.004].
+      implicit_weight: * rho, how far the regression is trusted [learned, around 1].
+      temperature: * tau, Gumbel noise in the choice; 0 takes the best [0].
+      estimator: a name from `implicit.ESTIMATORS` or a record; static.
+      choice: "mixed", tasks whose group of rollouts is likely mixed; "thompson" and "mean", those
+        whose draw or mean is nearest `target`, as BOTS does; static.
+      target: * p*, for choice="thompson" and "mean" [0.5].
+      floor: passes over the pool within which every task is visited again, for choice="mixed";
+        static [100].
+      per_token: divide what a task is worth by the tokens that it is expected to generate,
+        learned from `Evidence.tokens`, for choice="mixed"; static.
+      exploration: share of the batch drawn uniformly.
+      quotas: tasks of each domain in a batch, summing to B; None: no quotas.
+      num_domains: D, where `init` cannot count the domains because they are traced.
+      expiry: close visits older than this many steps; None: never.
+      representation: "dense", "grouped" or "auto", as in `bots`.
+      tolerance: grouped only: logits of its offset, and visits, that a task may lose when it
+        returns to its group [1e-3].
+      slots: grouped only: tasks that may differ from their group at a time, a multiple of 64.
+      dtype: float32 or float64; None follows the reference, float32 without one.
 
     Raises:
-      ValueError: if `floor` is below 1.
+      ValueError: naming the argument and its value.
+
+    >>> import jax, bots_jax
+    >>> selector = bots_jax.auto(batch_size=2, rollouts=4)
+    >>> state = selector.init(num_tasks=100)
+    >>> state, batch = selector.select(jax.random.key(0), state)
+    >>> state, info = selector.update(state, batch.evidence([[1, 0, 0, 1], [0, 0, 0, 0]]))
+    >>> int(info.evaluated)
+    2
     """
-    floor = None if floor is None else check_number("floor", floor, 1, 1e9)
-    rules = AutoConfig(estimator, learn_trust, learn_speed, plan.batch_size, per_token)
-    selector = compose(
-        name="bots-auto",
-        model=logit_normal_belief(rules),
-        choice=_choice(rules, choice, noisy, floor),
+    given = Settings(
+        target=target,
+        rollouts=rollouts,
+        forgetting=forgetting,
+        implicit_weight=implicit_weight,
+        temperature=temperature,
+        breadth=breadth,
+    )
+    check_settings(given)
+    check_choice("choice", choice, CHOICES)
+    _refuse_unused(choice, target=target, breadth=breadth, floor=floor, per_token=per_token)
+    settings = merge_settings(AUTO_DEFAULTS, given)
+    model_of = glm(least_counts=0.0) if estimator == "glm" else make_estimator(estimator)
+    noisy = is_noisy(settings)
+    floor = check_number("floor", first_given(floor, _FLOOR), 1, 1e9)
+    plan = make_plan(batch_size, exploration, quotas)
+    config = AutoConfig(
+        model_of, implicit_weight is None, forgetting is None, plan.batch_size, bool(per_token)
+    )
+    shared = {"num_domains": num_domains, "expiry": expiry, "dtype": dtype}
+    dense = compose(
+        name="auto",
+        model=logit_normal_belief(config),
+        choice=_choice(config, choice, noisy, floor),
         settings=settings,
         plan=plan,
-        num_domains=num_domains,
-        expiry=expiry,
-        dtype=dtype,
         static={
-            "estimator": estimator.name,
+            "estimator": model_of.name,
             "choice": choice,
             "noisy": noisy,
             "floor": floor,
-            "learn_trust": learn_trust,
-            "learn_speed": learn_speed,
-            "per_token": per_token,
+            "learn_trust": config.learn_trust,
+            "learn_speed": config.learn_speed,
+            "per_token": config.per_token,
         },
+        **shared,
     )
-    plain = choice == "mixed" and not noisy and not per_token
     grouping = Grouping(
-        representation=representation,
-        model=group_auto(rules, floor),
+        representation=check_choice("representation", representation, REPRESENTATIONS),
+        model=group_auto(config, floor),
         settings=settings,
         plan=plan,
-        can_group=plain,
+        can_group=choice == "mixed" and not noisy and not per_token,
         serves="choice='mixed' without temperature, per_token",
-        num_domains=num_domains,
-        expiry=expiry,
-        dtype=dtype,
-        tolerance=AUTO_TOLERANCE if tolerance is None else tolerance,
-        slots=slots,
+        tolerance=check_tolerance(first_given(tolerance, AUTO_TOLERANCE)),
+        slots=check_slots(slots),
+        **shared,
     )
-    return with_grouped(_with_tokens(selector) if per_token else selector, grouping)
+    return with_grouped(_with_tokens(dense) if per_token else dense, grouping)
+
+
+def _refuse_unused(choice: str, *, target: Any, **of_mixed: Any) -> None:
+    """Arguments that this choice has no use for."""
+    if choice == "mixed" and target is not None:
+        raise ValueError(
+            f"target={target} has no effect with choice='mixed', which takes likely mixed groups: "
+            "leave it out, or use choice='thompson'"
+        )
+    for name, value in of_mixed.items():
+        if choice != "mixed" and value is not None and value is not False:
+            raise ValueError(
+                f"{name}={value} has no effect with choice={choice!r}: leave it out, or use "
+                "choice='mixed'"
+            )
 
 
 def _with_tokens(selector: Selector) -> Selector:
@@ -95,7 +193,7 @@ def _with_tokens(selector: Selector) -> Selector:
     def update(state: State, evidence: Evidence) -> tuple[State, Info]:
         return selector.advance(observe(state, evidence))
 
-    return selector._replace(observe=observe, update=update)
+    return dataclasses.replace(selector, observe=observe, update=update)
 
 
 def _choice(rules: AutoConfig, choice: str, noisy: bool, floor: float | None) -> Choice:

@@ -7,19 +7,22 @@ evidence, quotas, growth) is written once, in `pool/visits.py` and `choice/batch
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bots_jax.checks import check_count, check_settings, is_concrete
+from bots_jax.checks import check_count, is_concrete
 from bots_jax.choice.batch import Plan, Ranking, as_mask, check_quotas, choose, lowest
 from bots_jax.numerics.arithmetic import safe_ratio
 from bots_jax.numerics.control_flow import sequencing_zero
 from bots_jax.pool import visits
-from bots_jax.pool.evidence import Rows, as_rows, validate_evidence
+from bots_jax.pool.evidence import Rows, as_ids, as_rows, validate_evidence
 from bots_jax.pool.reference import (
     Reference,
     check_given,
@@ -28,6 +31,7 @@ from bots_jax.pool.reference import (
     reference_dtype,
 )
 from bots_jax.pool.visits import Evaluated, StepEvidence, over_evaluated
+from bots_jax.settings import check_settings, merge_settings
 from bots_jax.sharding import constrain_sharding, replicated, total
 from bots_jax.types import (
     Array,
@@ -36,6 +40,7 @@ from bots_jax.types import (
     Evidence,
     Info,
     PyTree,
+    Recipe,
     Selection,
     Selector,
     Settings,
@@ -102,6 +107,59 @@ def _ranking(rng_key: Array, choice: Choice, model: BeliefModel, state: State) -
         return ids, draws[jnp.minimum(ids, draws.shape[0] - 1)], valid
 
     return rank
+
+
+F = TypeVar("F", bound=Callable[..., Selector])
+
+
+def factory(make: F) -> F:
+    """Make a factory's selectors hashable, equal to an identical build, and picklable.
+
+    An identical build is the same object, so that nothing is compiled twice for it. Where an
+    argument is traced or cannot be hashed, a selector is equal to itself alone.
+    """
+    signature = inspect.signature(make)
+    made: dict[Any, Selector] = {}
+
+    @functools.wraps(make)
+    def build(*args: Any, **given: Any) -> Selector:
+        bound = signature.bind(*args, **given)
+        bound.apply_defaults()
+        key = _frozen(bound.arguments)
+        if key is None:
+            return make(*args, **given)
+        if key not in made:
+            if len(made) >= _MOST_BUILDS:
+                made.pop(next(iter(made)))
+            recipe = Recipe(build, tuple(sorted(bound.arguments.items())), key)
+            made[key] = dataclasses.replace(make(*args, **given), recipe=recipe)
+        return made[key]
+
+    return build  # type: ignore[return-value]
+
+
+_MOST_BUILDS = 256  # selectors that a factory keeps
+
+
+def _frozen(arguments: Mapping[str, Any]) -> Any:
+    """The arguments as a hashable value that tells 1 from True; None where there is none."""
+
+    def freeze(value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return type(value).__name__, tuple(freeze(part) for part in value)
+        if isinstance(value, np.ndarray | np.generic | jax.Array):
+            if not is_concrete(value):
+                raise TypeError("traced")
+            array = np.asarray(value)
+            return type(value).__name__, array.dtype.str, array.shape, array.tobytes()
+        hash(value)
+        return type(value).__name__, value
+
+    try:
+        x64 = bool(jax.config.read("jax_enable_x64"))
+        return x64, tuple((name, freeze(value)) for name, value in sorted(arguments.items()))
+    except TypeError:
+        return None
 
 
 def compose(
@@ -224,25 +282,18 @@ def compose(
     return Selector(init, select, observe, advance_arrays, update, abandon, predict, described)
 
 
-def merge_settings(base: Settings, override: Settings) -> Settings:
-    """`base`, with every number that `override` gives."""
-    pairs = zip(base, override, strict=True)
-    return Settings(*(old if new is None else new for old, new in pairs))
-
-
 def check_ids(state: State, task_ids: ArrayLike) -> Array:
     """Task ids as i32; refused on the host where they are out of range."""
-    ids = jnp.asarray(task_ids)
-    if not jnp.issubdtype(ids.dtype, jnp.integer):
-        raise ValueError(f"task_ids has dtype {ids.dtype}, expected integers")
-    if is_concrete(ids):
-        values = np.asarray(ids)
-        wrong = values[(values < -1) | (values >= _capacity(state))]
-        if wrong.size:
-            raise ValueError(
-                f"task_ids contains {wrong.flat[0]}, this pool has rows 0 to {_capacity(state) - 1}"
-            )
-    return ids.astype(jnp.int32)
+    return as_ids("task_ids", task_ids, _capacity(state))
+
+
+def check_state(state: Any) -> None:
+    """Arguments in another order, told apart by what they are."""
+    if not isinstance(state, State):
+        raise ValueError(
+            f"state is a {type(state).__name__}, expected a bots_jax.State: the order is "
+            "select(rng_key, state), update(state, evidence), predict(state, task_ids)"
+        )
 
 
 def _capacity(state: State) -> int:
@@ -251,7 +302,8 @@ def _capacity(state: State) -> int:
 
 def _admit(state: State, evidence: Evidence) -> Rows:
     """Evidence as arrays, refused where it can be seen to be poison."""
-    rows = as_rows(evidence, state.pool.trials.dtype)
+    check_state(state)
+    rows = as_rows(evidence, state.pool.trials.dtype, _capacity(state))
     if is_concrete(evidence, state.pool.active):
         with jax.ensure_compile_time_eval():  # also while something else is being traced
             exists = np.asarray(_exists(state.pool, rows.task_ids))
@@ -268,6 +320,8 @@ def _exists(tasks: visits.PoolState, task_ids: Array) -> Array:
 
 def check_key(rng_key: Array) -> Array:
     """A random key, or a ValueError."""
+    if isinstance(rng_key, State):
+        raise ValueError("rng_key is a State: the order is select(rng_key, state)")
     dtype = getattr(rng_key, "dtype", None)
     if dtype is None or not (jnp.issubdtype(dtype, jax.dtypes.prng_key) or dtype == jnp.uint32):
         raise ValueError(f"rng_key={rng_key!r} is not a random key: use jax.random.key(seed)")

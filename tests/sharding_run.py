@@ -71,7 +71,7 @@ def main(address: str, processes: int, process: int, devices: int, out: str) -> 
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
         jax.distributed.initialize(address, processes, process, initialization_timeout=150)
     assert jax.device_count() == processes * devices
-    selector = bots(preset="paper", batch_size=16, rollouts=ROLLOUTS, representation="dense")
+    selector = bots(batch_size=16, rollouts=ROLLOUTS, representation="dense")
     state = shard(selector.init(make_reference(64 * 8 * 4)), task_mesh())
     select, update = jax.jit(selector.select), jax.jit(selector.update)
     told = []
@@ -79,7 +79,7 @@ def main(address: str, processes: int, process: int, devices: int, out: str) -> 
         state, selection = select(jax.random.fold_in(jax.random.key(3), index), state)
         here = Selection(*(np.asarray(column)[process::processes] for column in selection))
         state, info = update(state, gather_evidence(grade(here)))
-        told += [np.asarray(selection.task_ids), np.asarray(selection.draws)]
+        told += [np.asarray(selection.task_ids), np.asarray(selection.rate)]
         told += [np.asarray(info.capability), np.asarray(info.success_rate)]
     ids = np.asarray(selection.task_ids)
     mean = selector.predict(state, ids).mean  # on the host: checks, then a jitted look-up

@@ -1,4 +1,4 @@
-"""`preset="auto"`: its equations in NumPy, what it promises, and that it compiles once."""
+"""`auto`: its equations in NumPy, what it promises, and that it compiles once."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bots_jax import Evidence, Selector, State, bots
+from bots_jax import Evidence, Selector, State, auto
 from bots_jax.belief.lengths import relative_length
 from bots_jax.choice.mixed import prob_zero_advantage
 from bots_jax.implicit.glm import glm
@@ -18,7 +18,7 @@ BATCH, ROLLOUTS, TASKS = 5, 8, 60
 
 
 def make(**settings: object) -> Selector:
-    return bots(preset="auto", batch_size=BATCH, rollouts=ROLLOUTS, **settings)  # type: ignore[arg-type]
+    return auto(batch_size=BATCH, rollouts=ROLLOUTS, **settings)  # type: ignore[arg-type]
 
 
 SELECTOR = make()
@@ -313,13 +313,14 @@ def test_one_compilation(reference: np.ndarray, compilations: list[str]) -> None
 
 
 def test_refuses() -> None:
-    with pytest.raises(ValueError, match=r"breadth=0\.2 belongs to"):
-        bots(preset="paper", breadth=0.2)
-    with pytest.raises(ValueError, match="adaptive_implicit_weight=True belongs to"):
-        bots(preset="auto", adaptive_implicit_weight=True)
+    with pytest.raises(ValueError, match=r"target=0\.4 has no effect with choice='mixed'"):
+        auto(target=0.4)
+    for unused in ({"breadth": 0.2}, {"floor": 10.0}, {"per_token": True}):
+        with pytest.raises(ValueError, match=f"{next(iter(unused))}=.* has no effect with choice"):
+            auto(choice="mean", **unused)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="representation='grouped' serves choice='mixed'"):
-        bots(preset="auto", representation="grouped", choice="mean")
+        auto(representation="grouped", choice="mean")
     with pytest.raises(ValueError, match=r"floor=0\.5"):
-        bots(preset="auto", floor=0.5)
+        auto(floor=0.5)
     with pytest.raises(ValueError, match="breadth=-1"):
-        bots(preset="auto", breadth=-1)
+        auto(breadth=-1)

@@ -16,7 +16,6 @@ from bots_jax.strategies import make_strategy
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"preset": "papre"}, r"preset='papre' is not known: choose one of paper"),
         ({"batch_size": 0}, r"batch_size=0 must be an integer of at least 1"),
         ({"batch_size": 2.5}, r"batch_size=2.5 must be an integer"),
         ({"forgetting": 1.5}, r"forgetting=1.5 must lie in \[0, 1\]"),
@@ -39,12 +38,12 @@ from bots_jax.strategies import make_strategy
 )
 def test_factory(arguments: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        bots(**{"preset": "paper", **arguments})
+        bots(**arguments)
 
 
 def test_unknown_factory_argument() -> None:
     with pytest.raises(TypeError, match="lamda"):
-        bots(preset="paper", lamda=0.1)  # type: ignore[call-arg]
+        bots(lamda=0.1)  # type: ignore[call-arg]
 
 
 RATES = np.full((2, 40), 0.5, np.float32)
@@ -72,7 +71,7 @@ RATES = np.full((2, 40), 0.5, np.float32)
 )
 def test_init(arguments: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        bots(preset="paper", batch_size=32).init(**arguments)
+        bots(batch_size=32).init(**arguments)
 
 
 @pytest.mark.parametrize(
@@ -90,7 +89,7 @@ def test_init(arguments: dict, message: str) -> None:
     ],
 )
 def test_evidence(evidence: Evidence, message: str) -> None:
-    selector = bots(preset="paper", batch_size=4, rollouts=8)
+    selector = bots(batch_size=4, rollouts=8)
     state = selector.init(RATES)
     with pytest.raises(ValueError, match=message):
         selector.update(state, evidence)
@@ -99,7 +98,7 @@ def test_evidence(evidence: Evidence, message: str) -> None:
 
 
 def test_select_and_ids() -> None:
-    selector = bots(preset="paper", batch_size=4)
+    selector = bots(batch_size=4)
     state = selector.init(RATES)
     with pytest.raises(ValueError, match=r"rng_key=0 is not a random key"):
         selector.select(0, state)  # type: ignore[arg-type]
@@ -114,7 +113,7 @@ def test_select_and_ids() -> None:
 
 
 def test_growth() -> None:
-    state = bots(preset="paper", batch_size=4).init(RATES, capacity=41)
+    state = bots(batch_size=4).init(RATES, capacity=41)
     with pytest.raises(ValueError, match="2 tasks do not fit into 1 free rows"):
         add_tasks(state, np.full((2, 2), 0.5))
     with pytest.raises(ValueError, match=r"reference has shape \(1, 1\), expected \[2, A\]"):
@@ -125,7 +124,7 @@ def test_growth() -> None:
 
 def test_quotas_without_domains() -> None:
     with pytest.raises(ValueError, match=r"quotas=\(2, 2\) name 2 domains, the pool has 1"):
-        bots(preset="paper", batch_size=4, quotas=(2, 2)).init(RATES)
+        bots(batch_size=4, quotas=(2, 2)).init(RATES)
 
 
 def test_unknown_strategy() -> None:

@@ -14,7 +14,7 @@ import pytest
 from bots_jax import Evidence, Selector, State, bots, checkpoint
 from bots_jax.checkpoint import CheckpointError, DamagedCheckpointError
 
-SELECTOR = bots(preset="paper", batch_size=4, rollouts=8)
+SELECTOR = bots(batch_size=4, rollouts=8)
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -99,7 +99,7 @@ def test_refuses_what_is_no_checkpoint(tmp_path: Path, busy: State) -> None:
 
 def test_refuses_other_static_settings(tmp_path: Path, busy: State) -> None:
     checkpoint.save(tmp_path, 1, SELECTOR, busy)
-    other = bots(preset="paper", batch_size=5, rollouts=8)
+    other = bots(batch_size=5, rollouts=8)
     with pytest.raises(CheckpointError, match=r"made with batch_size=4, this selector .*=5"):
         checkpoint.restore(tmp_path, other, busy)
     smaller = SELECTOR.init(num_tasks=30)

@@ -19,7 +19,7 @@ def one_step(selector: Selector, state: State, seed: int) -> State:
 
 def test_nothing_is_compiled_twice(reference: np.ndarray, compilations: list[str]) -> None:
     """Steps, other numbers, masks, growth and other domains after the first step are free."""
-    selector = bots(preset="paper", batch_size=4, rollouts=8, num_domains=3)
+    selector = bots(batch_size=4, rollouts=8, num_domains=3)
     domains = np.arange(60, dtype=np.int32) % 3
     state = selector.init(reference, domains=domains, capacity=64)
     mask = jnp.arange(64) % 2 == 0
@@ -39,7 +39,7 @@ def test_nothing_is_compiled_twice(reference: np.ndarray, compilations: list[str
 
 
 def test_one_compilation_of_a_whole_run(reference: np.ndarray, compilations: list[str]) -> None:
-    selector = bots(preset="paper", batch_size=4, rollouts=8)
+    selector = bots(batch_size=4, rollouts=8)
     state = selector.init(reference)
 
     @jax.jit
@@ -60,7 +60,7 @@ def test_one_compilation_of_a_whole_run(reference: np.ndarray, compilations: lis
 
 def test_a_sweep_over_settings_is_one_call(reference: np.ndarray) -> None:
     """vmap over eight pairs of lambda and rho equals eight runs."""
-    selector = bots(preset="paper", batch_size=4, rollouts=8)
+    selector = bots(batch_size=4, rollouts=8)
     forgetting = jnp.repeat(jnp.asarray([0.0, 0.05, 0.1, 0.5]), 2)
     weight = jnp.tile(jnp.asarray([0.0, 0.3]), 4)
 
@@ -88,7 +88,7 @@ def test_a_sweep_over_settings_is_one_call(reference: np.ndarray) -> None:
 
 def test_numbers_may_be_traced_in_the_factory(reference: np.ndarray) -> None:
     def first(forgetting: jax.Array) -> jax.Array:
-        selector = bots(preset="paper", batch_size=4, rollouts=8, forgetting=forgetting)
+        selector = bots(batch_size=4, rollouts=8, forgetting=forgetting)
         state, _ = selector.update(selector.init(reference), Evidence([0], [8.0], 8))
         return selector.predict(state, np.array([0])).concentration[0]
 
@@ -98,7 +98,7 @@ def test_numbers_may_be_traced_in_the_factory(reference: np.ndarray) -> None:
 
 def test_a_pool_spread_over_devices_selects_the_same(reference: np.ndarray) -> None:
     """Rows of the state on 1 and on 4 devices: the same ids, the same posteriors."""
-    selector = bots(preset="paper", batch_size=4, rollouts=8)
+    selector = bots(batch_size=4, rollouts=8)
     start = selector.init(reference)
     mesh = Mesh(np.array(jax.devices()[:4]), ("tasks",))
 

@@ -47,9 +47,7 @@ PROTOCOLS = {
 @cache
 def selector_of(name: str) -> Selector:
     if name == GROUPED:
-        return bots(
-            preset="paper", batch_size=BATCH, rollouts=ROLLOUTS, expiry=3, representation="grouped"
-        )
+        return bots(batch_size=BATCH, rollouts=ROLLOUTS, expiry=3, representation="grouped")
     return make_strategy(name, batch_size=BATCH, rollouts=ROLLOUTS, expiry=3)
 
 
@@ -103,7 +101,7 @@ def test_selects_distinct_valid_tasks_not_in_flight(selector: Selector, state: S
     assert not np.any(selection.valid)
     np.testing.assert_array_equal(selection.task_ids, -1)
     np.testing.assert_array_equal(selection.visit, -1)
-    assert np.all(np.isfinite(selection.draws))
+    assert np.all(np.isfinite(selection.rate))
 
 
 def test_mask_and_padding(selector: Selector, state: State) -> None:
@@ -263,7 +261,7 @@ def test_host_refuses_poison(selector: Selector, state: State) -> None:
 @pytest.mark.parametrize("x64", [False, True])
 def test_dtype_follows_the_reference(x64: bool) -> None:
     with jax.enable_x64(x64):
-        selector = bots(preset="paper", batch_size=2)
+        selector = bots(batch_size=2)
         for given_type in (np.float32, np.float64):
             state = selector.init(np.full((2, 9), 0.5, given_type))
             expected = given_type if x64 else np.float32
@@ -275,7 +273,7 @@ def test_dtype_follows_the_reference(x64: bool) -> None:
 
 @cache
 def bots_of_four(**settings: object) -> Selector:
-    return bots(preset="paper", batch_size=4, rollouts=8, **settings)  # type: ignore[arg-type]
+    return bots(batch_size=4, rollouts=8, **settings)  # type: ignore[arg-type]
 
 
 def bots_state(**settings: object) -> tuple[Selector, State, Selection]:
@@ -338,7 +336,7 @@ def test_a_visit_closed_by_an_empty_row_or_abandoned_is_stale() -> None:
 
 
 def test_evidence_of_an_older_visit_does_not_count_for_a_newer() -> None:
-    selector = bots(preset="paper", batch_size=20, rollouts=8)
+    selector = bots(batch_size=20, rollouts=8)
     state = selector.init(num_tasks=20)
     state, old = selector.select(jax.random.key(0), state)
     state = selector.abandon(state, old.task_ids)
@@ -361,7 +359,7 @@ def test_visits_expire() -> None:
 
 
 def test_late_evidence_for_a_retired_task_finds_nobody() -> None:
-    selector = bots(preset="paper", batch_size=3, rollouts=8)
+    selector = bots(batch_size=3, rollouts=8)
     state = selector.init(num_tasks=3, capacity=3)
     state, selection = selector.select(jax.random.key(0), state)
     state, _ = add_tasks(retire(state, [1]), num_tasks=1)
@@ -375,7 +373,7 @@ def _state_after(selector: Selector, state: State, batches: list[Evidence]) -> S
     return selector.advance(state)[0]
 
 
-COMMUTING = bots(preset="paper", batch_size=8, rollouts=8)
+COMMUTING = bots(batch_size=8, rollouts=8)
 
 
 @given(seed=st.integers(0, 2**32 - 1), whole_numbers=st.booleans(), numbered=st.booleans())

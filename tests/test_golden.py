@@ -34,7 +34,7 @@ def counts(selector: Selector, state: State) -> tuple[np.ndarray, np.ndarray]:
 @cache
 def paper(adaptive: bool) -> Selector:
     """Compiled once for all cases: their numbers are in the states."""
-    return bots(preset="paper", batch_size=16, adaptive_implicit_weight=adaptive)
+    return bots(batch_size=16, adaptive_implicit_weight=adaptive)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -44,7 +44,6 @@ def test_golden(case: str, x64: bool, tolerance: float) -> None:
     rollouts = golden["rollouts"].item()
     with jax.enable_x64(x64):
         of_case = bots(
-            preset="paper",
             batch_size=16,
             rollouts=rollouts,
             forgetting=golden["forgetting"].item(),
@@ -65,8 +64,8 @@ def test_golden(case: str, x64: bool, tolerance: float) -> None:
             np.testing.assert_allclose(info.implicit_weight, weight, rtol=tolerance)
 
 
-PLAIN = bots(preset="paper", batch_size=4, num_domains=3)
-ADAPTIVE = bots(preset="paper", batch_size=4, num_domains=3, adaptive_implicit_weight=True)
+PLAIN = bots(batch_size=4, num_domains=3)
+ADAPTIVE = bots(batch_size=4, num_domains=3, adaptive_implicit_weight=True)
 
 
 @given(
@@ -125,7 +124,7 @@ def test_agrees_with_oracle(
 def test_a_batch_without_gap_leaves_the_capability_alone() -> None:
     """Our departure from the authors' code, which would divide by 1e-6."""
     reference = np.array([[0.2, 0.5, 0.5], [0.8, 0.5, 0.5]])
-    selector = bots(preset="paper", batch_size=1, rollouts=8)
+    selector = bots(batch_size=1, rollouts=8)
     state = selector.init(reference)
     state, first = selector.update(state, Evidence([0], [4.0], 8))
     state, second = selector.update(state, Evidence([1, 2], [8.0, 8.0], 8))
@@ -135,7 +134,7 @@ def test_a_batch_without_gap_leaves_the_capability_alone() -> None:
 
 def test_steady_state_of_a_task_never_evaluated() -> None:
     """alpha + beta - 2 tends to rho m / lambda, and to m / lambda if always evaluated."""
-    selector = bots(preset="paper", batch_size=1, rollouts=16)
+    selector = bots(batch_size=1, rollouts=16)
     state = selector.init(np.array([[0.0, 0.2], [1.0, 0.8]]))
     for _ in range(300):
         state, _ = selector.update(state, Evidence([0], [8.0], 16))

@@ -14,9 +14,10 @@ PACKAGE = Path(__file__).resolve().parents[1] / "bots_jax"
 
 # From the ground up. Modules on one line may import each other.
 ROOMS = (
-    ("types", "checks", "settings"),
+    ("types", "checks", "settings", "pool.graded"),
     ("sharding", "checkpoint"),
     ("numerics", "draws"),
+    ("features",),
     ("pool",),
     ("choice.batch", "parts"),
     ("compose",),
@@ -24,7 +25,7 @@ ROOMS = (
     ("belief",),
     ("choice",),
     ("grouped",),
-    ("growth",),
+    ("growth", "summary"),
     ("auto_selector", "bots_selector"),
     ("strategies",),
     ("evaluate",),

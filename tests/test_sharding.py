@@ -17,7 +17,7 @@ import pytest
 from jax.sharding import Mesh
 
 from benchmarks.sharding import crossings
-from bots_jax import Evidence, State, bots
+from bots_jax import Evidence, State, auto, bots
 from bots_jax.pool.visits import domain_sums
 from bots_jax.sharding import gather_evidence, padded_capacity, shard, task_mesh, totals
 from tests import sharding_run
@@ -63,7 +63,7 @@ CASES: dict[str, dict[str, Any]] = {
     "much evidence, mean": {"more": MANY, "choice": "mean"},
     "much evidence in domains": {"more": MANY, "domains": 5},
     "auto": {
-        "preset": "auto",
+        "method": auto,
         "eligible": lambda step: jnp.arange(SIZE) % 3 == step % 3,
         "domains": 5,
     },
@@ -75,25 +75,25 @@ AGAINST_ONE = {"much evidence in domains", "auto"}
 
 @pytest.mark.parametrize("case", CASES)
 def test_devices_select_and_believe_the_same(case: str) -> None:
-    options = {"preset": "paper", "batch_size": 16, "rollouts": 16, "representation": "dense"}
+    options = {"batch_size": 16, "rollouts": 16, "representation": "dense"}
     options |= CASES[case]
     eligible, more = options.pop("eligible", None), options.pop("more", None)
     count = options.pop("domains", None)
     domains = None if count is None else np.arange(SIZE) % count
-    selector = bots(**options)
+    selector = options.pop("method", bots)(**options)
     start = selector.init(make_reference(SIZE), domains=domains)
     plain = over(start, 1 if case in AGAINST_ONE else 0)
     expected = run(selector, plain, eligible=eligible, more=more)
     _, (selection, info) = expected
     assert np.asarray(info.evaluated).min() > 0
     if case == "fallback":  # no race goes so far
-        assert np.abs(np.asarray(selection.draws) - 0.5).min(axis=1).max() > 0.125
+        assert np.abs(np.asarray(selection.rate) - 0.5).min(axis=1).max() > 0.125
     for devices in (1, 2, 4, 8) if case == "race" else (8,):
         assert_same(run(selector, over(start, devices), eligible=eligible, more=more), expected)
 
 
 def test_a_grouped_pool_is_the_same_on_all_devices() -> None:
-    selector = bots(preset="paper", batch_size=16, representation="grouped", slots=64 * 32)
+    selector = bots(batch_size=16, representation="grouped", slots=64 * 32)
     start = selector.init(make_reference(SIZE))
     expected = run(selector, start)
     spread = over(start, 8)
@@ -128,7 +128,7 @@ def test_sums_of_several_at_once_do_not_depend_on_devices() -> None:
 
 
 def test_a_state_stays_where_it_was_put() -> None:
-    selector = bots(preset="paper", batch_size=16, rollouts=16, representation="dense")
+    selector = bots(batch_size=16, rollouts=16, representation="dense")
     start = over(selector.init(make_reference(SIZE)), 8)
     where = jax.tree.map(lambda leaf: leaf.sharding, start)
     assert start.belief.posterior.alpha.addressable_shards[0].data.shape == (SIZE // 8,)
@@ -149,9 +149,7 @@ def test_a_state_stays_where_it_was_put() -> None:
 def test_no_array_of_the_pool_crosses_devices() -> None:
     """In anything that is compiled, the rare branches included."""
     batch, size = 4, 64 * 8 * 512
-    selector = bots(
-        preset="paper", batch_size=batch, rollouts=16, representation="dense", exploration=0.25
-    )
+    selector = bots(batch_size=batch, rollouts=16, representation="dense", exploration=0.25)
     state = over(selector.init(make_reference(size)), 8)
     evidence = Evidence(*jnp.ones((3, batch), jnp.int32))
     evidence = evidence._replace(successes=jnp.ones(batch), trials=jnp.ones(batch))
@@ -172,7 +170,7 @@ def test_no_array_of_the_pool_crosses_devices() -> None:
 
 
 def test_any_mesh_and_traced_placing() -> None:
-    selector = bots(preset="paper", batch_size=16, representation="dense")
+    selector = bots(batch_size=16, representation="dense")
     reference = make_reference(SIZE)
     model_mesh = Mesh(np.array(jax.devices()).reshape(2, 4), ("data", "model"))
     placed = shard(selector.init(reference), model_mesh)
@@ -182,16 +180,14 @@ def test_any_mesh_and_traced_placing() -> None:
 
 
 def test_capacity_must_fill_the_devices() -> None:
-    state = bots(preset="paper", batch_size=4).init(make_reference(1000))
+    state = bots(batch_size=4).init(make_reference(1000))
     with pytest.raises(ValueError, match=r"capacity 1000 .* 8 devices.*capacity=1024"):
         shard(state)
     assert padded_capacity(1000) == 1024
     assert padded_capacity(1024, 2) == 1024
     with pytest.raises(ValueError, match="num_tasks=0"):
         padded_capacity(0)
-    padded = bots(preset="paper", batch_size=4).init(
-        make_reference(1000), capacity=padded_capacity(1000)
-    )
+    padded = bots(batch_size=4).init(make_reference(1000), capacity=padded_capacity(1000))
     assert shard(padded).pool.active.shape == (1024,)
 
 

@@ -119,7 +119,7 @@ def test_too_few_tasks_are_padding():
 
 
 def test_one_compilation_whatever_the_numbers(compilations):
-    selector = bots(preset="paper", batch_size=6, rollouts=4)
+    selector = bots(batch_size=6, rollouts=4)
 
     def run(config: Config, seeds: range, forgetting: float) -> None:
         settings = Settings(forgetting=forgetting)

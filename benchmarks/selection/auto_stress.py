@@ -1,4 +1,4 @@
-"""preset="auto" where something is wrong: references that mislead, rewards that fail at first.
+"""auto() where something is wrong: references that mislead, rewards that fail at first.
 
 In: a recorded run. Out: results/auto_stress.json and a table.
 
@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.common import save
-from bots_jax import bots
+from bots_jax import auto
 from bots_jax.evaluate.metrics import breadth, effective_task_ratio, paired_interval, visit_counts
 from bots_jax.evaluate.replay import Recording, Replay, load_recording, run_replay
 
@@ -49,7 +49,7 @@ def mislead(recording: Recording, reference: Floats, seeds: range) -> list[dict[
     tasks = recording.success_rate.shape[1]
     pass_over = -(-tasks // BATCH)
     parts = {"second pass": slice(pass_over, 2 * pass_over), "after": slice(2 * pass_over, None)}
-    selector = bots(preset="auto", batch_size=BATCH, rollouts=recording.rollouts)
+    selector = auto(batch_size=BATCH, rollouts=recording.rollouts)
     values: dict[tuple[str, str, str], list[float]] = {}
     for kind in KINDS:
         for seed in seeds:
@@ -76,7 +76,7 @@ def mislead(recording: Recording, reference: Floats, seeds: range) -> list[dict[
 
 def starve(recording: Recording, reference: Floats, seeds: range) -> list[dict[str, Any]]:
     """Part 2: a row for each way of dividing the pool into tenths."""
-    selector = bots(preset="auto", batch_size=BATCH, rollouts=recording.rollouts)
+    selector = auto(batch_size=BATCH, rollouts=recording.rollouts)
     broken = recording.success_rate.copy()
     broken[:BROKEN] = 0
     clean, after = (

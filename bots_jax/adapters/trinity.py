@@ -166,8 +166,7 @@ class BotsSelector(BaseSelector):
         if self._sampler is not None:
             return self._sampler
         options = self._options
-        selector = bots(
-            preset="paper",  # what the selector that this one stands in for does
+        selector = bots(  # what the selector that this one stands in for does
             batch_size=options.batch_size or min(batch_size, self.data_source.dataset_size),
             rollouts=options.m,
             forgetting=options.lamb,

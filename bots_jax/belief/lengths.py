@@ -5,7 +5,7 @@ those of the average rollout,
 
     log t_k = b (eta_k - mean eta) + d_k
 
-eta_k the logit that the references tell (`belief/logit_normal.py`), b the slope of a least-squares line
+eta_k the logit that the references tell (`logit_normal.py`), b the slope of a least-squares line
 through log tokens of a rollout over eta, with a ridge of one visit, d_k the mean of the task's own
 residuals with one more of 0. Sums over steps are discounted.
 """

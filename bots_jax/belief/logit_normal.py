@@ -1,4 +1,4 @@
-"""The belief of `preset="auto"`: what the references tell, and how each task differs from it.
+"""The belief of `auto`: what the references tell, and how each task differs from it.
 
 In: the evidence of a step. Out: for every task a success probability, normal in its logit,
 
@@ -457,7 +457,8 @@ def logit_normal_belief(rules: AutoConfig) -> BeliefModel:
         learned, error, anything = _learn(rules, belief, settings, reference, fused, batch)
         history = _remember(rules, belief, learned, settings, reference, fused)
         prior_weight = in_force(rules, settings, learned).prior_weight
-        info = BeliefInfo(rules.estimator.capability(learned.estimator), prior_weight, error)
+        level = _where_it_stands(rules.estimator, learned.estimator)
+        info = BeliefInfo(level, prior_weight / (1 + prior_weight), error)
         clock = belief.clock + anything.astype(jnp.int32)
         lengths = belief.lengths
         if lengths is not None:
@@ -484,6 +485,12 @@ def logit_normal_belief(rules: AutoConfig) -> BeliefModel:
         return draw_rate(rng_key, expect(rules, belief, settings, reference, None))
 
     return BeliefModel(init, fuse, predict, draw, at)
+
+
+def _where_it_stands(estimator: Estimator, params: PyTree) -> Array:
+    """f[D] in [0, 1], for `Info.capability`; the regression has it in logits."""
+    level = estimator.capability(params)
+    return jax.nn.sigmoid(level) if estimator.name == "glm" else jnp.clip(level, 0, 1)
 
 
 def _evaluated(fused: StepEvidence) -> Evaluated:

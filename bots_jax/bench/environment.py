@@ -42,6 +42,7 @@ class Strategy(NamedTuple):
     name: str
     factory: Callable[..., Any]
     settings: Mapping[str, Any] = {}
+    told: str | None = None  # what is known of the tasks; None: what the environment has
 
     def make(self, **sizes: int) -> Any:
         """The selector for the sizes of an environment (batch_size, rollouts).
@@ -98,6 +99,7 @@ class Environment(NamedTuple):
     chunk: int = 1000  # seeds run at once, so that memory and lost work stay bounded
     curve: str = "etr"  # the series that stands for learning here
     headline: tuple[str, ...] = ()  # measures that every pair of strategies is judged by
+    tells: tuple[str, ...] = ()  # values of `told=` that it takes
 
 
 def only_free(strategy: Strategy, selector: Any) -> Selector:

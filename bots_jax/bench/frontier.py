@@ -13,6 +13,7 @@ breadth is counted over the whole run, who foresees which tasks will soon be sol
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from bots_jax.strategies.oracle import oracle
@@ -40,6 +41,8 @@ def frontier(
         keep=1.0,
         dtype=dtype,
     )
-    return made._replace(
-        static={**made.static, "strategy": "frontier", "reads": "truth", "cost": float(cost)}
+    return dataclasses.replace(
+        made,
+        recipe=None,
+        static={**made.static, "strategy": "frontier", "reads": "truth", "cost": float(cost)},
     )

@@ -66,6 +66,7 @@ class Job(NamedTuple):
             self.strategy.settings,
             seed,
         ]
+        known += [] if self.strategy.told is None else [self.strategy.told]
         text = json.dumps(known, sort_keys=True, allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()[:24]
 
@@ -163,6 +164,12 @@ def make_plan(
                 raise ValueError(
                     f"first_seed={matrix.first_seed}: {place.name} has {place.seeds} seeds"
                 )
+            for _, rule, _ in rules:
+                if rule.told is not None and rule.told not in place.tells:
+                    raise ValueError(
+                        f"strategy {rule.name}: told={rule.told}, but {place.name} tells "
+                        f"{', '.join(place.tells) or 'every strategy all that it knows'}"
+                    )
             jobs += [
                 Job(place, rule, f"{_name_of(rule_spec)} {rule_origin}, {origin}", seeds)
                 for rule_spec, rule, rule_origin in rules

@@ -38,6 +38,8 @@ def _measure(
 
 SELECTED, BELIEVED, LEARNED, COST = "selected", "believed", "learned", "cost"
 SPENT = ("rollouts", "tokens")  # series that a held-out score is read off at equal amounts of
+AVERAGED = "heldout_average"  # series, see `metrics.averaged`
+EPOCHS = "epochs"  # a second baseline, where it was run: what a data loader does
 SHARED_SECONDS = "shared_seconds"  # one number for all seeds of a chunk: no interval
 GROUPS = {
     SELECTED: "What was selected",
@@ -63,8 +65,13 @@ MEASURES: dict[str, Measure] = dict(
         _measure("heldout", "Held-out at the end", 1, LEARNED),
         _measure("heldout_at_rollouts", "Held-out at equal rollouts", 1, LEARNED),
         _measure("heldout_at_tokens", "Held-out at equal tokens", 1, LEARNED),
+        _measure("heldout_over_epochs", "Held-out, less that of epochs", 1, LEARNED),
+        _measure("fall", "Fall from the best average of three", -1, LEARNED),
         _measure("ttb_50", "TTB(50%)", -1, LEARNED, 2, "", "time"),
         _measure("ttb_100", "TTB(100%)", -1, LEARNED, 2, "", "time"),
+        _measure("ttb_100_tokens", "TTB(100%), in tokens", -1, LEARNED, 2, "", "time"),
+        _measure("ttb_50_epochs", "TTB(50%), epochs", -1, LEARNED, 2, "", "time"),
+        _measure("ttb_100_epochs", "TTB(100%), epochs", -1, LEARNED, 2, "", "time"),
         _measure("bsf_25", "BSF(25%)", 1, LEARNED, 3, "", "relative"),
         _measure("bsf_100", "BSF(100%)", 1, LEARNED, 3, "", "relative"),
         _measure("rollouts", "Rollouts", 0, COST, 0, "", "ratio"),
@@ -88,11 +95,15 @@ def values_of(records: Sequence[Record], baseline: str) -> Values:
     for record in records:
         by_strategy.setdefault(record["strategy"], {})[record["seed"]] = record
     order = sorted(by_strategy, key=lambda name: name != baseline)
-    bases = by_strategy.get(baseline, {})
+    bases, shuffled = by_strategy.get(baseline, {}), by_strategy.get(EPOCHS, {})
     budgets = {key: _budgets(records, key) for key in SPENT}
     return {
         name: {
-            seed: {**_own(record), **_relative(record, bases.get(seed), budgets)}
+            seed: {
+                **_own(record),
+                **_relative(record, bases.get(seed), budgets),
+                **(_over_epochs(record, shuffled.get(seed)) if baseline != EPOCHS else {}),
+            }
             for seed, record in by_strategy[name].items()
         }
         for name in order
@@ -133,9 +144,43 @@ def _relative(
     other = None if base is None else series_of(base, "heldout")
     if other is not None:
         curve, against = Curve(*own), Curve(*other)
-        values |= {f"ttb_{x}": metrics.ttb(curve, against, x / 100) for x in (50, 100)}
+        values |= _ttb(record, base, "")
         values |= {f"bsf_{x}": metrics.bsf(curve, against, x / 100) for x in (25, 100)}
     return values
+
+
+def _ttb(record: Record, base: Record | None, suffix: str) -> dict[str, Value]:
+    """TTB(50%) and TTB(100%): of averages over three evaluations where the records hold them.
+
+    Beside those by steps, TTB(100%) by generated tokens, where they were counted.
+    """
+    own, other = (None if one is None else learning_curve(one) for one in (record, base))
+    if own is None or other is None:
+        return {}
+    values: dict[str, Value] = {
+        f"ttb_{x}{suffix}": metrics.ttb(own, other, x / 100) for x in (50, 100)
+    }
+    tokens = [None if one is None else series_of(one, "tokens") for one in (record, base)]
+    if suffix == "" and tokens[0] is not None and tokens[1] is not None:
+        spent = Curve(tokens[0][1], own.scores)
+        values["ttb_100_tokens"] = metrics.ttb(spent, Curve(tokens[1][1], other.scores), 1.0)
+    return values
+
+
+def learning_curve(record: Record) -> Curve | None:
+    """The held-out curve that times are read off; None without one."""
+    found = series_of(record, AVERAGED) or series_of(record, "heldout")
+    return None if found is None else Curve(*found)
+
+
+def _over_epochs(record: Record, epochs: Record | None) -> dict[str, Value]:
+    """Against shuffled epochs under the same seed."""
+    own = series_of(record, "heldout")
+    other = None if epochs is None else series_of(epochs, "heldout")
+    if own is None or other is None:
+        return {}
+    over = float(own[1][-1] - other[1][-1])
+    return {"heldout_over_epochs": over, **_ttb(record, epochs, "_epochs")}
 
 
 def _budgets(records: Iterable[Record], key: str) -> dict[int, float]:

@@ -13,9 +13,10 @@ In: a spec, as the command line and matrix files write it. Out: `Strategy` and `
 
 Values are numbers, true, false or null where they look like it (as in JSON), else text.
 `*` alone stands for every free strategy of the package. `label=` names a row of the tables;
-`seeds=` says how many seeds an environment gets. A package offers its own under the
-entry-point groups `bots_jax.strategies` and `bots_jax.environments`: a factory of
-selectors, or of `Environment`s.
+`seeds=` says how many seeds an environment gets; `told=` what a strategy knows of the tasks,
+in an environment that offers a choice (`worlds`: nothing, prompts, references, hidden). A
+package offers its own under the entry-point groups `bots_jax.strategies` and
+`bots_jax.environments`: a factory of selectors, or of `Environment`s.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ class Spec(NamedTuple):
     settings: Mapping[str, Any]
     label: str
     seeds: int | None
+    told: str | None = None  # what the strategy is to know of the tasks
 
 
 class Found(NamedTuple):
@@ -81,8 +83,12 @@ def _spec(text: str, name: str, settings: dict[str, Any]) -> Spec:
     label, seeds = settings.pop("label", None), settings.pop("seeds", None)
     if seeds is not None and (not isinstance(seeds, int) or seeds < 1):
         raise ValueError(f"{text!r}: seeds={seeds!r} must be a whole number of at least 1")
+    told = settings.pop("told", None)
+    if told is not None and not isinstance(told, str):
+        raise ValueError(f"{text!r}: told={told!r} must be a word, such as prompts")
     shown = [name.rpartition("/")[2], *(f"{key} {_shown(settings[key])}" for key in settings)]
-    return Spec(name, settings, str(label) if label is not None else ", ".join(shown), seeds)
+    shown += [] if told is None else [f"told {told}"]
+    return Spec(name, settings, str(label) if label is not None else ", ".join(shown), seeds, told)
 
 
 def _shown(value: Any) -> str:
@@ -135,7 +141,7 @@ def make_strategy(spec: Spec) -> tuple[Strategy, str]:
     """
     found = find("strategy", spec.name, strategies(), STRATEGY_GROUP)
     _check_settings("strategy", spec, found.factory, ("batch_size", "rollouts"))
-    return Strategy(spec.label, found.factory, spec.settings), found.origin
+    return Strategy(spec.label, found.factory, spec.settings, spec.told), found.origin
 
 
 # --- environments -------------------------------------------------------------------------

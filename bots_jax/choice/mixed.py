@@ -1,4 +1,4 @@
-"""The choice of `preset="auto"`: likely mixed groups, spread over the pool.
+"""The choice of `auto`: likely mixed groups, spread over the pool.
 
 In: the belief of `belief/logit_normal.py`. Out: the tasks with the largest
 

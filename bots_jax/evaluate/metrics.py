@@ -204,6 +204,22 @@ def bsf(curve: Curve, baseline: Curve, share: float) -> float:
     return float(best.max() / base.max())
 
 
+def averaged(curve: Curve, window: int = 3) -> Curve:
+    """Each score as the mean of the last `window` evaluations up to it; the first as it is.
+
+    The first is the score before training. What `ttb` needs where one evaluation alone may be
+    high by chance; a run and its baseline lag by the same.
+    """
+    if window < 1:
+        raise ValueError(f"window={window} must be at least 1")
+    steps, scores = _curve("curve", curve)
+    sums = np.cumsum(np.concatenate([[0.0], scores[1:]]))
+    upto = np.arange(1, len(scores))
+    since = np.maximum(upto - window, 0)
+    means = (sums[upto] - sums[since]) / (upto - since)
+    return Curve(steps, np.concatenate([scores[:1], means]))
+
+
 def _first_reached(steps: Floats, scores: Floats, goal: float) -> float:
     """The first step, interpolated, at which scores >= goal; inf if there is none."""
     hits = np.flatnonzero(scores >= goal)

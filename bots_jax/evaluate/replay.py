@@ -105,7 +105,7 @@ def run_replay(
 
     Args:
       strategy: a selector, whose batch must fit into the pool and whose `rollouts` should be
-        m, or one with extra rollouts (`strategies.oversampling`), which has a group size of its own.
+        m, or one with extra rollouts (`oversampling`), which has a group size of its own.
       recording: the environment.
       seeds: S seeds; a seed gives the same feedback to every selector.
       steps: T' <= T, the first steps of the recording; None for all.

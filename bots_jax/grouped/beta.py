@@ -1,10 +1,10 @@
-"""Grouped pools of `preset="paper"`: Beta posteriors of slots and groups.
+"""Grouped pools of `bots`: Beta posteriors of slots and groups.
 
 In: evidence and keys. Out: the group model of `grouped/slots.py`. A task's own evidence decays by
 (1 - lambda) a step; when less than `tolerance` pseudo-counts of it are left the task returns to
 its group.
 
-The race (`choice/thinning.py`) for the nearest draws is run among slots and groups alike. The rate of a
+The race (`thinning.py`) for the nearest draws is run among slots and groups alike. The rate of a
 group is that of its tasks times their number, and a hit falls on any of them; it is void if
 that task has a slot, is not eligible, or was hit before. That is exact.
 """

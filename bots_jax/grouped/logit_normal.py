@@ -1,9 +1,9 @@
-"""Grouped pools of `preset="auto"`: the histories of slots, and what their groups tell.
+"""Grouped pools of `auto`: the histories of slots, and what their groups tell.
 
 In: evidence and keys. Out: the group model of `grouped/slots.py`. A task without a slot has no
 history, so its belief is what the estimator says of its group, made when it is asked for: nothing
 is kept a group but how many of its tasks have slots. A task returns to its group when less than
-`tolerance` is left of its history: e max(|u|, visits), in logits and visits (`belief/logit_normal.py`).
+`tolerance` is left of its history: e max(|u|, visits), in logits and visits (`belief/`).
 
 On the T slots the belief is that of a dense pool of T tasks, and the same code.
 """

@@ -1,6 +1,6 @@
-"""The choice of `preset="auto"` in grouped pools: the first of all lotteries, not all of them.
+"""The choice of `auto` in grouped pools: the first of all lotteries, not all of them.
 
-In: the belief of `grouped/logit_normal.py`. Out: the B tasks of lowest score, distributed as if each task
+In: the belief of `logit_normal.py`. Out: the B tasks of lowest score, distributed as if each task
 of the pool had been given its score, as in `choice/mixed.py`,
 
     1 - V + c log(1 + (1 - .8 q) visits) + lottery,    lottery ~ exponential of mean delta

@@ -18,7 +18,7 @@ import numpy as np
 
 from bots_jax.checks import is_concrete
 from bots_jax.choice.batch import Plan
-from bots_jax.compose import TOUCHED_PER_SELECTED, settings_of
+from bots_jax.compose import TOUCHED_PER_SELECTED, check_state, settings_of
 from bots_jax.grouped import selector as grouped
 from bots_jax.grouped.groups import MOST_GROUPS, Groups, find_codes, groups_of_sizes, make_groups
 from bots_jax.grouped.slots import GroupModel, slots_needed
@@ -118,6 +118,7 @@ def with_grouped(dense: Selector, grouping: Grouping) -> Selector:
 
 
 def _of(state: State, dense: Selector, few: Any) -> Any:
+    check_state(state)
     return few if state.representation == "grouped" else dense
 
 

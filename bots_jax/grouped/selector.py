@@ -5,13 +5,13 @@ In and out: as in `compose.py`; the same contract, the same distribution of sele
 A task that has not been evaluated for long is believed exactly what every other task with
 the same references, domain and prior is. So one belief a *group* is kept, and one for each
 task that differs from its group, until its own history has faded to less than `tolerance`; then
-the task returns to its group. Those tasks stand in the *slots* of a hash table (`grouped/table.py`), with
+the task returns to its group. Those tasks stand in the *slots* of a hash table (`table.py`), with
 their visits and pending evidence. On the T slots everything works as in a dense pool of T tasks:
 `pool/visits.py` and the beliefs are the same code. A step costs O(T + G), whatever N.
 
     grouped/slots.py     slots given and taken back, a larger table: bookkeeping
-    grouped/beta.py     `preset="paper"`: Beta posteriors, and the race for the nearest draws
-    grouped/logit_normal.py      `preset="auto"`: histories, and their groups
+    grouped/beta.py     `bots`: Beta posteriors, and the race for the nearest draws
+    grouped/logit_normal.py      `auto`: histories, and their groups
     grouped/mixed.py     its choice, as a race of lotteries
 
 What is approximate: a returning task forgets up to `tolerance` of its own. Where nothing is
@@ -49,6 +49,7 @@ from bots_jax.pool.evidence import (
     PADDING,
     UNNUMBERED,
     Rows,
+    as_ids,
     as_rows,
     sound_numbers,
     validate_evidence,
@@ -294,7 +295,7 @@ def _as_mask(eligible: ArrayLike, state: State) -> Array:
 
 
 def _admit(state: State, evidence: Evidence) -> Rows:
-    rows = as_rows(evidence, state.pool.slots.trials.dtype)
+    rows = as_rows(evidence, state.pool.slots.trials.dtype, _num_tasks(state))
     if is_concrete(evidence, state.pool.groups.num_tasks):
         with jax.ensure_compile_time_eval():
             exists = np.asarray(_exists(state.pool.groups, rows.task_ids))
@@ -304,13 +305,10 @@ def _admit(state: State, evidence: Evidence) -> Rows:
 
 def check_task_ids(state: State, task_ids: ArrayLike) -> Array:
     """Task ids as i32; refused on the host where they are out of range."""
-    ids, tasks = jnp.asarray(task_ids), state.pool.groups.num_tasks
-    if not jnp.issubdtype(ids.dtype, jnp.integer):
-        raise ValueError(f"task_ids has dtype {ids.dtype}, expected integers")
-    if is_concrete(ids, tasks):
-        wrong = np.asarray(ids)[(np.asarray(ids) < -1) | (np.asarray(ids) >= int(tasks))]
-        if wrong.size:
-            raise ValueError(
-                f"task_ids contains {wrong.flat[0]}, this pool has rows 0 to {int(tasks) - 1}"
-            )
-    return ids.astype(jnp.int32)
+    return as_ids("task_ids", task_ids, _num_tasks(state))
+
+
+def _num_tasks(state: State) -> int:
+    """N, or the most there can be where it is traced."""
+    tasks = state.pool.groups.num_tasks
+    return int(tasks) if is_concrete(tasks) else 2**31 - 1

@@ -1,9 +1,9 @@
 """Slots for the tasks that differ from their group, and their way back: bookkeeping alone.
 
 In: a state, and tasks that are selected or evaluated. Out: the state in which they have slots
-of the hash table (`grouped/table.py`), or have returned to their groups, or with a larger table. What a
+of the hash table (`table.py`), or have returned to their groups, or with a larger table. What a
 slot and a group hold is the business of a *group model*: Beta posteriors (`grouped/beta.py`)
-or the histories of `preset="auto"` (`grouped/logit_normal.py`).
+or the histories of `auto` (`grouped/logit_normal.py`).
 """
 
 from __future__ import annotations

@@ -87,3 +87,4 @@ class Estimator(NamedTuple):
     fit: FitEstimator
     infer: InferFn
     capability: Any  # Callable[[params], Array]
+    uses_momentum: bool = True  # whether it obeys `Settings.capability_momentum`

@@ -137,7 +137,7 @@ def glm(
     def infer(params: Regression, reference: Reference, domain: Array | None) -> Inferred:
         return _infer(params, reference, domain, least_counts)
 
-    return Estimator("glm", 0, init, fit, infer, _capability)
+    return Estimator("glm", 0, init, fit, infer, _capability, uses_momentum=False)
 
 
 def _capability(params: Regression) -> Array:

@@ -192,5 +192,11 @@ def none() -> Estimator:
         return params
 
     return Estimator(
-        "none", 0, lambda reference, num_domains: (), fit, infer, lambda params: jnp.zeros((1,))
+        "none",
+        0,
+        lambda reference, num_domains: (),
+        fit,
+        infer,
+        lambda params: jnp.zeros((1,)),
+        uses_momentum=False,
     )

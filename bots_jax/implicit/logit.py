@@ -48,7 +48,9 @@ _ITERATIONS = 8
 
 def logit() -> Estimator:
     """The line in logits, with a filtered, uncertain capability."""
-    return Estimator("logit", 2, _init, _fit, _infer, lambda params: params.mean)
+    return Estimator(
+        "logit", 2, _init, _fit, _infer, lambda params: params.mean, uses_momentum=False
+    )
 
 
 def _init(reference: Reference, num_domains: int) -> Ability:

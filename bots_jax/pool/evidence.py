@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bots_jax.checks import is_concrete
 from bots_jax.types import Array, ArrayLike, Evidence
 
 UNNUMBERED = -1
@@ -29,12 +31,40 @@ class Rows(NamedTuple):
     visit: Array  # i32[M], -1 = unnumbered
 
 
-def as_rows(evidence: Evidence, dtype: jnp.dtype) -> Rows:
+def as_ids(name: str, task_ids: ArrayLike, capacity: int) -> Array:
+    """Task ids as i32, refused on the host where they are out of range, before they are narrowed.
+
+    Raises:
+      ValueError: naming the first id that is no row of a pool of `capacity` rows.
+    """
+    given = task_ids if isinstance(task_ids, jax.Array) else np.asarray(task_ids)
+    if not jnp.issubdtype(given.dtype, jnp.integer):
+        raise ValueError(f"{name} has dtype {given.dtype}, expected integers")
+    if is_concrete(given):
+        values = np.asarray(given)
+        wrong = values[(values < -1) | (values >= capacity)]
+        if wrong.size:
+            raise ValueError(
+                f"{name} contains {wrong.flat[0]}, this pool has rows 0 to {capacity - 1}"
+            )
+    return jnp.asarray(given).astype(jnp.int32)
+
+
+def as_rows(evidence: Evidence, dtype: jnp.dtype, capacity: int) -> Rows:
     """Evidence as JAX arrays of one length.
+
+    Args:
+      capacity: rows of the pool.
 
     Raises:
       ValueError: if the shapes do not agree. `trials` and `visit` may be scalars.
     """
+    if not isinstance(evidence, Evidence):
+        raise ValueError(
+            f"evidence is a {type(evidence).__name__}, expected a bots_jax.Evidence: the order is "
+            "update(state, evidence); make it by batch.evidence(rewards)"
+        )
+    _refuse_wide(evidence.task_ids, capacity)
     task_ids = jnp.asarray(evidence.task_ids)
     if not jnp.issubdtype(task_ids.dtype, jnp.integer):
         raise ValueError(f"evidence.task_ids has dtype {task_ids.dtype}, expected integers")
@@ -49,6 +79,16 @@ def as_rows(evidence: Evidence, dtype: jnp.dtype) -> Rows:
         trials=_column("trials", evidence.trials, task_ids.shape, dtype),
         visit=_column("visit", visit, task_ids.shape, jnp.dtype(jnp.int32)),
     )
+
+
+def _refuse_wide(task_ids: ArrayLike, capacity: int) -> None:
+    """Ids of 64 bits are looked at before they are narrowed to 32: 2**32 + 5 is not task 5."""
+    if isinstance(task_ids, jax.Array):
+        return
+    values = np.asarray(task_ids)
+    if values.dtype.kind in "iu" and values.dtype.itemsize > 4:
+        wrong = (values < -(2**31)) | (values >= 2**31)
+        _refuse(wrong, "task_ids", values, f"is no task of this pool of {capacity} rows")
 
 
 def _column(name: str, value: ArrayLike, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:

@@ -114,6 +114,10 @@ def _with_embeddings(
     return known._replace(embeddings=jnp.pad(jnp.asarray(given.embeddings, dtype), padding)), tasks
 
 
+# More reference models than this, and than tasks, are taken for tasks.
+_MANY_MODELS = 32
+
+
 def _num_tasks(rates: ArrayLike | None, num_tasks: int | None) -> int:
     if rates is None:
         if num_tasks is None:
@@ -126,6 +130,11 @@ def _num_tasks(rates: ArrayLike | None, num_tasks: int | None) -> int:
         raise ValueError(
             f"reference has shape {shape}, expected [K, N]: one row a reference model, "
             "ordered weak to strong, one column a task"
+        )
+    if shape[0] > max(_MANY_MODELS, shape[1]):
+        raise ValueError(
+            f"reference has shape {shape}, expected [K, N]: {shape[0]} models of {shape[1]} tasks "
+            "look transposed; give reference.T"
         )
     if num_tasks not in (None, shape[1]):
         raise ValueError(f"num_tasks={num_tasks}, but reference has {shape[1]} columns: drop one")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import sys
@@ -20,7 +21,7 @@ from bots_jax.rl.policy import PolicyConfig
 from bots_jax.rl.policy_gradient import Estimator, GradientConfig
 from bots_jax.rl.run_folder import Line, RunFolder
 from bots_jax.rl.tasks import VerifierError
-from bots_jax.rl.warmup import WarmupConfig
+from bots_jax.rl.worlds import WORLDS
 
 INTERRUPTED = 130  # what a shell expects of a command stopped by Ctrl-C
 
@@ -89,8 +90,8 @@ class ProgressBar:
 
 _EPILOG = """\
 Results in the --out folder: config.json, steps/ (a line of JSON a step), results.jsonl (a
-line a run), summary.md, summary.csv, and plots. Ctrl-C or a kill loses nothing but the step
-in progress: --resume goes on and ends with the same numbers.
+line a run), summary.md, summary.csv, and plots. Ctrl-C loses nothing but the step in
+progress, a kill at most --checkpoint-every steps: --resume goes on and ends with the same numbers.
 
 A file of your own tasks has the columns prompt, answer and, if you like, id, domain and
 reference (pass rates of a weaker and a stronger model); .jsonl, .parquet and .npz are read,
@@ -100,17 +101,21 @@ default function(prompt, completion) -> reward in [0, 1], both of them text. Wit
 completions i32[B, G, L]) -> rewards f[B, G] is traced and runs on the device, and pool is a
 bots_jax.rl.tasks.TaskPool; see exact_verifier there.
 
-The longer run behind the README's table:
-bots-jax finetune --seeds 6 --steps 200 --eval-rollouts 8"""
+Defaults in brackets with "frontier:" are that world's; others have their own (see
+bots_jax/rl/worlds.py). With --tasks they are 60 steps of 32 tasks, measured every 10 by 4
+rollouts, at a constant rate of 0.0005 after a warm-up of 300, 900 and 1800 steps. Many seeds
+and all worlds: bots-jax bench worlds"""
+
+MAIN_WORLD = "frontier"
 
 
 def add_finetune_parser(subparsers: Any) -> argparse.ArgumentParser:
     """Add the command `finetune` to what `ArgumentParser.add_subparsers` returned."""
     from bots_jax.strategies import SETTINGS, STRATEGIES
 
-    base, loop, gradient, warmup = (
-        FinetuneConfig(), LoopConfig(), GradientConfig(), WarmupConfig(),
-    )  # fmt: skip
+    base = FinetuneConfig.of_world(MAIN_WORLD)
+    loop, warmup = base.loop, base.warmup
+    gradient = loop.gradient
     parser: argparse.ArgumentParser = subparsers.add_parser(
         "finetune",
         help="finetune a small policy under several strategies and compare what it learns",
@@ -124,21 +129,31 @@ def add_finetune_parser(subparsers: Any) -> argparse.ArgumentParser:
         kind = more.pop("type", type(default))
         group.add_argument(name, type=kind, default=default, help=f"{text} [%(default)s]", **more)
 
+    def of_world(group: Any, name: str, default: Any, text: str) -> None:
+        """A number whose default depends on the world, or on there being a file of tasks."""
+        text = f"{text} [{MAIN_WORLD}: {default}]"
+        group.add_argument(name, type=type(default), metavar="X", help=text)
+
     what = parser.add_argument_group("what is compared")
     names = ",".join(base.strategies)
-    add(what, "--strategies", names, f"of {', '.join(STRATEGIES)}; uniform is the baseline")
-    add(what, "--seeds", base.seeds, "how many seeds; intervals need several")
+    of_world(what, "--strategies", names,
+        f"of {', '.join(STRATEGIES)}, each as it is or followed by what it is to know of "
+        "the tasks: +nothing, +prompts, +references (as it is) or +everything")  # fmt: skip
+    of_world(what, "--seeds", base.seeds, "how many seeds; intervals need several")
     add(what, "--first-seed", base.first_seed, "the seeds count up from here")
-    add(what, "--steps", base.steps, "training steps of each run")
-    add(what, "--batch-size", base.batch_size, "tasks selected a step")
-    add(what, "--rollouts", loop.group_size, "completions of each selected task")
-    add(what, "--eval-every", base.eval_every, "steps between held-out measurements")
-    add(what, "--eval-rollouts", base.eval_rollouts, "completions of each held-out task")
+    of_world(what, "--steps", base.steps, "training steps of each run")
+    of_world(what, "--batch-size", base.batch_size, "tasks selected a step")
+    of_world(what, "--rollouts", loop.group_size, "completions of each selected task")
+    of_world(what, "--eval-every", base.eval_every, "steps between held-out measurements")
+    of_world(what, "--eval-rollouts", base.eval_rollouts,
+        "completions of each held-out task; 0: its exact pass rate")  # fmt: skip
 
     data = parser.add_argument_group("tasks")
-    add(data, "--num-tasks", base.num_tasks, "generated tasks to train on")
+    data.add_argument("--world", choices=tuple(WORLDS), metavar="NAME",
+        help=f"whose tasks and base policy: {', '.join(WORLDS)} [{MAIN_WORLD}]")  # fmt: skip
+    of_world(data, "--num-tasks", base.num_tasks, "generated tasks to train on")
     add(data, "--num-held-out", base.num_held_out, "tasks to measure on, at most")
-    add(data, "--data-seed", base.data_seed, "of the generated tasks")
+    of_world(data, "--data-seed", base.data_seed, "of the generated tasks")
     none = {"type": str, "metavar": "FILE"}
     add(data, "--tasks", None, "file of your own tasks, an eighth of them held out", **none)
     none["metavar"] = "MODULE:FUNCTION"
@@ -152,7 +167,9 @@ def add_finetune_parser(subparsers: Any) -> argparse.ArgumentParser:
 
     policy = parser.add_argument_group("policy gradient")
     add(policy, "--estimator", gradient.estimator, "of the advantages", choices=get_args(Estimator))
-    add(policy, "--learning-rate", gradient.learning_rate, "of AdamW")
+    of_world(policy, "--learning-rate", gradient.learning_rate, "of AdamW")
+    policy.add_argument("--lr-decay", type=int, metavar="X",
+        help="steps by which it is 0 again; 0: constant [worlds: --steps, else 0]")  # fmt: skip
     add(policy, "--weight-decay", gradient.weight_decay, "of AdamW")
     add(policy, "--lr-warmup", gradient.lr_warmup, "steps over which the learning rate rises")
     add(policy, "--max-grad-norm", gradient.max_grad_norm, "gradients are clipped to this norm")
@@ -163,9 +180,15 @@ def add_finetune_parser(subparsers: Any) -> argparse.ArgumentParser:
     add(policy, "--temperature-of-sampling", loop.temperature, "of the rollouts")
 
     base_policy = parser.add_argument_group("base policy and references")
-    add(base_policy, "--warmup-early", warmup.early_steps, "supervised steps to the weak reference")
-    add(base_policy, "--warmup-steps", warmup.base_steps, "supervised steps to the base policy")
-    add(base_policy, "--warmup-late", warmup.late_steps, "supervised steps to the strong reference")
+    of_world(
+        base_policy, "--warmup-early", warmup.early_steps, "supervised steps to the weak reference"
+    )
+    of_world(
+        base_policy, "--warmup-steps", warmup.base_steps, "supervised steps to the base policy"
+    )
+    of_world(
+        base_policy, "--warmup-late", warmup.late_steps, "supervised steps to the strong reference"
+    )
     add(base_policy, "--reference-rollouts", base.reference_rollouts, "of each task by each")
     add(base_policy, "--cache", default_cache(), "where the warm-up is kept", metavar="FOLDER")
 
@@ -182,7 +205,9 @@ def add_finetune_parser(subparsers: Any) -> argparse.ArgumentParser:
     add(out, "--out", "runs/finetune", "folder for results", metavar="FOLDER")
     out.add_argument("--resume", action="store_true", help="go on with what the folder holds")
     out.add_argument("--overwrite", action="store_true", help="delete what the folder holds")
-    add(out, "--checkpoint-every", base.checkpoint_every, "steps that a kill may cost, at most")
+    of_world(
+        out, "--checkpoint-every", base.checkpoint_every, "steps that a kill may cost, at most"
+    )
     parser.set_defaults(run=finetune_command)
     return parser
 
@@ -197,49 +222,75 @@ def make_config(args: argparse.Namespace) -> FinetuneConfig:
     """The settings of the command line, checked."""
     from bots_jax.strategies import SETTINGS
 
-    gradient = GradientConfig(
-        estimator=args.estimator,
-        learning_rate=args.learning_rate,
-        lr_warmup=args.lr_warmup,
-        weight_decay=args.weight_decay,
-        max_grad_norm=args.max_grad_norm,
-        clip_low=args.clip,
-        clip_high=args.clip if args.clip_high is None else args.clip_high,
-        kl_weight=args.kl_weight,
-    )
-    given = {name: getattr(args, name) for name in SETTINGS}
-    return FinetuneConfig(
-        strategies=tuple(name.strip() for name in args.strategies.split(",") if name.strip()),
-        seeds=args.seeds,
+    base = _defaults(args)
+
+    def given(name: str, default: Any) -> Any:
+        value = getattr(args, name)
+        return default if value is None else value
+
+    names = given("strategies", ",".join(base.strategies))
+    settings = {name: getattr(args, name) for name in SETTINGS}
+    return dataclasses.replace(
+        base,
+        strategies=tuple(name.strip() for name in names.split(",") if name.strip()),
+        seeds=given("seeds", base.seeds),
         first_seed=args.first_seed,
-        steps=args.steps,
-        batch_size=args.batch_size,
-        eval_every=args.eval_every,
-        eval_rollouts=args.eval_rollouts,
-        num_tasks=args.num_tasks,
+        steps=given("steps", base.steps),
+        batch_size=given("batch_size", base.batch_size),
+        eval_every=given("eval_every", base.eval_every),
+        eval_rollouts=given("eval_rollouts", base.eval_rollouts),
+        num_tasks=given("num_tasks", base.num_tasks),
         num_held_out=args.num_held_out,
-        data_seed=args.data_seed,
+        data_seed=given("data_seed", base.data_seed),
         tasks=args.tasks,
         verifier=args.verifier,
         verifier_kind=args.verifier_kind,
         by_domain=args.by_domain,
         reference_rollouts=args.reference_rollouts,
-        checkpoint_every=args.checkpoint_every,
-        settings={name: value for name, value in given.items() if value is not None},
+        checkpoint_every=given("checkpoint_every", base.checkpoint_every),
+        settings={name: value for name, value in settings.items() if value is not None},
         loop=LoopConfig(
-            group_size=args.rollouts,
+            group_size=given("rollouts", base.loop.group_size),
             max_new_tokens=args.max_answer_tokens,
             temperature=args.temperature_of_sampling,
-            gradient=gradient,
+            gradient=_gradient(args, base.loop.gradient),
         ),
-        warmup=WarmupConfig(
+        warmup=dataclasses.replace(
+            base.warmup,
             policy=PolicyConfig(
                 max_prompt=args.max_prompt_tokens, max_answer=args.max_answer_tokens
             ),
-            early_steps=args.warmup_early,
-            base_steps=args.warmup_steps,
-            late_steps=args.warmup_late,
+            early_steps=given("warmup_early", base.warmup.early_steps),
+            base_steps=given("warmup_steps", base.warmup.base_steps),
+            late_steps=given("warmup_late", base.warmup.late_steps),
         ),
+    )
+
+
+def _defaults(args: argparse.Namespace) -> FinetuneConfig:
+    """What holds where the command line says nothing: a world's, or that for tasks of a file."""
+    if args.tasks is not None and args.world is not None:
+        raise ValueError(f"--world {args.world} and --tasks {args.tasks}: give one of them")
+    if args.tasks is not None or args.verifier is not None:
+        return FinetuneConfig()
+    changes = {} if args.steps is None else {"steps": args.steps}
+    return FinetuneConfig.of_world(args.world or MAIN_WORLD, **changes)
+
+
+def _gradient(args: argparse.Namespace, base: GradientConfig) -> GradientConfig:
+    """The policy gradient of the command line."""
+    rate = base.learning_rate if args.learning_rate is None else args.learning_rate
+    return GradientConfig(
+        estimator=args.estimator,
+        learning_rate=rate,
+        lr_warmup=min(args.lr_warmup, base.lr_warmup) if base.lr_decay else args.lr_warmup,
+        lr_decay=base.lr_decay if args.lr_decay is None else args.lr_decay,
+        weight_decay=args.weight_decay,
+        max_grad_norm=args.max_grad_norm,
+        clip_low=args.clip,
+        clip_high=args.clip if args.clip_high is None else args.clip_high,
+        kl_weight=args.kl_weight,
+        mixed_chunk=0 if args.kl_weight else base.mixed_chunk,
     )
 
 
@@ -283,7 +334,7 @@ def comparison_command(
     except StoppedError:
         say(f"stopped; everything is saved: the same command with --resume goes on ({args.out})")
         return INTERRUPTED
-    except ModuleNotFoundError as error:
+    except ImportError as error:
         say(f"bots-jax {program}: {error}: pip install 'bots-jax[{extra}]' has all that it needs")
         return 2
     except (ValueError, OSError) as error:

@@ -31,6 +31,8 @@ import numpy as np
 from bots_jax import checkpoint
 from bots_jax.checks import check_choice
 from bots_jax.evaluate.task_files import read_tasks
+from bots_jax.pool.reference import TaskFeatures
+from bots_jax.rl import worlds
 from bots_jax.rl.loop import (
     ActFn,
     EvaluateFn,
@@ -46,6 +48,7 @@ from bots_jax.rl.loop import (
     summarise,
 )
 from bots_jax.rl.policy import GraphDef, Params
+from bots_jax.rl.rollouts import answer_probabilities
 from bots_jax.rl.run_folder import Line, RunFolder
 from bots_jax.rl.task_pool import to_pool
 from bots_jax.rl.tasks import (
@@ -73,9 +76,24 @@ DEFAULT_STRATEGIES = (
 )
 
 
+WORLD_STRATEGIES = ("uniform", "epochs", "auto+prompts", "bots+references")
+MAIN_STEPS, MAIN_SEEDS = 400, 4  # of the main job: some two and a half minutes on two idle cores
+
+TOLD = ("nothing", "prompts", "references", "everything")
+
+
+def told_of(name: str) -> str:
+    """What a strategy is told of the tasks: the end of its name, as in "auto+prompts"."""
+    return name.partition("+")[2] or "references"
+
+
 @dataclasses.dataclass(frozen=True)
 class FinetuneConfig:
     """Everything that the numbers of a comparison depend on.
+
+    A strategy is a name of `strategies.STRATEGIES`, and what it is told of the tasks: "+references"
+    (pass rates of two checkpoints, what it is told without such an ending), "+prompts" (features
+    of the text), "+everything" (both) or "+nothing".
 
     Raises:
       ValueError: where a setting is out of range.
@@ -87,10 +105,11 @@ class FinetuneConfig:
     steps: int = 60
     batch_size: int = 32  # tasks a step
     eval_every: int = 10  # steps between measurements on the held-out tasks
-    eval_rollouts: int = 4  # of each held-out task
+    eval_rollouts: int = 4  # of each held-out task; 0: its rate is computed, for exact match
     num_tasks: int = 8192
     num_held_out: int = 1024
     data_seed: int = 0
+    world: str | None = None  # a name of `worlds.WORLDS` whose tasks are taken; see `of_world`
     tasks: str | None = None  # a file of the user's own tasks, instead of generated ones
     verifier: str | None = None  # "module:function" for them, instead of exact match
     verifier_kind: str = "python"  # or "jax"; see `_own`
@@ -104,6 +123,15 @@ class FinetuneConfig:
     def __post_init__(self) -> None:
         check_comparison(self)
         check_choice("verifier_kind", self.verifier_kind, VERIFIER_KINDS)
+        if self.world is not None:
+            worlds.find_world(self.world)
+            if self.tasks is not None:
+                raise ValueError(f"world={self.world!r} and tasks={self.tasks!r}: give one of them")
+        if self.eval_rollouts == 0 and self.verifier is not None:
+            raise ValueError(
+                "eval_rollouts=0 computes the probability of the exact answer, which a verifier "
+                "of your own does not go by: give eval_rollouts of at least 1"
+            )
         if self.verifier is not None and self.tasks is None:
             raise ValueError(f"verifier={self.verifier!r} is for tasks of your own: give tasks too")
         room = self.warmup.policy
@@ -118,12 +146,37 @@ class FinetuneConfig:
                 f"max_answer={room.max_answer}"
             )
         for name in self.strategies:
+            check_choice("told", told_of(name), TOLD)
             self.selector(name)
+
+    @classmethod
+    def of_world(cls, name: str, **changes: Any) -> FinetuneConfig:
+        """The main job in a world, sized for a few minutes on two cores, with some changes."""
+        world = worlds.find_world(name)
+        steps = changes.get("steps", min(world.steps, MAIN_STEPS))
+        loop = worlds.loop_config(dataclasses.replace(world, steps=steps))
+        given: dict[str, Any] = {
+            "world": name,
+            "strategies": WORLD_STRATEGIES,
+            "seeds": MAIN_SEEDS,
+            "steps": steps,
+            "batch_size": world.batch_size,
+            "eval_every": 20,
+            "eval_rollouts": 0,
+            "num_tasks": world.num_tasks,
+            "data_seed": world.seed,
+            "checkpoint_every": 10,
+            "reference_rollouts": world.reference_rollouts,
+            "warmup": world.warmup,
+            "loop": loop,
+        }
+        return cls(**{**given, **changes})
 
     def selector(self, name: str) -> Selector:
         """The strategy of that name under the settings that it has and does not fix."""
         group = self.loop.group_size
-        return configure(name, self.settings, batch_size=self.batch_size, rollouts=group)
+        rule = name.partition("+")[0]
+        return configure(rule, self.settings, batch_size=self.batch_size, rollouts=group)
 
     def saved(self) -> dict[str, Any]:
         """As JSON values, for the folder; with a checksum of the file of tasks."""
@@ -229,6 +282,8 @@ def prepare(config: FinetuneConfig, cache_dir: Path | None, watcher: Watcher) ->
     Raises:
       ValueError: where the tasks are unfit; that is found before anything is trained.
     """
+    if config.world is not None:
+        return _world_problem(config, cache_dir, watcher)
     pool, verifier, held_out, held_out_verifier, reference = _tasks(config)
     start = warm_up(config.warmup, cache_dir, watcher.stage)
     length = config.loop.max_new_tokens
@@ -249,6 +304,23 @@ def prepare(config: FinetuneConfig, cache_dir: Path | None, watcher: Watcher) ->
     return Problem(
         start.graphdef, start.base, pool, verifier, held_out, held_out_verifier, reference
     )
+
+
+def _world_problem(config: FinetuneConfig, cache_dir: Path | None, watcher: Watcher) -> Problem:
+    """The world's, at the sizes of the comparison."""
+    world = dataclasses.replace(
+        worlds.find_world(config.world or ""),
+        num_tasks=config.num_tasks,
+        num_held_out=config.num_held_out,
+        seed=config.data_seed,
+        reference_rollouts=config.reference_rollouts,
+        warmup=config.warmup,
+    )
+    data = worlds.make_world(world, cache_dir, watcher.stage)
+    return Problem(
+        data.start.graphdef, data.start.base, data.pool, _exact(data.pool),
+        data.held_out, _exact(data.held_out), data.reference,
+    )  # fmt: skip
 
 
 def _tasks(
@@ -324,19 +396,32 @@ def compile_pieces(config: Comparison, problem: Problem) -> Compiled:
     prompts = jnp.asarray(problem.pool.prompts)
     act = make_act(problem.graphdef, prompts, problem.verifier, config.loop)
     learn = make_learn(problem.graphdef, config.loop, problem.base)
-    evaluate = make_evaluation(
-        problem.graphdef,
-        jnp.asarray(problem.held_out.prompts),
-        problem.held_out_verifier,
-        rollouts=config.eval_rollouts,
-        max_new_tokens=config.loop.max_new_tokens,
-    )
+    evaluate = _evaluation(config, problem)
     selectors = {name: compiled(config.selector(name)) for name in config.strategies}
     return Compiled(selectors, jax.jit(act), jax.jit(learn), jax.jit(evaluate))
 
 
-_COUNTS = ("seeds", "steps", "batch_size", "eval_every", "eval_rollouts", "num_tasks",
-           "num_held_out", "reference_rollouts", "checkpoint_every")  # fmt: skip
+def _evaluation(config: Comparison, problem: Problem) -> EvaluateFn:
+    """Pass rates of the held-out tasks: computed, or from rollouts."""
+    prompts = jnp.asarray(problem.held_out.prompts)
+    if config.eval_rollouts > 0:
+        return make_evaluation(
+            problem.graphdef,
+            prompts,
+            problem.held_out_verifier,
+            rollouts=config.eval_rollouts,
+            max_new_tokens=config.loop.max_new_tokens,
+        )
+    answers = jnp.asarray(problem.held_out.answers)
+
+    def evaluate(params: Params, rng_key: jax.Array) -> jax.Array:
+        return answer_probabilities(problem.graphdef, params, prompts, answers)
+
+    return evaluate
+
+
+_COUNTS = ("seeds", "steps", "batch_size", "eval_every", "num_tasks", "num_held_out",
+           "reference_rollouts", "checkpoint_every")  # fmt: skip
 
 
 def check_comparison(config: Any, *more_counts: str) -> None:
@@ -344,6 +429,8 @@ def check_comparison(config: Any, *more_counts: str) -> None:
     for name in (*_COUNTS, *more_counts):
         if getattr(config, name) < 1:
             raise ValueError(f"{name}={getattr(config, name)} must be at least 1")
+    if config.eval_rollouts < 0:
+        raise ValueError(f"eval_rollouts={config.eval_rollouts} must not be negative")
     if not config.strategies or len(set(config.strategies)) < len(config.strategies):
         raise ValueError(f"strategies={config.strategies} must name at least one, each once")
 
@@ -383,8 +470,14 @@ def compare(
 def start(config: Comparison, problem: Problem, selector: Selector, name: str) -> State:
     """A strategy's state before the first step: made for all before any is trained."""
     domains = problem.pool.family if config.by_domain else None
+    told = told_of(name)
+    known: Any = problem.reference if told in ("references", "everything") else None
     try:
-        return selector.init(problem.reference, domains=domains)
+        if told in ("prompts", "everything"):
+            known = TaskFeatures(known, worlds.prompt_features(problem.pool))
+            return selector.init(known, domains=domains)
+        tasks = len(np.asarray(problem.pool.prompts))
+        return selector.init(known, num_tasks=tasks, domains=domains)
     except ValueError as error:
         raise ValueError(f"strategy {name}: {error}; or leave the strategy out") from None
 
@@ -432,7 +525,9 @@ _step_keys = jax.jit(step_keys)
 
 def compiled(selector: Selector) -> Selector:
     """The selector without the checks of the host boundary: verifiers keep to [0, 1]."""
-    return selector._replace(select=jax.jit(selector.select), update=jax.jit(selector.update))
+    return dataclasses.replace(
+        selector, recipe=None, select=jax.jit(selector.select), update=jax.jit(selector.update)
+    )
 
 
 def held_out(pieces: Compiled, state: LoopState) -> float:

@@ -47,19 +47,22 @@ class GradientConfig:
     estimator: Estimator = "grpo"
     learning_rate: float = 5e-4
     lr_warmup: int = 5  # steps over which the learning rate rises to its value
+    lr_decay: int = 0  # steps after which it has fallen to 0, in a line; 0: it stays
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0  # global norm that gradients are clipped to
     clip_low: float = 0.2  # e: ratios are clipped to [1 - e, 1 + e']
     clip_high: float = 0.2  # e'
     kl_weight: float = 0.0  # b; above 0 the batch must carry `base_logprobs`
     chunk: int = 0  # prompts differentiated at a time, to save memory; 0: all at once
+    mixed_chunk: int = 0  # mixed groups differentiated at a time, the rest skipped; 0: no skipping
 
     def __post_init__(self) -> None:
         if self.estimator not in get_args(Estimator):
             raise ValueError(
                 f"estimator={self.estimator!r} is unknown; use one of {get_args(Estimator)}"
             )
-        for name in ("lr_warmup", "weight_decay", "kl_weight", "clip_high", "chunk"):
+        for name in ("lr_warmup", "lr_decay", "weight_decay", "kl_weight", "clip_high", "chunk",
+                     "mixed_chunk"):  # fmt: skip
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name}={getattr(self, name)} must be finite and at least 0")
         for name in ("learning_rate", "max_grad_norm"):
@@ -67,6 +70,16 @@ class GradientConfig:
                 raise ValueError(f"{name}={getattr(self, name)} must be finite and above 0")
         if not 0 <= self.clip_low <= 1:
             raise ValueError(f"clip_low={self.clip_low} must be in [0, 1]")
+        if 0 < self.lr_decay <= self.lr_warmup:
+            raise ValueError(
+                f"lr_decay={self.lr_decay} must be above lr_warmup={self.lr_warmup}, or 0 for a "
+                "constant rate"
+            )
+        if self.mixed_chunk and (self.kl_weight or self.chunk):
+            raise ValueError(
+                f"mixed_chunk={self.mixed_chunk} skips groups: with kl_weight={self.kl_weight} "
+                f"every group has a gradient, and chunk={self.chunk} takes all; set those to 0"
+            )
 
 
 class TrainState(NamedTuple):
@@ -99,14 +112,21 @@ class Metrics(NamedTuple):
 
 
 def make_optimizer(config: GradientConfig) -> optax.GradientTransformation:
-    """Global-norm clipping, then AdamW with a linear warm-up to a constant rate."""
-    rate = optax.linear_schedule(
-        config.learning_rate / (config.lr_warmup + 1), config.learning_rate, config.lr_warmup
-    )
+    """Global-norm clipping, then AdamW at `rate_schedule`."""
     return optax.chain(
         optax.clip_by_global_norm(config.max_grad_norm),
-        optax.adamw(rate, weight_decay=config.weight_decay),
+        optax.adamw(rate_schedule(config), weight_decay=config.weight_decay),
     )
+
+
+def rate_schedule(config: GradientConfig) -> optax.Schedule:
+    """Learning rate by step: a linear rise, then constant, or a linear fall to 0 at `lr_decay`."""
+    peak, rise = config.learning_rate, config.lr_warmup
+    up = optax.linear_schedule(peak / (rise + 1), peak, rise)
+    if config.lr_decay == 0:
+        return up
+    down = optax.linear_schedule(peak, 0.0, config.lr_decay - rise)
+    return optax.join_schedules([up, down], [rise])
 
 
 def init_train_state(params: Params, config: GradientConfig) -> TrainState:
@@ -228,11 +248,53 @@ def make_train_step(
         )
         return surrogate(now, batch, config)
 
+    def gradient(params: Params, batch: Batch) -> tuple[Metrics, Params]:
+        if config.mixed_chunk and config.mixed_chunk < len(batch.prompts):
+            return _mixed_gradient(loss, params, batch, config)
+        (_, metrics), grads = jax.value_and_grad(loss, has_aux=True)(params, batch)
+        return metrics, grads
+
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        (_, metrics), grads = jax.value_and_grad(loss, has_aux=True)(state.params, batch)
+        metrics, grads = gradient(state.params, batch)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = metrics._replace(grad_norm=optax.tree.norm(grads))
         return TrainState(params, opt_state, state.step + 1), metrics
 
     return train_step
+
+
+def _mixed_gradient(
+    loss: Callable[[Params, Batch], tuple[Array, Metrics]],
+    params: Params,
+    batch: Batch,
+    config: GradientConfig,
+) -> tuple[Metrics, Params]:
+    """The gradient of `loss`, from the groups that have one: `mixed_chunk` of them at a time.
+
+    Groups whose rewards are all equal have advantage 0, so they add nothing but time. The loss
+    of a chunk averages over its own prompts; its share of the batch corrects that.
+    """
+    chunk, total = config.mixed_chunk, len(batch.prompts)
+    mixed = batch.valid & (jnp.max(batch.rewards, axis=1) > jnp.min(batch.rewards, axis=1))
+    count = jnp.sum(mixed, dtype=jnp.int32)
+    order = jnp.argsort(~mixed, stable=True)
+    order = jnp.pad(order, (0, -total % chunk))
+    valid = jnp.maximum(jnp.sum(batch.valid), 1).astype(batch.logprobs.dtype)
+
+    def add(carry: tuple[Array, Metrics, Params]) -> tuple[Array, Metrics, Params]:
+        start, metrics, grads = carry
+        rows = jax.lax.dynamic_slice_in_dim(order, start, chunk)
+        kept = start + jnp.arange(chunk) < count
+        part: Batch = jax.tree.map(lambda column: column[rows], batch)._replace(valid=kept)
+        (_, own), found = jax.value_and_grad(loss, has_aux=True)(params, part)
+        share = jnp.sum(kept) / valid
+        metrics = jax.tree.map(lambda sum_, new: sum_ + share * new, metrics, own)
+        grads = jax.tree.map(lambda sum_, new: sum_ + share.astype(new.dtype) * new, grads, found)
+        return start + chunk, metrics, grads
+
+    zero = jnp.zeros((), batch.logprobs.dtype)
+    nothing = Metrics(*(zero for _ in Metrics._fields))
+    start = (jnp.zeros((), jnp.int32), nothing, jax.tree.map(jnp.zeros_like, params))
+    _, metrics, grads = jax.lax.while_loop(lambda carry: carry[0] < count, add, start)
+    return metrics, grads

@@ -62,6 +62,7 @@ class WarmupConfig:
     policy: PolicyConfig = dataclasses.field(default_factory=PolicyConfig)
     families: tuple[str, ...] = EASY_FAMILIES
     max_size: int = 6  # of the problems seen
+    size_decay: float = 1.0  # a problem is drawn so many times as often as one a size smaller
     num_tasks: int = 8192
     early_steps: int = 300  # gradient steps to the weak reference
     base_steps: int = 900  # to the base policy
@@ -84,6 +85,8 @@ class WarmupConfig:
         for name in ("learning_rate", "weight_decay"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name}={getattr(self, name)} must be finite and at least 0")
+        if not 0 < self.size_decay <= 1:
+            raise ValueError(f"size_decay={self.size_decay} must be above 0 and at most 1")
         if unknown := [name for name in self.families if name not in FAMILY_NAMES]:
             raise ValueError(f"families={unknown} are unknown; use {', '.join(FAMILY_NAMES)}")
 
@@ -249,7 +252,7 @@ def _partial_file(config: WarmupConfig, cache_dir: str | os.PathLike[str] | None
 
 def _take_up(partial: Path | None, start: _Training) -> _Training:
     """The warm-up that the file holds, or the start where there is none of these shapes."""
-    found = None if partial is None else _read(partial)
+    found = None if partial is None else read_arrays(partial)
     leaves, structure = jax.tree.flatten(start)
     names = [f"leaf{i:04d}" for i in range(len(leaves))]
     if found is None or sorted(found) != names:
@@ -263,7 +266,7 @@ def _save_partial(partial: Path | None, now: _Training) -> None:
         return
     arrays = {f"leaf{i:04d}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(now))}
     with contextlib.suppress(OSError):  # only time is lost; `cached_arrays` warns of the folder
-        _write(partial, arrays)
+        write_arrays(partial, arrays)
 
 
 def _supervised_step(
@@ -273,6 +276,7 @@ def _supervised_step(
     pool: TaskPool,
 ) -> Callable[[Params, Any, Array], tuple[Params, Any]]:
     prompts, answers = jnp.asarray(pool.prompts), jnp.asarray(pool.answers)
+    draw = _row_sampler(pool, config)
 
     def loss(params: Params, rows: Array) -> Array:
         targets = answers[rows][:, None, :]
@@ -282,11 +286,30 @@ def _supervised_step(
 
     def step(params: Params, opt_state: Any, done: Array) -> tuple[Params, Any]:
         key = jax.random.fold_in(_key(config, 1), done)
-        rows = jax.random.randint(key, (config.batch_size,), 0, len(prompts))
-        updates, opt_state = optimizer.update(jax.grad(loss)(params, rows), opt_state, params)
+        grads = jax.grad(loss)(params, draw(key))
+        updates, opt_state = optimizer.update(grads, opt_state, params)
         return optax.apply_updates(params, updates), opt_state
 
     return step
+
+
+def _row_sampler(pool: TaskPool, config: WarmupConfig) -> Callable[[Array], Array]:
+    """`draw(key) -> i32[batch_size]`: rows of the pool, with replacement.
+
+    With `size_decay` below 1 families are drawn alike, and within a family each row with a weight
+    of size_decay^(size - 1).
+    """
+    total, shape = len(np.asarray(pool.prompts)), (config.batch_size,)
+    if config.size_decay == 1:
+        return lambda key: jax.random.randint(key, shape, 0, total)
+    family, weights = np.asarray(pool.family), config.size_decay ** (np.asarray(pool.size) - 1.0)
+    weights /= np.bincount(family, weights)[family]
+    upto = jnp.asarray(np.cumsum(weights / weights.sum()), jnp.float32)
+
+    def draw(key: Array) -> Array:
+        return jnp.minimum(jnp.searchsorted(upto, jax.random.uniform(key, shape)), total - 1)
+
+    return draw
 
 
 # --- the cache ----------------------------------------------------------------------------
@@ -310,12 +333,12 @@ def cached_arrays(
     if cache_dir is None:
         return make()
     path = _cache_file(cache_dir, name, identity)
-    found = _read(path)
+    found = read_arrays(path)
     if found is not None:
         return found
     arrays = make()
     try:
-        _write(path, arrays)
+        write_arrays(path, arrays)
     except OSError as error:
         warnings.warn(f"could not cache {name} in {path}: {error}; going on", stacklevel=2)
     return arrays
@@ -343,7 +366,7 @@ def _checksum(arrays: Arrays) -> bytes:
     return digest.digest()
 
 
-def _read(path: Path) -> Arrays | None:
+def read_arrays(path: Path) -> Arrays | None:
     """The arrays of a whole file; None where there is none or it is damaged."""
     if not path.exists():
         return None
@@ -359,7 +382,7 @@ def _read(path: Path) -> Arrays | None:
     return None
 
 
-def _write(path: Path, arrays: Arrays) -> None:
+def write_arrays(path: Path, arrays: Arrays) -> None:
     """All or nothing: a reader, or a kill at any moment, never sees half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=".tmp")

@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from bots_jax.bots_selector import AUTO_ONLY, bots
+from bots_jax.auto_selector import auto
+from bots_jax.bots_selector import bots
 from bots_jax.checks import check_choice
 from bots_jax.strategies.adarft import adarft
 from bots_jax.strategies.balanced import balanced
@@ -33,15 +34,13 @@ from bots_jax.strategies.uniform import uniform
 from bots_jax.strategies.vade import vade
 from bots_jax.types import Selector
 
-paper = partial(bots, preset="paper")
-
 STRATEGIES: dict[str, Callable[..., Selector]] = {
-    "bots": paper,
-    "auto": partial(bots, preset="auto"),
-    "bots-explicit": partial(paper, implicit_weight=0.0),
-    "bots-implicit": partial(paper, implicit_weight=1.0),
-    "bots-no-forgetting": partial(paper, forgetting=0.0, implicit_weight=0.0),
-    "bots-mean": partial(paper, choice="mean"),
+    "bots": bots,
+    "auto": auto,
+    "bots-explicit": partial(bots, implicit_weight=0.0),
+    "bots-implicit": partial(bots, implicit_weight=1.0),
+    "bots-no-forgetting": partial(bots, forgetting=0.0, implicit_weight=0.0),
+    "bots-mean": partial(bots, choice="mean"),
     "uniform": uniform,
     "easy-to-hard": easy_to_hard,
     "adarft": adarft,
@@ -87,8 +86,7 @@ SETTINGS: dict[str, str] = {
 def open_settings(factory: Callable[..., Selector]) -> set[str]:
     """Names of the settings that a factory takes and its name does not fix."""
     fixed = getattr(factory, "keywords", {})
-    names = set(inspect.signature(factory).parameters) - set(fixed)
-    return names - AUTO_ONLY if fixed.get("preset") == "paper" else names
+    return set(inspect.signature(factory).parameters) - set(fixed)
 
 
 def configure(

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from bots_jax.belief.beta import beta_belief, beta_rules
 from bots_jax.checks import check_number
 from bots_jax.choice.batch import make_plan
-from bots_jax.compose import BeliefModel, Choice, compose
+from bots_jax.compose import BeliefModel, Choice, compose, factory
 from bots_jax.implicit import Estimator, make_estimator
 from bots_jax.pool.reference import Reference
 from bots_jax.pool.visits import StepEvidence
@@ -33,6 +33,7 @@ from bots_jax.strategies.worth import (
 from bots_jax.types import Array, ArrayLike, Selector, Settings, State
 
 
+@factory
 def balanced(
     *,
     batch_size: int = 32,

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 
 from bots_jax.checks import check_count, check_number
 from bots_jax.choice.batch import make_plan
-from bots_jax.compose import BeliefModel, Choice, compose
+from bots_jax.compose import BeliefModel, Choice, compose, factory
 from bots_jax.numerics import beta_draws
 from bots_jax.pool.reference import Reference
 from bots_jax.pool.visits import StepEvidence
@@ -47,6 +47,7 @@ class Groups(NamedTuple):
         return self
 
 
+@factory
 def binned_thompson(
     *,
     batch_size: int = 32,

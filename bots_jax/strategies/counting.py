@@ -15,12 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from bots_jax.belief.beta import beta_belief, beta_rules
-from bots_jax.bots_selector import PRESETS
-from bots_jax.checks import check_count, check_number, check_settings, is_concrete
-from bots_jax.compose import BeliefInfo, BeliefModel, merge_settings
+from bots_jax.checks import check_count, check_number, is_concrete
+from bots_jax.compose import BeliefInfo, BeliefModel
 from bots_jax.implicit import none
 from bots_jax.pool.reference import Reference
 from bots_jax.pool.visits import StepEvidence
+from bots_jax.settings import BOTS_DEFAULTS, check_settings, merge_settings
 from bots_jax.types import Array, ArrayLike, Belief, Number, PyTree, Settings
 
 COUNTING = beta_belief(beta_rules(none()))
@@ -43,7 +43,7 @@ def counting_settings(rollouts: ArrayLike, *, keep: Number = 1.0, **numbers: Num
     fixed: dict[str, Number] = {"forgetting": 1 - keep, "implicit_weight": 0.0}
     given = Settings(rollouts=rollouts, **{**fixed, **numbers})
     check_settings(given)
-    return merge_settings(PRESETS["paper"]["settings"], given)
+    return merge_settings(BOTS_DEFAULTS, given)
 
 
 def group_size(name: str, group: int | None, rollouts: ArrayLike) -> int:

@@ -6,7 +6,7 @@ success probability of every task,
     p_i = sigmoid(a logit(sum_j w_ij v_j) + b),   w_i = softmax_j(<W z_i, W z_j> / sqrt(D)),
 
 and a selector that draws its batch by |p_i - p*|: the difficulty prediction of DOTS (arXiv
-2506.05316), whose tries `strategies.oversampling.dots` makes. W, a and b are learned on the way: some
+2506.05316), whose tries `oversampling.dots` makes. W, a and b are learned on the way: some
 steps of Adam at each measurement on the binomial likelihood of the anchors, each predicted
 from the others alone. The page `docs/strategies/extra_rollouts.md` has the departures.
 """
@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from bots_jax.choice.batch import make_plan
-from bots_jax.compose import BeliefInfo, BeliefModel, Choice, compose
+from bots_jax.compose import BeliefInfo, BeliefModel, Choice, compose, factory
 from bots_jax.numerics.arithmetic import masked_mean
 from bots_jax.numerics.random_bits import gumbel
 from bots_jax.pool.reference import Reference
@@ -181,6 +181,7 @@ def taken(state: State, task_ids: Array) -> State:
     return state._replace(belief=old._replace(taken=old.taken.at[row].set(True, mode="drop")))
 
 
+@factory
 def predicted_selector(
     *, batch_size: int, rollouts: ArrayLike, target: ArrayLike, temperature: ArrayLike, static: Any
 ) -> Selector:

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 
 from bots_jax.checks import check_choice
 from bots_jax.choice.batch import make_plan
-from bots_jax.compose import BeliefModel, Choice, compose
+from bots_jax.compose import BeliefModel, Choice, compose, factory
 from bots_jax.pool.reference import Reference
 from bots_jax.pool.visits import StepEvidence
 from bots_jax.strategies.choices import among_candidates, candidate_count
@@ -63,6 +63,7 @@ class Solving(NamedTuple):
         )
 
 
+@factory
 def dps(
     *,
     batch_size: int = 32,

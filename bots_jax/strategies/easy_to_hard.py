@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from bots_jax.choice.batch import make_plan
-from bots_jax.compose import BeliefModel, compose
+from bots_jax.compose import BeliefModel, compose, factory
 from bots_jax.pool.reference import Reference
 from bots_jax.pool.visits import StepEvidence
 from bots_jax.strategies.choices import among_allowed, mean_rate
@@ -34,6 +34,7 @@ class Curriculum(NamedTuple):
         )
 
 
+@factory
 def easy_to_hard(
     *,
     batch_size: int = 32,

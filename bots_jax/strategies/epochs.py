@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from bots_jax.choice.batch import make_plan
-from bots_jax.compose import BeliefModel, compose
+from bots_jax.compose import BeliefModel, compose, factory
 from bots_jax.pool.reference import Reference
 from bots_jax.pool.visits import StepEvidence
 from bots_jax.strategies.choices import among_allowed, mean_rate, uniform_noise
@@ -35,6 +35,7 @@ class Passes(NamedTuple):
         return Passes(self.passes.at[rows].set(jnp.max(self.passes), mode="drop"))
 
 
+@factory
 def epochs(
     *,
     batch_size: int = 32,

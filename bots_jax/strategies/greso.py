@@ -25,7 +25,7 @@ import jax.numpy as jnp
 
 from bots_jax.checks import check_number
 from bots_jax.choice.batch import make_plan
-from bots_jax.compose import BeliefModel, Choice, compose
+from bots_jax.compose import BeliefModel, Choice, compose, factory
 from bots_jax.numerics.arithmetic import safe_ratio
 from bots_jax.numerics.random_bits import open_uniform, random_bits
 from bots_jax.pool.reference import Reference
@@ -51,6 +51,7 @@ class Runs(NamedTuple):
         return self._replace(length=self.length.at[rows].set(0, mode="drop"))
 
 
+@factory
 def greso(
     *,
     batch_size: int = 32,

@@ -31,7 +31,7 @@ from jax.scipy.special import digamma
 
 from bots_jax.checks import check_choice, check_number
 from bots_jax.choice.batch import make_plan
-from bots_jax.compose import BeliefModel, Choice, compose
+from bots_jax.compose import BeliefModel, Choice, compose, factory
 from bots_jax.numerics import beta_draws
 from bots_jax.strategies.choices import among_candidates, candidate_count
 from bots_jax.strategies.counting import counting_settings, group_size
@@ -39,6 +39,7 @@ from bots_jax.strategies.discounted import discounted_beta
 from bots_jax.types import Array, ArrayLike, Number, Selector, State
 
 
+@factory
 def insight(
     *,
     batch_size: int = 32,

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from bots_jax.checks import check_choice, check_count, check_number
 from bots_jax.choice.batch import make_plan
-from bots_jax.compose import BeliefModel, Choice, compose
+from bots_jax.compose import BeliefModel, Choice, compose, factory
 from bots_jax.numerics.random_bits import gumbel
 from bots_jax.strategies.choices import mean_rate
 from bots_jax.strategies.counting import counting_settings
@@ -26,6 +26,7 @@ from bots_jax.strategies.kalman import SCALES, Scale, kalman_belief
 from bots_jax.types import Array, ArrayLike, Selector, State
 
 
+@factory
 def kgps(
     *,
     batch_size: int = 32,

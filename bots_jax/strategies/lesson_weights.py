@@ -23,7 +23,7 @@ import jax.numpy as jnp
 
 from bots_jax.checks import check_count, check_number
 from bots_jax.choice.batch import make_plan
-from bots_jax.compose import BeliefModel, Choice, compose
+from bots_jax.compose import BeliefModel, Choice, compose, factory
 from bots_jax.numerics.arithmetic import safe_ratio
 from bots_jax.pool.reference import Reference
 from bots_jax.pool.visits import StepEvidence
@@ -44,6 +44,7 @@ class Lessons(NamedTuple):
         return self
 
 
+@factory
 def lesson_weights(
     *,
     batch_size: int = 32,

@@ -24,7 +24,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from bots_jax.choice.batch import make_plan
-from bots_jax.compose import BeliefModel, Choice, compose
+from bots_jax.compose import BeliefModel, Choice, compose, factory
 from bots_jax.strategies.choices import drawn_by
 from bots_jax.strategies.counting import counting_settings, group_size
 from bots_jax.strategies.discounted import discounted_beta
@@ -32,6 +32,7 @@ from bots_jax.strategies.worth import chance_of_mixed_group
 from bots_jax.types import Array, ArrayLike, Number, Selector, State
 
 
+@factory
 def mapp(
     *,
     batch_size: int = 32,

@@ -19,7 +19,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from bots_jax.choice.batch import make_plan
-from bots_jax.compose import BeliefModel, Choice, compose
+from bots_jax.compose import BeliefModel, Choice, compose, factory
 from bots_jax.numerics import beta_draws
 from bots_jax.strategies.choices import among_candidates, candidate_count
 from bots_jax.strategies.counting import counting_settings
@@ -27,6 +27,7 @@ from bots_jax.strategies.discounted import discounted_beta
 from bots_jax.types import Array, ArrayLike, Number, Selector, State
 
 
+@factory
 def mopps(
     *,
     batch_size: int = 32,

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from bots_jax.bots_selector import nearest_target
 from bots_jax.checks import check_choice, check_number
 from bots_jax.choice.batch import make_plan
-from bots_jax.compose import BeliefInfo, BeliefModel, Choice, compose
+from bots_jax.compose import BeliefInfo, BeliefModel, Choice, compose, factory
 from bots_jax.pool.reference import Reference
 from bots_jax.pool.visits import StepEvidence
 from bots_jax.strategies.counting import counting_settings, no_inference
@@ -44,6 +44,7 @@ class Truth(NamedTuple):
         return self._replace(visits=self.visits.restart(settings, rows))
 
 
+@factory
 def oracle(
     *,
     batch_size: int = 32,

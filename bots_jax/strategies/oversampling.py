@@ -347,7 +347,7 @@ def learnability(
             trials.at[row].add(rollouts, mode="drop"),
             selection.visit,
         )
-        draws = jnp.where(valid, selection.draws[best], 0)
+        draws = jnp.where(valid, selection.rate[best], 0)
         collected = TrainBatch(ids, draws, valid, rolled, cost + again, tokens + more)
         return selector.observe(state, evidence), collected
 

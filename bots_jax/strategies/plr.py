@@ -23,7 +23,7 @@ import jax.numpy as jnp
 
 from bots_jax.checks import check_number
 from bots_jax.choice.batch import make_plan
-from bots_jax.compose import BeliefModel, compose
+from bots_jax.compose import BeliefModel, compose, factory
 from bots_jax.pool.reference import Reference
 from bots_jax.pool.visits import StepEvidence
 from bots_jax.strategies.choices import among_allowed, drawn_by, mean_rate, uniform_noise
@@ -44,6 +44,7 @@ class Levels(NamedTuple):
         return self._replace(last=self.last.at[rows].set(0, mode="drop"))
 
 
+@factory
 def plr(
     *,
     batch_size: int = 32,

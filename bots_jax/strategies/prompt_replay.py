@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from bots_jax.checks import check_count, check_number
 from bots_jax.choice.batch import make_plan
-from bots_jax.compose import BeliefModel, Choice, compose
+from bots_jax.compose import BeliefModel, Choice, compose, factory
 from bots_jax.pool.reference import Reference
 from bots_jax.pool.visits import StepEvidence
 from bots_jax.strategies.choices import mean_rate, uniform_noise
@@ -45,6 +45,7 @@ class Buffer(NamedTuple):
         )
 
 
+@factory
 def prompt_replay(
     *,
     batch_size: int = 32,

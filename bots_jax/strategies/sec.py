@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 from bots_jax.checks import check_count, check_number
 from bots_jax.choice.batch import make_plan
-from bots_jax.compose import BeliefModel, compose
+from bots_jax.compose import BeliefModel, compose, factory
 from bots_jax.numerics.arithmetic import safe_ratio
 from bots_jax.pool.reference import Reference
 from bots_jax.pool.visits import StepEvidence
@@ -41,6 +41,7 @@ class Arms(NamedTuple):
         return self
 
 
+@factory
 def sec(
     *,
     batch_size: int = 32,

@@ -12,11 +12,12 @@ from typing import Any
 import jax
 
 from bots_jax.choice.batch import make_plan
-from bots_jax.compose import BeliefModel, Choice, compose
+from bots_jax.compose import BeliefModel, Choice, compose, factory
 from bots_jax.strategies.counting import COUNTING, counting_settings
 from bots_jax.types import Array, ArrayLike, Selector, State
 
 
+@factory
 def uniform(
     *,
     batch_size: int = 32,

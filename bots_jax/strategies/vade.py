@@ -20,12 +20,13 @@ from typing import Any
 
 from bots_jax.checks import check_number
 from bots_jax.choice.batch import make_plan
-from bots_jax.compose import BeliefModel, Choice, compose
+from bots_jax.compose import BeliefModel, Choice, compose, factory
 from bots_jax.strategies.counting import counting_settings
 from bots_jax.strategies.discounted import discounted_beta
 from bots_jax.types import Array, ArrayLike, Number, Selector, State
 
 
+@factory
 def vade(
     *,
     batch_size: int = 32,

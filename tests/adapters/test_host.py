@@ -24,7 +24,7 @@ from bots_jax.grouped.selector import enlarge
 from bots_jax.pool.reference import ReferenceCounts
 
 B, M = 4, 8
-SELECTOR = bots(preset="paper", batch_size=B, rollouts=M)
+SELECTOR = bots(batch_size=B, rollouts=M)
 
 
 def make(reference: np.ndarray, **more: object) -> TaskSampler:
@@ -282,7 +282,7 @@ def test_names_and_a_pool_that_changes(reference: np.ndarray, tmp_path: Path) ->
 def test_a_grouped_pool_that_has_grown_is_restored(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     counts = np.sort(rng.integers(0, 9, (2, 3000), dtype=np.uint8), axis=0)
-    selector = bots(preset="paper", batch_size=B, rollouts=M, representation="grouped")
+    selector = bots(batch_size=B, rollouts=M, representation="grouped")
     sampler = TaskSampler(selector, ReferenceCounts(counts, 8))
     added = sampler.add_tasks(reference=np.array([[0.25], [0.5]]), reference_trials=[8, 8])
     assert added.tolist() == [3000]
@@ -346,7 +346,7 @@ def test_what_becomes_of_tasks_in_flight(reference: np.ndarray) -> None:
     freed.load_state_dict(saved, in_flight="abandon")
     assert len(freed.next_batch(60).rows) == 60
     with pytest.raises(CheckpointError, match="batch_size=4, this selector has batch_size=5"):
-        TaskSampler(bots(preset="paper", batch_size=5), reference).load_state_dict(saved)
+        TaskSampler(bots(batch_size=5), reference).load_state_dict(saved)
     with pytest.raises(CheckpointError, match="belongs to another pool"):
         TaskSampler(SELECTOR, reference).load_state_dict(saved)
 

@@ -54,7 +54,7 @@ def test_small_pool_inclusions_pairs_and_distance(target: float) -> None:
     rng = np.random.default_rng(11)
     size, batch, runs = 30, 4, 20_000
     alpha, beta = rng.uniform(0.3, 12, size), rng.uniform(0.3, 12, size)
-    selector = bots(preset="paper", batch_size=batch, forgetting=0.0, target=target)
+    selector = bots(batch_size=batch, forgetting=0.0, target=target)
     state = with_counts(selector, alpha, beta)
     keys = jax.random.split(jax.random.key(0), runs)
     chosen = jax.jit(jax.vmap(lambda key: selector.select(key, state)[1]))(keys)
@@ -64,7 +64,7 @@ def test_small_pool_inclusions_pairs_and_distance(target: float) -> None:
     assert_same_rates(ours.sum(0), theirs.sum(0), runs)
     upper = np.triu_indices(size, 1)
     assert_same_rates((ours.T @ ours)[upper], (theirs.T @ theirs)[upper], runs)
-    last = np.abs(np.asarray(chosen.draws) - target).max(axis=1)
+    last = np.abs(np.asarray(chosen.rate) - target).max(axis=1)
     assert stats.ks_2samp(last, [distance for _, distance in brute]).pvalue > FAILURE
 
 
@@ -73,14 +73,14 @@ def test_large_pool_inclusions_by_class_and_distance() -> None:
     size, batch, runs, classes = 100_000, 64, 150, 10
     kind = np.arange(size) % classes
     alpha, beta = rng.uniform(0.5, 20, classes)[kind], rng.uniform(0.5, 20, classes)[kind]
-    selector = bots(preset="paper", batch_size=batch, forgetting=0.0)
+    selector = bots(batch_size=batch, forgetting=0.0)
     state = with_counts(selector, alpha, beta)
     ours, theirs = np.zeros((2, classes))
     ours_last, theirs_last = [], []
     for key in jax.random.split(jax.random.key(1), runs):
         _, selection = selector.select(key, state)
         ours += np.bincount(kind[np.asarray(selection.task_ids)], minlength=classes)
-        ours_last.append(float(np.abs(selection.draws - 0.5).max()))
+        ours_last.append(float(np.abs(selection.rate - 0.5).max()))
         ids, last = brute_force(rng, alpha, beta, batch, 0.5)
         theirs += np.bincount(kind[ids], minlength=classes)
         theirs_last.append(last)
@@ -103,12 +103,12 @@ def test_a_biased_rule_is_caught() -> None:
 
 
 def test_posterior_mean_takes_the_nearest() -> None:
-    selector = bots(preset="paper", batch_size=3, choice="mean", forgetting=0.0)
+    selector = bots(batch_size=3, choice="mean", forgetting=0.0)
     alpha = np.array([1.0, 9, 4, 5, 6, 2])
     _, selection = selector.select(jax.random.key(0), with_counts(selector, alpha, 10 - alpha))
     np.testing.assert_array_equal(selection.task_ids[:1], [3])
     assert set(np.asarray(selection.task_ids).tolist()) == {2, 3, 4}
-    np.testing.assert_allclose(selection.draws[0], 0.5, rtol=1e-6)
+    np.testing.assert_allclose(selection.rate[0], 0.5, rtol=1e-6)
 
 
 def test_temperature_is_softmax_without_replacement() -> None:
@@ -116,9 +116,7 @@ def test_temperature_is_softmax_without_replacement() -> None:
     rng = np.random.default_rng(14)
     size, batch, runs, tau = 8, 3, 20_000, 0.1
     alpha = np.linspace(1, 9, size)
-    selector = bots(
-        preset="paper", batch_size=batch, choice="mean", temperature=tau, forgetting=0.0
-    )
+    selector = bots(batch_size=batch, choice="mean", temperature=tau, forgetting=0.0)
     state = with_counts(selector, alpha, 10 - alpha)
     keys = jax.random.split(jax.random.key(2), runs)
     chosen = jax.jit(jax.vmap(lambda key: selector.select(key, state)[1].task_ids))(keys)
@@ -131,7 +129,7 @@ def test_temperature_is_softmax_without_replacement() -> None:
 
 def test_ties_are_broken_at_random() -> None:
     """Untouched tasks tie at the posterior mean; each must be as likely as any other."""
-    selector = bots(preset="paper", batch_size=5, choice="mean")
+    selector = bots(batch_size=5, choice="mean")
     state = selector.init(num_tasks=50)
     runs = 4000
     keys = jax.random.split(jax.random.key(3), runs)
@@ -144,7 +142,7 @@ def test_ties_are_broken_at_random() -> None:
 
 def test_quotas_exploration_and_spare_places() -> None:
     domains = np.repeat([0, 1, 2], [30, 30, 2])
-    selector = bots(preset="paper", batch_size=10, quotas=(6, 1, 3), exploration=0.5)
+    selector = bots(batch_size=10, quotas=(6, 1, 3), exploration=0.5)
     state = selector.init(num_tasks=62, domains=domains)
     for step in range(3):
         _, selection = selector.select(jax.random.key(step), state)
@@ -162,7 +160,7 @@ def test_exploration_reaches_tasks_that_the_rule_would_never_take() -> None:
     beta = np.where(np.arange(40) < 20, 5.0, 0.5)
     runs = 500
     for share, expected in ((0.0, 0.0), (0.5, 2 * 20 / 38)):
-        selector = bots(preset="paper", batch_size=4, exploration=share, forgetting=0.0)
+        selector = bots(batch_size=4, exploration=share, forgetting=0.0)
         state = with_counts(selector, alpha, beta)
         keys = jax.random.split(jax.random.key(4), runs)
         ids = jax.vmap(lambda key, s=selector, t=state: s.select(key, t)[1].task_ids)(keys)

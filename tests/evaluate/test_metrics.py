@@ -107,6 +107,29 @@ def test_bsf_by_hand():
     assert math.isnan(metrics.bsf(Curve([30, 40], [1, 1]), BASE, 0.25))
 
 
+def test_averages_keep_the_start_and_lag_by_the_window():
+    curve = Curve([0, 10, 20, 30, 40], [0.5, 0.1, 0.4, 0.7, 1.0])
+    steps, scores = metrics.averaged(curve, 3)
+    np.testing.assert_array_equal(steps, [0, 10, 20, 30, 40])
+    np.testing.assert_allclose(scores, [0.5, 0.1, 0.25, 0.4, 0.7])
+    np.testing.assert_allclose(metrics.averaged(curve, 1).scores, curve.scores)
+    with pytest.raises(ValueError, match="window=0"):
+        metrics.averaged(curve, 0)
+
+
+def test_one_lucky_evaluation_does_not_make_a_time_of_averages():
+    base = Curve(range(0, 101, 10), np.linspace(0, 0.5, 11))
+    lucky = np.linspace(0, 0.4, 11)
+    lucky[2] = 0.5  # of a run that is slower in truth
+    assert metrics.ttb(Curve(base.steps, lucky), base, 1.0).value < 0.25
+    smooth = metrics.averaged(Curve(base.steps, lucky))
+    assert metrics.ttb(smooth, metrics.averaged(base), 1.0).censored
+    # A run that is twice as fast stays so, but for the lag, which both have.
+    fast = metrics.averaged(Curve(base.steps, np.minimum(np.linspace(0, 1.0, 11), 0.7)))
+    time = metrics.ttb(fast, metrics.averaged(base), 1.0)
+    assert time.value == pytest.approx(55 / 100)
+
+
 @pytest.mark.parametrize(
     ("curve", "share", "words"),
     [

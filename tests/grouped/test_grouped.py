@@ -34,14 +34,13 @@ REFERENCE = grid_reference(np.random.default_rng(0), SIZE)
 
 @cache  # what is compiled for one case serves the others: their numbers are in the states
 def grouped(batch_size: int) -> Selector:
-    return bots(preset="paper", batch_size=batch_size, representation="grouped")
+    return bots(batch_size=batch_size, representation="grouped")
 
 
 @cache
 def both() -> tuple[Selector, Selector]:
     dense, few = (
         bots(
-            preset="paper",
             batch_size=8,
             rollouts=ROLLOUTS,
             adaptive_implicit_weight=True,
@@ -95,7 +94,6 @@ def test_golden(case: str) -> None:
     golden = np.load(shared_file("golden", f"dev_{case}.npz"))
     rollouts = golden["rollouts"].item()
     of_case = bots(
-        preset="paper",
         batch_size=16,
         rollouts=rollouts,
         representation="grouped",
@@ -115,7 +113,7 @@ def test_tasks_return_to_their_group_by_the_tolerance() -> None:
     used = []
     for selector in (
         grouped(8),
-        bots(preset="paper", batch_size=8, representation="grouped", tolerance=1e-2),
+        bots(batch_size=8, representation="grouped", tolerance=1e-2),
     ):
         state = selector.init(REFERENCE)
         for step in range(250):
@@ -143,9 +141,7 @@ def after_steps(selector: Selector, reference: np.ndarray, steps: int, rows: int
 def test_small_pool_inclusions_pairs_and_distance(form: str) -> None:
     rng = np.random.default_rng(3)
     size, batch, runs = 200, 4, 2500
-    selector = bots(
-        preset="paper", batch_size=batch, rollouts=ROLLOUTS, representation=form, slots=512
-    )
+    selector = bots(batch_size=batch, rollouts=ROLLOUTS, representation=form, slots=512)
     state = after_steps(selector, grid_reference(rng, size), 40, 6)
     alpha, beta = counts(selector, state)
     keys = jax.random.split(jax.random.key(0), runs)
@@ -162,7 +158,7 @@ def test_small_pool_inclusions_pairs_and_distance(form: str) -> None:
     pairs = (ours.T @ ours)[upper], (theirs.T @ theirs)[upper]
     if max(pair.max() for pair in pairs) > 40:
         assert_same_rates(*pairs, runs)
-    last = np.abs(np.asarray(chosen.draws) - 0.5).max(axis=1)
+    last = np.abs(np.asarray(chosen.rate) - 0.5).max(axis=1)
     assert stats.ks_2samp(last, [distance for _, distance in brute]).pvalue > FAILURE
 
 
@@ -171,7 +167,7 @@ def test_large_pool_inclusions_by_group_and_distance(form: str) -> None:
     rng = np.random.default_rng(4)
     size, batch, runs = 120_000, 64, 150
     reference = grid_reference(rng, size)
-    selector = bots(preset="paper", batch_size=batch, rollouts=ROLLOUTS, representation=form)
+    selector = bots(batch_size=batch, rollouts=ROLLOUTS, representation=form)
     state = after_steps(selector, reference, 60, 256)
     alpha, beta = counts(selector, state)
     kind = np.minimum((alpha + beta).astype(int), 19)  # by how much is known
@@ -182,7 +178,7 @@ def test_large_pool_inclusions_by_group_and_distance(form: str) -> None:
         ids = np.asarray(selection.task_ids)
         assert len(set(ids.tolist())) == batch
         ours += np.bincount(kind[ids], minlength=20)
-        ours_last.append(float(jnp.abs(selection.draws - 0.5).max()))
+        ours_last.append(float(jnp.abs(selection.rate - 0.5).max()))
         theirs_ids, last = brute_force(rng, alpha, beta, batch, 0.5)
         theirs += np.bincount(kind[theirs_ids], minlength=20)
         theirs_last.append(last)
@@ -236,7 +232,7 @@ def test_rates_counts_and_sizes_are_the_same_pool() -> None:
     evidence = [some_evidence(rng, 1005, 20) for _ in range(5)]
     results = []
     for form in ("dense", "grouped"):
-        selector = bots(preset="paper", batch_size=8, rollouts=16, representation=form)
+        selector = bots(batch_size=8, rollouts=16, representation=form)
         for reference in given:
             state = selector.init(reference)
             assert state.representation == form
@@ -252,14 +248,14 @@ def test_rates_counts_and_sizes_are_the_same_pool() -> None:
 def test_auto_takes_the_cheaper_one() -> None:
     rng = np.random.default_rng(8)
     large = grid_reference(rng, 300_000)
-    selector = bots(preset="paper", batch_size=8)
+    selector = bots(batch_size=8)
     assert selector.init(large).representation == "grouped"
     assert selector.init(large[:, :1000]).representation == "dense"
     assert selector.init(rng.random((2, 300_000)).astype(np.float32)).representation == "dense"
     assert selector.init(large, Settings(forgetting=0.0)).representation == "dense"
     assert selector.init(large, capacity=300_001).representation == "dense"
-    assert bots(preset="paper", batch_size=8, choice="mean").init(large).representation == "dense"
-    assert bots(preset="paper", batch_size=8, temperature=0.1).init(large).representation == "dense"
+    assert bots(batch_size=8, choice="mean").init(large).representation == "dense"
+    assert bots(batch_size=8, temperature=0.1).init(large).representation == "dense"
 
 
 # --- the table -------------------------------------------------------------------------------
@@ -295,7 +291,6 @@ def test_with_nothing_forgotten_the_table_grows_on_the_host() -> None:
     reference = grid_reference(rng, size)
     dense, few = (
         bots(
-            preset="paper",
             batch_size=512,
             forgetting=0.0,
             implicit_weight=0.0,
@@ -318,9 +313,7 @@ def test_with_nothing_forgotten_the_table_grows_on_the_host() -> None:
 
 def test_in_traced_code_a_full_table_displaces_and_counts() -> None:
     rng = np.random.default_rng(11)
-    selector = bots(
-        preset="paper", batch_size=512, forgetting=0.0, representation="grouped", slots=2048
-    )
+    selector = bots(batch_size=512, forgetting=0.0, representation="grouped", slots=2048)
     state = selector.init(grid_reference(rng, 20_000))
 
     @jax.jit
@@ -343,7 +336,7 @@ def test_in_traced_code_a_full_table_displaces_and_counts() -> None:
 
 def test_open_visits_and_pending_evidence_survive_a_checkpoint(tmp_path: Path) -> None:
     rng = np.random.default_rng(12)
-    selector = bots(preset="paper", batch_size=8, representation="grouped", expiry=3)
+    selector = bots(batch_size=8, representation="grouped", expiry=3)
     state = selector.init(grid_reference(rng, 3000))
     state, first = selector.select(jax.random.key(0), state)
     state = selector.observe(state, Evidence(first.task_ids[:3], np.ones(3), 4, first.visit[:3]))
@@ -360,7 +353,7 @@ def test_open_visits_and_pending_evidence_survive_a_checkpoint(tmp_path: Path) -
 def test_pools_grow_and_shrink_on_the_host() -> None:
     rng = np.random.default_rng(13)
     reference = grid_reference(rng, 600, missing=0)
-    selector = bots(preset="paper", batch_size=20, representation="grouped")
+    selector = bots(batch_size=20, representation="grouped")
     state = selector.init(reference)
     state, selection = selector.select(jax.random.key(0), state)
     gone = np.asarray(selection.task_ids[:4])
@@ -414,19 +407,19 @@ def test_nothing_is_compiled_twice_and_a_sweep_is_one_call(compilations: list[st
 
 
 def test_bad_input_is_refused() -> None:
-    selector = bots(preset="paper", batch_size=4, representation="grouped")
+    selector = bots(batch_size=4, representation="grouped")
     with pytest.raises(ValueError, match="more than 4096 distinct"):
         selector.init(np.random.default_rng(0).random((2, 9000)))
     with pytest.raises(ValueError, match="needs a reference and no capacity"):
         selector.init(num_tasks=100)
     with pytest.raises(ValueError, match="serves choice='thompson'"):
-        bots(preset="paper", choice="mean", representation="grouped")
+        bots(choice="mean", representation="grouped")
     with pytest.raises(ValueError, match="representation='sparse' is not known"):
-        bots(preset="paper", representation="sparse")
+        bots(representation="sparse")
     with pytest.raises(ValueError, match=r"slots=100 must be a multiple of 64"):
-        bots(preset="paper", slots=100)
+        bots(slots=100)
     with pytest.raises(ValueError, match=r"tolerance=0 must be above 0"):
-        bots(preset="paper", tolerance=0)
+        bots(tolerance=0)
     with pytest.raises(ValueError, match="must lie in"):
         selector.init(ReferenceCounts(np.full((2, 9), 17), 16))
     with pytest.raises(ValueError, match="sum to 1 to"):

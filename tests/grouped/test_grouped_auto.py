@@ -1,4 +1,4 @@
-"""`preset="auto"` by groups: the beliefs and selections of the dense one, a sweep for the floor."""
+"""`auto` by groups: the beliefs and selections of the dense one, a sweep for the floor."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bots_jax import Evidence, Selector, State, add_tasks, bots, checkpoint, retire
+from bots_jax import Evidence, Selector, State, add_tasks, auto, checkpoint, retire
 from bots_jax.grouped.groups import group_of
 from bots_jax.grouped.selector import enlarge
 from bots_jax.pool.reference import ReferenceGroups
@@ -27,7 +27,7 @@ REFERENCE = np.ascontiguousarray(PAIRS[np.repeat(np.arange(5), SIZES)][TURN].T)
 
 def make(form: str, **settings: Any) -> Selector:
     given = {"batch_size": BATCH, "rollouts": ROLLOUTS, **settings}
-    return bots(preset="auto", representation=form, **given)
+    return auto(representation=form, **given)
 
 
 DENSE, FEW = make("dense"), make("grouped", slots=2048)
@@ -141,7 +141,7 @@ def test_hardly_anyone_is_eligible() -> None:
 def test_a_billion_tasks_by_groups() -> None:
     sizes = np.array([3 * 10**8, 1, 10**9 - 3 * 10**8 - 1])
     rates = np.array([[0.25, 0.5, 0.9], [0.5, 0.5, 1.0]], np.float32)
-    selector = bots(preset="auto", batch_size=BATCH, rollouts=ROLLOUTS)
+    selector = auto(batch_size=BATCH, rollouts=ROLLOUTS)
     state = selector.init(ReferenceGroups(rates, sizes))
     assert state.representation == "grouped"
     seen: list[int] = []
@@ -250,9 +250,9 @@ def test_grows_shrinks_and_survives_a_checkpoint(tmp_path: Path) -> None:
 
 def test_auto_takes_groups_where_they_are_cheaper() -> None:
     large = np.tile(REFERENCE, (1, 200))
-    assert bots(preset="auto", batch_size=4).init(large).representation == "grouped"
-    assert bots(preset="auto", batch_size=256).init(large).representation == "dense"
+    assert auto(batch_size=4).init(large).representation == "grouped"
+    assert auto(batch_size=256).init(large).representation == "dense"
     for settings in ({"per_token": True}, {"choice": "mean"}, {"temperature": 0.1}):
-        assert bots(preset="auto", batch_size=4, **settings).init(large).representation == "dense"
+        assert auto(batch_size=4, **settings).init(large).representation == "dense"
         with pytest.raises(ValueError, match="serves choice='mixed' without temperature"):
-            bots(preset="auto", representation="grouped", **settings)
+            auto(representation="grouped", **settings)

@@ -331,9 +331,7 @@ def test_grouped_is_dense() -> None:
     domain = rng.integers(0, 3, 3000)
     means = []
     for form in ("dense", "grouped"):
-        selector = bots(
-            preset="paper", batch_size=16, rollouts=8, estimator="glm", representation=form
-        )
+        selector = bots(batch_size=16, rollouts=8, estimator="glm", representation=form)
         state = selector.init(reference, domains=domain)
         for step in range(6):
             ids = np.random.default_rng(step).permutation(3000)[:16]
@@ -345,7 +343,7 @@ def test_grouped_is_dense() -> None:
 
 
 def test_without_references_domains_tell() -> None:
-    selector = bots(preset="paper", batch_size=8, rollouts=8, estimator="glm", implicit_weight=1.0)
+    selector = bots(batch_size=8, rollouts=8, estimator="glm", implicit_weight=1.0)
     domain = np.arange(200) % 2
     state = selector.init(num_tasks=200, domains=domain)
     for step in range(5):
@@ -360,7 +358,7 @@ def test_embeddings_tell_without_references() -> None:
     rng = np.random.default_rng(0)
     embeddings = rng.standard_normal((4, 400)).astype(np.float32)
     rate = sigmoid(2 * embeddings[1])
-    selector = bots(preset="paper", batch_size=16, rollouts=8, estimator="glm", implicit_weight=1.0)
+    selector = bots(batch_size=16, rollouts=8, estimator="glm", implicit_weight=1.0)
     state = selector.init(TaskFeatures(None, embeddings))
     for step in range(6):
         ids = np.arange(16) + 16 * step

@@ -24,6 +24,7 @@ TINY = [
     "--batch-size", "4", "--rollouts", "4", "--eval-every", "4", "--eval-rollouts", "1",
     "--num-tasks", "64", "--num-held-out", "32", "--warmup-early", "1", "--warmup-steps", "2",
     "--warmup-late", "3", "--reference-rollouts", "2",
+    "--checkpoint-every", "1",
 ]  # fmt: skip
 NO_COMPILATION_CACHE = {"JAX_ENABLE_COMPILATION_CACHE": "false"}
 TIMINGS = ("seconds", "select_ms", "step_ms")

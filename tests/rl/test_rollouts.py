@@ -114,7 +114,7 @@ def test_python_verifier_inside_the_scanned_loop(policy: Any) -> None:
     wanted = {text: index % 2 for index, text in enumerate(texts)}
     verifier = from_python(lambda prompt, text: float(wanted[prompt]), pool.prompts)
     config = loop.LoopConfig(group_size=2, max_new_tokens=3)
-    selector = bots_jax.bots(preset="paper", batch_size=8, rollouts=2)
+    selector = bots_jax.bots(batch_size=8, rollouts=2)
     step = loop.make_step(selector, policy[0], jnp.asarray(pool.prompts), verifier, config)
     state = loop.init_loop(policy[1], selector.init(num_tasks=40), config, seed=0)
     _, metrics = jax.jit(lambda state: jax.lax.scan(step, state, length=3))(state)

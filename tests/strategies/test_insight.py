@@ -52,7 +52,7 @@ def test_takes_the_best_by_the_equation() -> None:
     told = np.array([oracle(a, b, 8) for a, b in zip(alpha, beta, strict=True)])
     worth = f * (1 - f) * np.exp(-2 * (f - 0.4) ** 2) * told
     np.testing.assert_array_equal(chosen.task_ids, np.argsort(-worth)[:3])
-    np.testing.assert_allclose(chosen.draws, f[np.asarray(chosen.task_ids)], rtol=1e-6)
+    np.testing.assert_allclose(chosen.rate, f[np.asarray(chosen.task_ids)], rtol=1e-6)
 
 
 def test_less_evidence_is_worth_more_at_the_same_mean() -> None:

@@ -57,7 +57,7 @@ def test_all_candidates_is_bots_without_forgetting_and_inference() -> None:
     """The paper's limit case: same inclusions of tasks and of pairs (failure 1e-6 each)."""
     runs, size = 8000, 20
     ours = mopps(batch_size=3, rollouts=8, candidate_ratio=None)
-    theirs = bots(preset="paper", batch_size=3, rollouts=8, forgetting=0.0, implicit_weight=0.0)
+    theirs = bots(batch_size=3, rollouts=8, forgetting=0.0, implicit_weight=0.0)
     sets = [
         inclusions(selector, told(selector, selector.init(num_tasks=size), 15)[0], runs)
         for selector in (ours, theirs)

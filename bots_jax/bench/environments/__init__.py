@@ -8,5 +8,6 @@ ENVIRONMENTS = {
     "replay": "bots_jax.bench.environments.replay:replay_environment",
     "predict": "bots_jax.bench.environments.predict:predict_environment",
     "simulation": "bots_jax.bench.environments.simulation:simulation_environment",
+    "worlds": "bots_jax.bench.environments.worlds:worlds_environment",
     "finetune": "bots_jax.bench.environments.finetune:finetune_environment",
 }

@@ -116,7 +116,7 @@ def finetune_environment(
         if reads_truth(rule):
             raise ValueError(f"strategy {strategy.name} wants the true rates, which nobody knows")
         if not made:
-            problem = finetune.prepare(config, _cache(cache), _Quiet())
+            problem = finetune.prepare(config, cache_folder(cache), _Quiet())
             made.extend((problem, finetune.compile_pieces(config, problem)))
         shared = made
         if rule.static.get("reads") == "embeddings":
@@ -138,7 +138,8 @@ def finetune_environment(
     )
 
 
-def _cache(folder: str | None) -> Path:
+def cache_folder(folder: str | None) -> Path:
+    """Where the warm-up is kept."""
     if folder is not None:
         return Path(folder)
     home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")

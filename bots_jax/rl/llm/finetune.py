@@ -74,7 +74,7 @@ class LlmConfig:
     loop: LoopConfig = dataclasses.field(default_factory=_loop)
 
     def __post_init__(self) -> None:
-        check_comparison(self, "max_prompt")
+        check_comparison(self, "max_prompt", "eval_rollouts")
         if self.reference_steps < 0:
             raise ValueError(f"reference_steps={self.reference_steps} must be at least 0")
         if self.reference is not None and self.reference_steps:

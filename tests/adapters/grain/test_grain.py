@@ -18,7 +18,7 @@ B, M = 4, 8
 
 
 def make(**more: object) -> TaskSampler:
-    return TaskSampler(bots(preset="paper", batch_size=B, rollouts=M), num_tasks=64, **more)  # type: ignore[arg-type]
+    return TaskSampler(bots(batch_size=B, rollouts=M), num_tasks=64, **more)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("delay", [0, 1])

@@ -27,7 +27,7 @@ def make(delay: int) -> tuple[TaskSampler, Any, np.ndarray]:
     reference = np.stack([rng.uniform(0, 0.4, TASKS), rng.uniform(0.5, 1, TASKS)])
     names = [f"task-{row}" for row in range(TASKS)]
     sampler = TaskSampler(
-        bots(preset="paper", batch_size=BATCH, rollouts=ROLLOUTS),
+        bots(batch_size=BATCH, rollouts=ROLLOUTS),
         reference,
         task_ids=names,
         delay=delay,

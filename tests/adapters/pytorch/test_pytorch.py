@@ -21,7 +21,7 @@ B, M, N = 4, 8, 64
 
 
 def make() -> TaskSampler:
-    return TaskSampler(bots(preset="paper", batch_size=B, rollouts=M), num_tasks=N)
+    return TaskSampler(bots(batch_size=B, rollouts=M), num_tasks=N)
 
 
 @pytest.mark.parametrize("workers", [0, 1])

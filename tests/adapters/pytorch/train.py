@@ -43,9 +43,7 @@ def main(folder: str, die_at: int, workers: int) -> None:
     path = Path(folder) / "last.pt"
     path.parent.mkdir(parents=True, exist_ok=True)
     reference = np.stack([np.full(TASKS, 0.2), np.linspace(0.3, 1, TASKS)])
-    sampler = TaskSampler(
-        bots(preset="paper", batch_size=BATCH, rollouts=ROLLOUTS), reference, device="cpu"
-    )
+    sampler = TaskSampler(bots(batch_size=BATCH, rollouts=ROLLOUTS), reference, device="cpu")
     loader = StatefulDataLoader(
         TaggedDataset(Features()),
         batch_size=BATCH,

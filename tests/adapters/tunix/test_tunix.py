@@ -70,7 +70,7 @@ def test_it_is_select_update_select(whole: Any) -> None:
     delay, folder = whole
     rewards = [line["rewards"] for line in lines(folder)]
     reference = np.stack([np.full(24, 0.1), np.linspace(0.2, 0.9, 24)])
-    plain = TaskSampler(bots(preset="paper", batch_size=BATCH, rollouts=GROUP), reference, seed=1)
+    plain = TaskSampler(bots(batch_size=BATCH, rollouts=GROUP), reference, seed=1)
     ahead = [plain.next_batch() for _ in range(delay)]
     for step, told in enumerate(batches(folder)):
         ahead.append(plain.next_batch())
@@ -138,7 +138,7 @@ def learner(updates: int = 0, mini: int | None = None, group: int = GROUP) -> An
 
 
 def make(success: Any = None, directory: Path | None = None) -> TunixTasks:
-    sampler = TaskSampler(bots(preset="paper", batch_size=BATCH, rollouts=GROUP), num_tasks=12)
+    sampler = TaskSampler(bots(batch_size=BATCH, rollouts=GROUP), num_tasks=12)
     columns = {"prompts": np.array([str(i) for i in range(12)])}
     return TunixTasks(sampler, columns, success=success, directory=directory)
 

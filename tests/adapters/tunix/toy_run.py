@@ -122,7 +122,7 @@ def main(folder: Path, steps: int, delay: int, kill: int | None, agentic: bool) 
     columns = {"prompts": np.array([f"hello {word}" for word in words]), "word": words}
     reference = np.stack([np.full(TASKS, 0.1), np.linspace(0.2, 0.9, TASKS)])
     sampler = TaskSampler(
-        bots(preset="paper", batch_size=BATCH, rollouts=GROUP), reference, seed=1,
+        bots(batch_size=BATCH, rollouts=GROUP), reference, seed=1,
         task_ids=[f"task-{i}" for i in range(TASKS)], delay=1 if agentic else None,
     )  # fmt: skip
     tasks = TunixTasks(sampler, columns, delay=delay, directory=folder / "bots")

@@ -1,0 +1,173 @@
+"""The worlds of `bots_jax.rl.worlds` as environments: does selection make a policy learn faster?
+
+In: a world and the length of the run. Out: for each seed what was learned (held-out pass rate,
+exact), when (TTB, of averages over three evaluations), and what was selected. The learning rate
+falls to nothing within the run, so that its end is what was learned and not where the noise of a
+constant rate stood. All seeds of a strategy run in one program (`bots_jax.rl.seeds`), kept from
+one evaluation to the next in the workspace.
+
+`told=` says what a strategy knows of the tasks: `nothing`; `prompts`, text features of them;
+`references`, pass rates of two checkpoints in eight rollouts each (what is told without it, as
+many strategies need them); `hidden`, what the base policy's hidden states make of the prompts;
+`everything`, prompts and references; `teaching`, prompts, and never a task of the families that
+can be guessed: an oracle that knows which families teach.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bots_jax.bench import meter
+from bots_jax.bench.environment import (
+    Environment,
+    Measured,
+    Series,
+    Strategy,
+    only_free,
+    reads_truth,
+)
+from bots_jax.bench.environments.finetune import cache_folder
+from bots_jax.evaluate import metrics, report
+from bots_jax.evaluate.metrics import Curve
+from bots_jax.pool.reference import TaskFeatures
+
+TELLS = ("nothing", "prompts", "references", "hidden", "everything", "teaching")
+ORACLE = "teaching"
+COMPONENTS = 32  # of features, at most
+
+
+def worlds_environment(
+    *,
+    world: str = "frontier",
+    steps: int | None = None,
+    learning_rate: float | None = None,
+    num_tasks: int | None = None,
+    num_held_out: int | None = None,
+    eval_every: int = 20,
+    workspace: str | None = None,
+    cache: str | None = None,
+    name: str | None = None,
+) -> Environment:
+    """Finetune the small policy in a world.
+
+    Args:
+      world: a name of `bots_jax.rl.worlds.WORLDS`.
+      steps, learning_rate, num_tasks, num_held_out: instead of the world's own.
+      eval_every: steps between measurements on the held-out tasks; divides `steps`.
+      workspace: folder for unfinished runs; None: they are not kept.
+      cache: folder that keeps the warm-up; None as in `bots-jax finetune`.
+      name: for the tables.
+
+    Raises:
+      ModuleNotFoundError: where flax or optax are missing.
+      ValueError: where a name is unknown or a size is out of range.
+    """
+    from bots_jax.rl import seeds as many
+    from bots_jax.rl import worlds
+
+    given = {
+        "steps": steps, "learning_rate": learning_rate, "num_tasks": num_tasks,
+        "num_held_out": num_held_out,
+    }  # fmt: skip
+    changed: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+    place = dataclasses.replace(worlds.find_world(world), **changed)
+    config = many.SeedsConfig(place.steps, eval_every, loop=worlds.loop_config(place))
+    about = {**dataclasses.asdict(place), "eval_every": eval_every}
+    made: list[worlds.WorldData] = []  # by whichever strategy comes first
+
+    def run(strategy: Strategy, seeds: Sequence[int]) -> list[Measured]:
+        sizes = {"batch_size": place.batch_size, "rollouts": place.rollouts}
+        rule = only_free(strategy, strategy.make(**sizes))
+        if reads_truth(rule):
+            raise ValueError(f"strategy {strategy.name} wants the true rates, which nobody knows")
+        if not made:
+            made.append(worlds.make_world(place, cache_folder(cache)))
+        told = strategy.told or "references"
+        known = [about, strategy.name, dict(strategy.settings), told, list(seeds)]
+        runs = many.run_seeds(
+            rule,
+            first_state(rule, made[0], told, strategy.name),
+            many.Task(made[0].start.graphdef, made[0].start.base, made[0].pool, made[0].held_out),
+            config,
+            seeds,
+            name=strategy.name,
+            eligible=worlds.teaches(made[0].pool) if told == ORACLE else None,
+            partial=None if workspace is None else Path(workspace) / f"{_digest(known)}.npz",
+        )
+        measured = [_measure(one, place.rollouts) for one in runs]
+        return [dataclasses.replace(one, truth=told == ORACLE) for one in measured]
+
+    return Environment(
+        name=name or f"{world}, {place.steps} steps",
+        run=run,
+        about=about,
+        chunk=10,
+        curve="heldout",
+        headline=("heldout", "ttb_100", "etr"),
+        tells=TELLS,
+    )
+
+
+def _digest(known: Any) -> str:
+    text = json.dumps(known, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def first_state(selector: Any, data: Any, told: str, name: str) -> Any:
+    """A selector's state before the first step, told one of `TELLS`."""
+    num_tasks = len(np.asarray(data.pool.prompts))
+    try:
+        if told == "references":
+            return selector.init(data.reference)
+        if told == "nothing":
+            return selector.init(num_tasks=num_tasks)
+        rates = data.reference if told == "everything" else None
+        return selector.init(TaskFeatures(rates, _features(data, told)))
+    except ValueError as error:
+        raise ValueError(f"strategy {name}, told {told}: {error}") from None
+
+
+def _features(data: Any, told: str) -> np.ndarray:
+    """Features f[E, N] of the pool."""
+    if told == "hidden":
+        from bots_jax.rl.embeddings import embed_tasks
+
+        prompts = jnp.asarray(data.pool.prompts)
+        graphdef = data.start.graphdef
+        embed = jax.jit(lambda p: embed_tasks(graphdef, p, prompts, components=COMPONENTS))
+        return np.asarray(embed(data.start.base))
+    from bots_jax.rl.worlds import prompt_features
+
+    return prompt_features(data.pool)
+
+
+def _measure(record: dict[str, Any], group: int) -> Measured:
+    told = report.measure(record)
+    values = {key: value for key, value in told.items() if isinstance(value, float)}
+    values = {key: value for key, value in values.items() if not np.isnan(value)}
+    s = np.array(record["successes"], np.float64)
+    n = np.where(np.array(record["task_ids"]) >= 0, group, 0)
+    values["variance"] = metrics.outcome_variance(s, n)
+    values["rollouts"] = float(n.sum())
+    at = record["heldout_step"]
+    smooth = metrics.averaged(Curve(at, record["heldout"]))
+    average = np.asarray(smooth.scores, np.float64)
+    values["fall"] = float(average.max() - average[-1])
+    series = {
+        "heldout": Series(at, record["heldout"]),
+        "heldout_average": Series(at, average.tolist()),
+        "etr": Series(*meter.blocks(record["etr"])),
+    }
+    spent = {"tokens": record["tokens"], "rollouts": np.cumsum(n.sum(axis=1)).tolist()}
+    for key, sums in spent.items():
+        series[key] = Series(at, [float([0, *sums][step]) for step in at])
+    return Measured(values, series)

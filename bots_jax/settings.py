@@ -1,0 +1,81 @@
+"""The numbers of a selector: defaults of the two methods, and the range of each.
+
+In: numbers that a user gives. Out: a full `Settings`, or a ValueError that names the number.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from bots_jax.checks import is_concrete
+from bots_jax.types import Settings
+
+# As published (arXiv 2510.26374).
+BOTS_DEFAULTS = Settings(
+    target=0.5,
+    rollouts=16,
+    forgetting=0.1,
+    implicit_weight=0.1,
+    capability_momentum=0.9,
+    temperature=0.0,
+    prior_successes=1.0,
+    prior_failures=1.0,
+    breadth=0.0,
+)
+# forgetting and implicit_weight are the centres of the grid that is searched.
+AUTO_DEFAULTS = BOTS_DEFAULTS._replace(forgetting=0.004, implicit_weight=1.0, breadth=0.3)
+
+
+def merge_settings(base: Settings, override: Settings) -> Settings:
+    """`base`, with every number that `override` gives."""
+    pairs = zip(base, override, strict=True)
+    return Settings(*(old if new is None else new for old, new in pairs))
+
+
+def is_noisy(settings: Settings) -> bool:
+    """Whether the choice adds noise: a temperature that is traced, or not 0."""
+    temperature = settings.temperature
+    return not (is_concrete(temperature) and float(np.asarray(temperature)) == 0)
+
+
+def first_given(value: Any, otherwise: Any) -> Any:
+    """`value`, or `otherwise` where it is None."""
+    return otherwise if value is None else value
+
+
+# name: (least, most, whether least itself, whether most itself is allowed)
+_RANGES: dict[str, tuple[float, float, bool, bool]] = {
+    "target": (0, 1, False, False),
+    "rollouts": (0, math.inf, False, False),
+    "forgetting": (0, 1, True, True),
+    "implicit_weight": (0, 1, True, True),
+    "capability_momentum": (0, 1, True, False),
+    "temperature": (0, math.inf, True, False),
+    "prior_successes": (0, math.inf, False, False),
+    "prior_failures": (0, math.inf, False, False),
+    "breadth": (0, math.inf, True, False),
+}
+
+
+def check_settings(settings: Settings) -> None:
+    """Refuse numbers out of range; None and traced numbers pass."""
+    for name, value in settings._asdict().items():
+        if value is not None and np.shape(value) != ():
+            raise ValueError(
+                f"{name} has shape {np.shape(value)}, expected a scalar: to sweep it, "
+                "jax.vmap over init"
+            )
+        if value is not None and is_concrete(value):
+            _check_range(name, float(value))
+
+
+def _check_range(name: str, value: float) -> None:
+    least, most, with_least, with_most = _RANGES[name]
+    above = value >= least if with_least else value > least
+    below = value <= most if with_most else value < most
+    if not (above and below):
+        opening, closing = "[" if with_least else "(", "]" if with_most else ")"
+        raise ValueError(f"{name}={value} must lie in {opening}{least}, {most}{closing}")

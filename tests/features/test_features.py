@@ -1,0 +1,83 @@
+"""Features of prompts and levels."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from bots_jax import features
+from bots_jax.features import reduction
+
+pytest.importorskip("sklearn")
+
+PROMPTS = [f"What is {i} {'plus' if i % 2 else 'mal'} {i * 7 % 13}?" for i in range(200)]
+IDS = np.arange(600).reshape(100, 6) * 7 % 11
+
+
+def digest(values: np.ndarray) -> str:
+    return hashlib.sha256(np.round(values.astype(np.float64), 3).tobytes()).hexdigest()
+
+
+def test_text_is_standardised_and_tells_kinds_apart() -> None:
+    x = features.text(PROMPTS)
+    assert x.shape == (200, 32)
+    assert x.dtype == np.float32
+    np.testing.assert_allclose(x.mean(axis=0), 0, atol=1e-4)
+    assert np.all(np.isclose(x.var(axis=0), 1, atol=1e-3) | (x.var(axis=0) == 0))
+    odd = np.arange(200) % 2
+    design = np.hstack([x, np.ones((200, 1))])
+    fitted = design @ np.linalg.lstsq(design, odd, rcond=None)[0]
+    assert np.mean((fitted > 0.5) == odd) == 1
+
+
+def test_text_is_the_same_in_another_process() -> None:
+    code = (
+        "from tests.features.test_features import *;"
+        "print(digest(features.text(PROMPTS)), digest(features.text(IDS, pad=0)))"
+    )
+    other = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert other == [digest(features.text(PROMPTS)), digest(features.text(IDS, pad=0))]
+
+
+def test_padding_of_token_ids_changes_nothing() -> None:
+    wider = np.pad(IDS + 1, ((0, 0), (0, 3)))
+    found = features.text(wider, pad=0, components=8)
+    np.testing.assert_allclose(found, features.text(IDS + 1, components=8), atol=1e-6)
+
+
+def test_other_scripts_are_read() -> None:
+    x = features.text([f"{'加法' if i % 2 else 'сумма'} {i}" for i in range(50)], components=8)
+    assert np.isfinite(x).all()
+    covariance = x.T @ (np.arange(50) % 2 - 0.5) / 50
+    assert 2 * np.abs(covariance).max() > 0.5
+
+
+def test_levels_are_reduced_and_missing_directions_are_zero() -> None:
+    rng = np.random.default_rng(0)
+    levels = {"walls": rng.random((60, 2, 2)) < 0.5, "goal": rng.integers(0, 5, 60)}
+    x = features.of_levels(levels, components=7)
+    assert x.shape == (60, 7)
+    np.testing.assert_allclose(x[:, :5].T @ x[:, :5] / 60, np.eye(5), atol=1e-4)
+    assert not x[:, 5:].any()
+
+
+def test_bad_input_is_refused() -> None:
+    with pytest.raises(ValueError, match="empty"):
+        features.text([])
+    with pytest.raises(ValueError, match="float"):
+        features.text(["a", 1.5])
+    with pytest.raises(ValueError, match="pad=0"):
+        features.text(["a", "b"], pad=0)
+    with pytest.raises(ValueError, match="one N"):
+        features.of_levels([np.zeros(3), np.zeros(4)])
+
+
+def test_without_scikit_learn_the_extra_is_named() -> None:
+    with pytest.raises(ImportError, match=r"bots-jax\[features\]"):
+        reduction.scikit_learn("no_such_module")
