@@ -5,9 +5,9 @@ In: the belief of `belief/logit_normal.py`. Out: the tasks with the largest
     V_k / t_k - c log(1 + (1 - .8 q_k) v_k),    V = 1 - q^m - (1 - q)^m
 
 V is the chance that m rollouts are not all alike, at an optimistic q
-(`logit_normal.optimistic_rate`): nearer to 1/2 than the mean of the belief, by as much as is not known of the task, because what
-looks solved or hopeless may not be (optimism in the face of uncertainty). V is flat in the middle,
-so nothing is gained by narrowing to 1/2. t_k, where asked for, are the tokens that the task is
+(`logit_normal.optimistic_rate`): nearer to 1/2 than the mean of the belief, by as much as is not
+known of the task, because what looks solved or hopeless may not be (optimism in the face of
+uncertainty). V is flat in the middle, so nothing is gained by narrowing to 1/2. t_k, where asked for, are the tokens that the task is
 expected to generate relative to the average task.
 
 c is the price of breadth, and moves along the frontier of mixed groups and breadth. v_k are a
