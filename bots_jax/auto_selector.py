@@ -82,7 +82,7 @@ def auto(
       batch_size: B, tasks a step.
       rollouts: * m, rollouts that each selected task is meant to get [16].
       breadth: * c >= 0, what a task's recent visits cost it: more spreads the choice over more
-        tasks; for choice="mixed" [0.3].
+        tasks; for choice="mixed" [0.1].
       forgetting: * lambda, share of what sets a task apart from the regression that is forgotten
         in a step of training [learned, around 0.004].
       implicit_weight: * rho, how far the regression is trusted [learned, around 1].

@@ -25,8 +25,9 @@ BOTS_DEFAULTS = Settings(
     prior_failures=1.0,
     breadth=0.0,
 )
-# forgetting and implicit_weight are the centres of the grid that is searched.
-AUTO_DEFAULTS = BOTS_DEFAULTS._replace(forgetting=0.004, implicit_weight=1.0, breadth=0.3)
+# forgetting and implicit_weight are the centres of the grid that is searched. The breadth is what
+# a policy learns most with where few tasks are solvable (docs/worlds.md, docs/auto.md).
+AUTO_DEFAULTS = BOTS_DEFAULTS._replace(forgetting=0.004, implicit_weight=1.0, breadth=0.1)
 
 
 def merge_settings(base: Settings, override: Settings) -> Settings:

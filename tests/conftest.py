@@ -37,8 +37,8 @@ SHARED = Path(os.environ.get("BOTS_JAX_SHARED", REPOSITORY.parent / "shared"))
 
 @pytest.fixture(autouse=True)
 def strict_promotion(request: pytest.FixtureRequest) -> Iterator[None]:
-    """dtype and rank promotion are errors, but in the training loop (flax, optax)."""
-    if {"rl", "llm"} & set(request.path.parts):
+    """dtype and rank promotion are errors, but in the training loop (flax, optax, jaxued)."""
+    if {"rl", "llm"} & set(request.path.parts) or "adapters/levels" in request.path.as_posix():
         yield
         return
     with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):

@@ -29,7 +29,7 @@ ROOMS = (
     ("auto_selector", "bots_selector"),
     ("strategies",),
     ("evaluate",),
-    ("adapters",),
+    ("adapters", "levels"),
     ("rl",),
     ("simulator",),
     ("bench",),

@@ -8,17 +8,16 @@ import jax
 import numpy as np
 
 from bots_jax.checks import check_count
-from bots_jax.features.reduction import reduce_columns, standardise
+from bots_jax.features.reduction import reduce_columns
 
 
 def of_levels(levels: Any, *, components: int = 32) -> np.ndarray:
     """Features f32[N, components] of levels: a pytree of arrays [N, ...], mean 0, variance 1.
 
-    Columns that the levels do not fill are 0. Needs scikit-learn.
+    Columns that the levels do not fill are 0.
 
     Raises:
       ValueError: no arrays, arrays that disagree on N, or values that are not finite.
-      ImportError: without scikit-learn, naming the extra.
     """
     check_count("components", components)
     leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(levels)]
@@ -28,4 +27,4 @@ def of_levels(levels: Any, *, components: int = 32) -> np.ndarray:
     flat = np.hstack([leaf.reshape(len(leaf), -1).astype(np.float64) for leaf in leaves])
     if not np.isfinite(flat).all():
         raise ValueError("levels holds NaN or infinity: give finite numbers")
-    return standardise(reduce_columns(standardise(flat), components)).astype(np.float32)
+    return reduce_columns(flat, components).astype(np.float32)

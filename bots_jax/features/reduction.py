@@ -1,55 +1,55 @@
-"""Few numbers out of many: principal directions with a fixed sign, standardised."""
+"""Few numbers out of many: whitened principal components with a fixed sign.
+
+In: f[n, D] columns of any scale. Out: f[n, F], each column of mean 0 and variance 1 over the
+rows that the components were learned from.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
+from scipy import linalg
 
-_SEED = 0  # of the random directions; no result is to depend on it
-_ROWS = 16384  # from which directions are learned at most
-_NO_DIRECTION = 1e-6  # of the largest singular value: what is smaller is rounding
+_NO_DIRECTION = 1e-6  # of the largest variance: what is smaller is rounding
 
 
-def reduce_columns(x: Any, components: int) -> np.ndarray:
-    """f[N, D], dense or SciPy sparse, on its first right singular vectors: f64[N, components].
+class Reduction(NamedTuple):
+    """A linear map to whitened components."""
 
-    Columns that the data do not fill are 0. Each direction's largest loading is positive, so
-    the sign is that of the data and not of the solver. Of many rows the directions are those of
-    16,384 evenly spaced ones.
+    mean: np.ndarray  # f[D]
+    directions: np.ndarray  # f[D, F]
 
-    Source: Halko, Martinsson and Tropp 2011, algorithm 4.4, by scikit-learn.
+    def apply(self, x: np.ndarray) -> np.ndarray:
+        """f[n, F] of f[n, D]."""
+        return (x - self.mean) @ self.directions
+
+
+def learn_reduction(x: np.ndarray, components: int) -> Reduction:
+    """The first principal components of the standardised columns of f[n, D].
+
+    Constant columns count for nothing; components that the rows do not fill are 0. Each one's
+    largest loading is positive, so the sign is that of the data and not of the solver.
     """
-    extmath = scikit_learn("utils.extmath")
-    rows = x.shape[0]
-    sample = x if rows <= _ROWS else x[np.linspace(0, rows - 1, _ROWS).astype(np.int64)]
-    kept = min(components, *sample.shape)
-    _, s, vt = extmath.randomized_svd(
-        sample, kept, n_iter=4, power_iteration_normalizer="QR", random_state=_SEED, flip_sign=False
-    )
-    largest = vt[np.arange(kept), np.argmax(np.abs(vt), axis=1)]
-    real = s > _NO_DIRECTION * s[0] if s[0] > 0 else np.zeros(kept, bool)
-    directions = vt.T * np.where(real, np.where(largest < 0, -1.0, 1.0), 0.0)
-    found = np.zeros((rows, components))
-    found[:, :kept] = x @ directions
-    return found
-
-
-def standardise(x: np.ndarray) -> np.ndarray:
-    """Columns of f[N, D] with mean 0 and variance 1; constant columns become 0."""
-    x = x - x.mean(axis=0)
+    mean = x.mean(axis=0)
     scale = x.std(axis=0)
-    differs = scale > _NO_DIRECTION * np.maximum(scale.max(initial=0), 1e-30)
-    return np.where(differs, x / np.where(differs, scale, 1), 0)
+    differs = scale > 1e-6 * np.maximum(1, np.abs(mean))
+    z = (x - mean)[:, differs] / scale[differs]
+    kept = min(components, *z.shape)
+    directions = np.zeros((x.shape[1], components), np.float64)
+    if not kept:
+        return Reduction(mean, directions.astype(x.dtype))
+    covariance = (z.T @ z).astype(np.float64) / len(z)
+    size = len(covariance)
+    values, vectors = linalg.eigh(covariance, subset_by_index=(size - kept, size - 1))
+    values, vectors = values[::-1], vectors[:, ::-1]
+    largest = vectors[np.argmax(np.abs(vectors), axis=0), np.arange(kept)]
+    real = values > _NO_DIRECTION * values[0]
+    whiten = np.where(real, np.sign(largest) / np.sqrt(np.where(real, values, 1)), 0)
+    directions[differs, :kept] = vectors * whiten / scale[differs][:, None]
+    return Reduction(mean, directions.astype(x.dtype))
 
 
-def scikit_learn(module: str) -> Any:
-    """A module of scikit-learn, or an error that names the extra."""
-    import importlib
-
-    try:
-        return importlib.import_module(f"sklearn.{module}")
-    except ImportError as error:
-        raise ImportError(
-            "bots_jax.features needs scikit-learn: pip install 'bots-jax[features]'"
-        ) from error
+def reduce_columns(x: np.ndarray, components: int) -> np.ndarray:
+    """f[n, components]: the rows of f[n, D] on their own components."""
+    return learn_reduction(x, components).apply(x)

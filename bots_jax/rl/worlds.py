@@ -235,7 +235,7 @@ def teaches(pool: TaskPool) -> NDArray[np.bool_]:
 
 def prompt_features(pool: TaskPool) -> NDArray[np.float32]:
     """Text features f32[E, N] of a pool's prompts."""
-    from bots_jax import features  # scikit-learn is imported where it is asked for
+    from bots_jax import features
 
     return np.asarray(features.text(decode(pool.prompts)), np.float32).T
 

@@ -9,8 +9,8 @@ import zipfile
 import numpy as np
 import pytest
 
+from bots_jax.evaluate import task_files
 from bots_jax.evaluate.task_files import read_tasks
-from bots_jax.rl import task_files
 from bots_jax.rl.task_pool import to_pool
 from bots_jax.rl.tasks import decode, exact_verifier
 

@@ -10,9 +10,6 @@ import numpy as np
 import pytest
 
 from bots_jax import features
-from bots_jax.features import reduction
-
-pytest.importorskip("sklearn")
 
 PROMPTS = [f"What is {i} {'plus' if i % 2 else 'mal'} {i * 7 % 13}?" for i in range(200)]
 IDS = np.arange(600).reshape(100, 6) * 7 % 11
@@ -76,8 +73,3 @@ def test_bad_input_is_refused() -> None:
         features.text(["a", "b"], pad=0)
     with pytest.raises(ValueError, match="one N"):
         features.of_levels([np.zeros(3), np.zeros(4)])
-
-
-def test_without_scikit_learn_the_extra_is_named() -> None:
-    with pytest.raises(ImportError, match=r"bots-jax\[features\]"):
-        reduction.scikit_learn("no_such_module")

@@ -1,0 +1,1 @@
+"""Benchmark of rules that choose levels: see run.py."""

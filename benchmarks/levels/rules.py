@@ -1,0 +1,190 @@
+"""The rules that choose which levels to play, behind one interface.
+
+A rule is `init(key, pool) -> state`, `choose(key, state, update) -> (state, ids i32[64], slots)`
+and `tell(state, ids, slots, window, update) -> state`. `learns(update)` is False where the steps of
+an update are spent on screening. Environment steps are the same for all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxued.level_sampler import LevelSampler
+from jaxued.utils import compute_max_returns, max_mc
+
+from bots_jax import levels as bots_levels
+from bots_jax.strategies import make_strategy
+
+SLOTS, EPISODES = 64, 2
+
+
+class Rule(NamedTuple):
+    """Which levels to play; pure functions."""
+
+    init: Callable[..., Any]
+    choose: Callable[..., Any]
+    tell: Callable[..., Any]
+    learns: Callable[[jax.Array], jax.Array] = lambda update: jnp.array(True)
+
+
+class Pool(NamedTuple):
+    """The levels of one seed, and what can be told of them."""
+
+    levels: Any
+    solvable: jax.Array  # bool[N]
+    walls: jax.Array  # f[N]
+    distance: jax.Array  # f[N], straight-line: no search, so nothing about whether there is a way
+
+
+def with_selector(name: str, told: str = "nothing", **numbers: Any) -> Rule:
+    """A strategy of bots_jax, told nothing, or two features of each level."""
+    selector = make_strategy(name, batch_size=SLOTS, rollouts=EPISODES, **numbers)
+
+    def init(key: jax.Array, pool: Pool) -> Any:
+        if told == "features":
+            known = jnp.stack([_share(pool.walls), _share(pool.distance)])
+            return selector.init(known)
+        return selector.init(num_tasks=pool.solvable.shape[0])
+
+    def choose(key: jax.Array, state: Any, update: jax.Array) -> Any:
+        state, slots = bots_levels.sample(selector, key, state)
+        return state, slots.level_ids, slots
+
+    def tell(state: Any, ids: jax.Array, slots: Any, window: Any, update: jax.Array) -> Any:
+        _, evidence = bots_levels.record(
+            bots_levels.no_running(SLOTS),
+            window.done,
+            window.reward > 0,
+            slots.task_ids,
+            slots.visit,
+            episodes=EPISODES,
+        )
+        return selector.update(state, evidence)[0]
+
+    return Rule(init, choose, tell)
+
+
+def _share(values: jax.Array) -> jax.Array:
+    """A feature in (0, 1), passed off as a pass rate: fewer is easier."""
+    low, high = values.min(), values.max()
+    return 0.95 - 0.9 * (values - low) / jnp.maximum(high - low, 1e-6)
+
+
+def solvable_alone() -> Rule:
+    """The oracle: levels that can be solved, at random."""
+
+    def choose(key: jax.Array, pool: Pool, update: jax.Array) -> Any:
+        weights = pool.solvable / jnp.sum(pool.solvable)
+        ids = jax.random.choice(key, weights.shape[0], (SLOTS,), p=weights)
+        return pool, ids, ()
+
+    return Rule(lambda key, pool: pool, choose, lambda state, *_: state)
+
+
+def jaxued_plr() -> Rule:
+    """PLR as jaxued has it: its LevelSampler and its defaults, MaxMC, learning on new levels too.
+
+    Capacity 1,000; new levels are drawn from the pool.
+    """
+    sampler = LevelSampler(
+        1000,
+        replay_prob=0.8,
+        staleness_coeff=0.3,
+        minimum_fill_ratio=0.5,
+        prioritization="rank",
+        prioritization_params={"temperature": 0.3},
+        duplicate_check=True,
+    )
+    extra = {"max_return": jnp.zeros(())}
+
+    def init(key: jax.Array, pool: Pool) -> Any:
+        state = sampler.initialize(jnp.zeros((), jnp.int32), extra)
+        state = jax.tree.map(lambda x: jnp.asarray(x), state)
+        return state, jnp.asarray(pool.solvable.shape[0])
+
+    def choose(key: jax.Array, state: Any, update: jax.Array) -> Any:
+        buffer, size = state
+        coin_key, new_key, old_key = jax.random.split(key, 3)
+        replay = sampler.sample_replay_decision(buffer, coin_key)
+        played, (places, old) = sampler.sample_replay_levels(buffer, old_key, SLOTS)
+        buffer = jax.tree.map(lambda a, b: jnp.where(replay, a, b), played, buffer)
+        new = jax.random.randint(new_key, (SLOTS,), 0, size)
+        return (buffer, size), jnp.where(replay, old, new), (replay, places)
+
+    def tell(state: Any, ids: jax.Array, slots: Any, window: Any, update: jax.Array) -> Any:
+        buffer, size = state
+        replay, places = slots
+        best = compute_max_returns(window.done, window.reward)
+        known = jnp.where(replay, sampler.get_levels_extra(buffer, places)["max_return"], 0)
+        best = jnp.maximum(best, known)
+        scores = max_mc(window.done, window.value, best)
+        more = {"max_return": best}
+        old = sampler.update_batch(buffer, places, scores, more)
+        new, _ = sampler.insert_batch(buffer, ids, scores, more)
+        return jax.tree.map(lambda a, b: jnp.where(replay, a, b), old, new), size
+
+    return Rule(init, choose, tell)
+
+
+def sfl(cycle: int = 16, screening: int = 4, keep: int = 64) -> Rule:
+    """Sampling for learnability, its screening counted: a quarter of the steps.
+
+    In each cycle the first updates play levels drawn from the pool without learning; those of
+    highest p (1 - p) are kept, and half of each later batch is drawn from them.
+    """
+    room = screening * SLOTS
+
+    def init(key: jax.Array, pool: Pool) -> Any:
+        zeros = jnp.zeros((room,))
+        return zeros.astype(jnp.int32), zeros, jnp.asarray(pool.solvable.shape[0])
+
+    def choose(key: jax.Array, state: Any, update: jax.Array) -> Any:
+        ids, worth, size = state
+        new_key, pick_key = jax.random.split(key)
+        new = jax.random.randint(new_key, (SLOTS,), 0, size)
+        best = ids[jnp.argsort(-worth)[:keep]]
+        kept = jax.random.choice(pick_key, best, (SLOTS,))
+        from_kept = (jnp.arange(SLOTS) < SLOTS // 2) & learns(update)
+        return state, jnp.where(from_kept, kept, new), ()
+
+    def tell(state: Any, ids: jax.Array, slots: Any, window: Any, update: jax.Array) -> Any:
+        known, worth, size = state
+        wins = jnp.sum(window.done & (window.reward > 0), 0)
+        rate = wins / jnp.maximum(jnp.sum(window.done, 0), 1)
+        at = (update % cycle) * SLOTS
+        screens = ~learns(update)
+        at = jnp.where(screens, at, 0)
+        put = partial(jax.lax.dynamic_update_slice, start_indices=(at,))
+        known = jnp.where(screens, put(known, ids.astype(jnp.int32)), known)
+        worth = jnp.where(screens, put(worth, rate * (1 - rate)), worth)
+        return known, worth, size
+
+    def learns(update: jax.Array) -> jax.Array:
+        return update % cycle >= screening
+
+    return Rule(init, choose, tell, learns)
+
+
+RULES: dict[str, Callable[[], Rule]] = {
+    "uniform": partial(with_selector, "uniform"),
+    "plr": jaxued_plr,
+    "sfl": sfl,
+    "mopps": partial(with_selector, "mopps"),
+    "bots": partial(with_selector, "bots"),
+    "auto": partial(with_selector, "auto"),
+    "auto-.1": partial(with_selector, "auto", breadth=0.1),
+    "auto-features": partial(with_selector, "auto", told="features"),
+    "auto-.1-features": partial(with_selector, "auto", told="features", breadth=0.1),
+    "oracle": solvable_alone,
+}
+
+
+def seeds_of(text: str) -> list[int]:
+    """ "100-104" as a list."""
+    low, _, high = text.partition("-")
+    return [int(seed) for seed in np.arange(int(low), int(high or low) + 1)]

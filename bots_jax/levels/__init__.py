@@ -1,0 +1,36 @@
+"""Levels of JAX RL environments as tasks: pools of levels beside a selector's state.
+
+In: a pool of levels, a pytree [N, ...]; rollout windows [T, S] of S environment slots. Out: the
+levels to play next, and evidence of how they went. Pure functions: jit, scan and vmap throughout.
+docs/adapters/levels.md shows them in a training loop.
+"""
+
+from bots_jax.levels.pool import (
+    Slots,
+    evict,
+    insert,
+    pool_metrics,
+    sample,
+    staleness,
+    take,
+    usefulness,
+)
+from bots_jax.levels.record import Running, episode_returns, no_running, record
+from bots_jax.levels.sampler import LevelSampler, success_rate
+
+__all__ = [
+    "LevelSampler",
+    "Running",
+    "Slots",
+    "episode_returns",
+    "evict",
+    "insert",
+    "no_running",
+    "pool_metrics",
+    "record",
+    "sample",
+    "staleness",
+    "success_rate",
+    "take",
+    "usefulness",
+]

@@ -1,0 +1,203 @@
+"""Levels beside a selector's state: what to play, and new levels in old rows.
+
+In: a selector's state of C rows, and a pytree of levels [C, ...]. Out: levels for B x G slots; the
+pool with its least useful levels replaced; what is believed of the pool as a whole.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from bots_jax.growth import retire
+from bots_jax.types import Array, ArrayLike, Evidence, PyTree, Selector, State
+
+NO_LEVEL = -1
+SOLVED, HOPELESS = 0.9, 0.1  # success rates from which a level teaches little
+
+
+class Slots(NamedTuple):
+    """What each of B * G environment slots plays."""
+
+    level_ids: Array  # i32[B * G], rows to take levels from: always in range
+    task_ids: Array  # i32[B * G], for `record`: -1 in slots that nothing may be learned from
+    visit: Array  # i32[B * G], to send back with the evidence; -1 where task_ids is
+    weight: Array  # f[B * G], for the loss: 0 where task_ids is -1, else 1
+
+
+def take(levels: PyTree, level_ids: ArrayLike) -> PyTree:
+    """The levels of some rows: a pytree [..., ...] of i32[...] rows."""
+    return jax.tree.map(lambda x: x[level_ids], levels)
+
+
+def sample(
+    selector: Selector,
+    rng_key: Array,
+    state: State,
+    copies: int = 1,
+    eligible: ArrayLike | None = None,
+) -> tuple[State, Slots]:
+    """Select levels for B slots, each level in `copies` slots (G) side by side.
+
+    Where fewer than B levels may be selected, the places left over repeat the selected ones in
+    turn. Id -1 is never used as a row: `levels[-1]` would train on the last level. If nothing may
+    be selected at all, every weight is 0.
+
+    Raises:
+      ValueError: if `copies` is below 1.
+    """
+    if copies < 1:
+        raise ValueError(f"copies={copies} must be at least 1: slots for each selected level")
+    state, chosen = selector.select(rng_key, state, eligible)
+    count = jnp.sum(chosen.valid)
+    # valid places come first, in their order; then they repeat
+    order = jnp.argsort(~chosen.valid, stable=True)
+    at = order[jnp.arange(chosen.valid.shape[0]) % jnp.maximum(count, 1)]
+    at = jnp.repeat(jnp.where(chosen.valid, jnp.arange(at.shape[0]), at), copies)
+    task_ids = jnp.where(count > 0, chosen.task_ids[at], NO_LEVEL)
+    visit = jnp.where(count > 0, chosen.visit[at], -1)
+    level_ids = jnp.maximum(task_ids, 0)
+    return state, Slots(level_ids, task_ids, visit, (task_ids >= 0).astype(chosen.rate.dtype))
+
+
+def usefulness(selector: Selector, state: State) -> Array:
+    """f[C]: p (1 - p) of what is believed of each level; -inf for rows without a level."""
+    mean = selector.predict(state).mean
+    return jnp.where(state.pool.active, mean * (1 - mean), -jnp.inf)
+
+
+def insert(
+    selector: Selector,
+    state: State,
+    levels: PyTree,
+    new_levels: PyTree,
+    *,
+    worth: ArrayLike | None = None,
+    parents: ArrayLike | None = None,
+    trust: float = 4.0,
+    scores: ArrayLike | None = None,
+) -> tuple[State, PyTree, Array]:
+    """Put A new levels into free rows, then into those of the least useful levels.
+
+    Levels in flight stay. A level that takes a row has a fresh belief; where its parent is known,
+    `trust` episodes at the rate believed of the parent are observed for it, so that it starts from
+    there at the next `selector.advance` (or `update`).
+
+    Args:
+      levels: pytree [C, ...], beside the state.
+      new_levels: pytree [A, ...], A <= C.
+      worth: f[A], of the new levels, on the scale of `scores`: a level is inserted only where it
+        is worth more than the one whose row it takes. None: all are.
+      parents: i32[A], the rows that they were made from; -1: none.
+      trust: episodes that a parent's rate counts for.
+      scores: f[C], what each level is worth, where it is not `usefulness`: MaxMC, PVL.
+
+    Returns:
+      The state, the levels, and i32[A], the row of each new level, -1 where it was not inserted.
+
+    Raises:
+      ValueError: if the pool has domains, is grouped, or the shapes do not fit.
+    """
+    capacity = _check_insert(state, new_levels)
+    count = jax.tree.leaves(new_levels)[0].shape[0]
+    believed = selector.predict(state).mean
+    held = usefulness(selector, state) if scores is None else jnp.asarray(scores)
+    held = jnp.where(state.pool.active, held, -jnp.inf)
+    worst = jnp.argsort(jnp.where(state.pool.visit >= 0, jnp.inf, held), stable=True)[:count]
+    order, accepted = _accept(state, held[worst], worst, worth, count)
+    rows = (
+        jnp.full((count,), capacity, jnp.int32)
+        .at[order]
+        .set(jnp.where(accepted, worst, capacity).astype(jnp.int32))
+    )
+    levels = jax.tree.map(lambda old, new: old.at[rows].set(new, mode="drop"), levels, new_levels)
+    state = _renew(state, rows)
+    inserted = jnp.where(rows < capacity, rows, NO_LEVEL)
+    if parents is not None:
+        parent = jnp.asarray(parents, jnp.int32)
+        known = (inserted >= 0) & (parent >= 0)
+        rate = believed[jnp.maximum(parent, 0)]
+        ids = jnp.where(known, inserted, NO_LEVEL)
+        state = selector.observe(state, Evidence(ids, trust * rate, jnp.full_like(rate, trust)))
+    return state, levels, inserted
+
+
+def _accept(
+    state: State, held: Array, worst: Array, worth: ArrayLike | None, count: int
+) -> tuple[Array, Array]:
+    """The new levels, best first, against the rows, worst first: who gets one."""
+    free = state.pool.visit[worst] < 0
+    if worth is None:
+        return jnp.arange(count), free
+    values = jnp.asarray(worth)
+    order = jnp.argsort(-values)
+    return order, free & (values[order] > held)
+
+
+def _renew(state: State, rows: Array) -> State:
+    """Rows that hold another level from now on; C and above are dropped."""
+    pool, capacity = state.pool, state.pool.active.shape[0]
+    inside = rows < capacity
+    added = jnp.sum(inside & ~pool.active[jnp.minimum(rows, capacity - 1)], dtype=jnp.int32)
+    highest = jnp.max(jnp.where(inside, rows + 1, 0))
+    pool = pool._replace(
+        active=pool.active.at[rows].set(True, mode="drop"),
+        successes=pool.successes.at[rows].set(0, mode="drop"),
+        trials=pool.trials.at[rows].set(0, mode="drop"),
+        domain_sizes=pool.domain_sizes + added,
+        next_fresh=jnp.maximum(pool.next_fresh, highest.astype(jnp.int32)),
+    )
+    return state._replace(pool=pool, belief=state.belief.restart(state.settings, rows))
+
+
+def _check_insert(state: State, new_levels: PyTree) -> int:
+    if state.representation == "grouped" or state.pool.domain is not None:
+        raise ValueError(
+            "insert needs a dense pool of one domain: make it with representation='dense' and "
+            "without domains"
+        )
+    capacity = state.pool.active.shape[0]
+    sizes = {x.shape[0] for x in jax.tree.leaves(new_levels)}
+    if len(sizes) != 1 or max(sizes) > capacity:
+        raise ValueError(
+            f"new_levels has leading sizes {sorted(sizes)}, expected one, at most {capacity}"
+        )
+    return capacity
+
+
+def evict(selector: Selector, state: State, count: int) -> tuple[State, Array]:
+    """Take the `count` least useful levels that are not in flight out of the pool; their rows."""
+    held = usefulness(selector, state)
+    allowed = state.pool.active & (state.pool.visit < 0)
+    worst = jnp.argsort(jnp.where(allowed, held, jnp.inf), stable=True)[:count]
+    rows = jnp.where(allowed[worst], worst, NO_LEVEL).astype(jnp.int32)
+    return retire(state, rows), rows
+
+
+def pool_metrics(selector: Selector, state: State) -> dict[str, Array]:
+    """What is believed of the pool: shares of its levels, each f[].
+
+    solved: believed rate .9 and more; hopeless: .1 and less; learnable: between; in_flight: share
+    of levels that are being played; mean: believed success rate.
+    """
+    mean, active = selector.predict(state).mean, state.pool.active
+    total = jnp.maximum(jnp.sum(active.astype(mean.dtype)), 1)
+
+    def share(which: Array) -> Array:
+        return jnp.sum((which & active).astype(mean.dtype)) / total
+
+    return {
+        "solved": share(mean >= SOLVED),
+        "learnable": share((mean > HOPELESS) & (mean < SOLVED)),
+        "hopeless": share(mean <= HOPELESS),
+        "in_flight": share(state.pool.visit >= 0),
+        "mean": jnp.sum(jnp.where(active, mean, 0)) / total,
+    }
+
+
+def staleness(last_played: ArrayLike, now: ArrayLike) -> dict[str, Array]:
+    """Updates since each level was last played, i32[C] `last_played`: mean and longest."""
+    age = jnp.asarray(now) - jnp.asarray(last_played)
+    return {"staleness_mean": jnp.mean(age.astype(jnp.float32)), "staleness_max": jnp.max(age)}

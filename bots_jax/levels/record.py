@@ -1,0 +1,184 @@
+"""Episodes of a rollout window as evidence.
+
+In: which steps ended an episode, what it came to, and the level that each slot played. Out:
+`Evidence`, and what has to be remembered for the next window. Two choices decide what is learned:
+
+`episodes`: how many episodes of a level count in one slot. In a window of fixed length a level is
+played more often where its episodes are short, so counting all of them overcounts quick wins.
+None (all) is right only where slots run on from window to window and nothing is cut off; else
+take as many as always fit, T // max_steps, or the first alone.
+
+`unfinished`: the episode that runs when the window ends. "carry": the slot runs on, and the next
+window ends it. "fail": it counts as failed. "drop": it tells nothing, which favours short episodes.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from bots_jax.checks import check_choice
+from bots_jax.types import Array, ArrayLike, Evidence
+
+UNFINISHED = ("carry", "fail", "drop")
+NO_LEVEL = -1
+
+
+class Running(NamedTuple):
+    """The episode that each of S slots is in the middle of."""
+
+    level_ids: Array  # i32[S], -1 before the first window
+    steps: Array  # i32[S], steps of the episode so far
+    episodes: Array  # i32[S], episodes counted since this level was put into the slot
+    counted: Array  # bool[S], whether the episode has counted as failed already
+
+
+def no_running(num_slots: int) -> Running:
+    """Slots before the first window."""
+    zeros = jnp.zeros((num_slots,), jnp.int32)
+    return Running(zeros + NO_LEVEL, zeros, jnp.zeros_like(zeros), jnp.zeros((num_slots,), bool))
+
+
+def record(
+    running: Running,
+    dones: ArrayLike,
+    outcomes: ArrayLike,
+    level_ids: ArrayLike,
+    visit: ArrayLike | None = None,
+    *,
+    episodes: int | None = 1,
+    unfinished: str = "drop",
+    limit: int | None = None,
+    low: float = 0.0,
+    high: float = 1.0,
+) -> tuple[Running, Evidence]:
+    """The evidence of a window of T steps in S slots.
+
+    Args:
+      running: from the window before, or `no_running(S)`.
+      dones: bool[T, S], True at the last step of an episode.
+      outcomes: bool[T, S] or f[T, S], what the episode came to: success, or a return between
+        `low` and `high` (clipped); read where `dones` alone. See `episode_returns`.
+      level_ids: i32[S], one level a slot for the whole window; or i32[T, S], the level played at
+        each step, where slots change levels in the middle. -1: a slot that does not count.
+      visit: of the shape of `level_ids`, from `Selection.visit`; None: unnumbered.
+      episodes: episodes that count, of each stay of a level in a slot; None: all.
+      unfinished: "carry", "fail" or "drop": the episode that the end of the window cuts off.
+      limit: an episode that reaches so many steps without an end counts as failed then; what it
+        comes to later does not count. None: no limit.
+      low, high: the scale of the outcomes: wholly failed, wholly solved.
+
+    Returns:
+      What to hand to the next window, and evidence of S rows (one a slot) for i32[S] levels or of
+      T * S rows (one a step). A row with nothing finished has id -1, so that its visit stays open,
+      where the slot runs on; and 0 trials, which close the visit, where the window ended it.
+
+    Raises:
+      ValueError: naming the argument and its value.
+    """
+    check_choice("unfinished", unfinished, UNFINISHED)
+    dones, share, levels = _check_window(dones, outcomes, level_ids, low, high)
+    _check_counts(episodes, limit)
+    by_step = levels.ndim == 2
+    played = levels if by_step else jnp.broadcast_to(levels, dones.shape)
+    most = jnp.iinfo(jnp.int32).max if episodes is None else episodes
+
+    def step(slots: Running, now: tuple[Array, Array]) -> tuple[Running, Array]:
+        done, level = now
+        slots = _change_level(slots, level)
+        steps = slots.steps + 1
+        open_ = (level >= 0) & ~slots.counted & (slots.episodes < most)
+        late = jnp.zeros_like(done) if limit is None else ~done & (steps >= limit)
+        counts = open_ & (done | late)
+        after = Running(
+            level,
+            jnp.where(done, 0, steps),
+            slots.episodes + counts.astype(jnp.int32),
+            ~done & (slots.counted | late),
+        )
+        return after, counts
+
+    end, counts = lax.scan(step, running, (dones, played))
+    successes = jnp.where(counts & dones, share, 0)
+    trials = counts.astype(share.dtype)
+    if unfinished == "fail":
+        cut = (end.level_ids >= 0) & (end.steps > 0) & ~end.counted & (end.episodes < most)
+        trials = trials.at[-1].add(cut.astype(trials.dtype))
+    carry = unfinished == "carry"
+    after = end if carry else no_running(dones.shape[1])
+    if by_step:
+        return after, _rows_by_step(levels, successes, trials, visit)
+    successes, trials = jnp.sum(successes, 0), jnp.sum(trials, 0)
+    ids = jnp.where((trials > 0) | (not carry), levels, NO_LEVEL)
+    return after, Evidence(ids, successes, trials, visit)
+
+
+def _change_level(slots: Running, level: Array) -> Running:
+    new = level != slots.level_ids
+    return Running(
+        level,
+        jnp.where(new, 0, slots.steps),
+        jnp.where(new, 0, slots.episodes),
+        slots.counted & ~new,
+    )
+
+
+def _rows_by_step(
+    levels: Array, successes: Array, trials: Array, visit: ArrayLike | None
+) -> Evidence:
+    ids = jnp.where(trials > 0, levels, NO_LEVEL)
+    number = None if visit is None else jnp.broadcast_to(jnp.asarray(visit), ids.shape).ravel()
+    return Evidence(ids.ravel(), successes.ravel(), trials.ravel(), number)
+
+
+def _check_window(
+    dones: ArrayLike, outcomes: ArrayLike, level_ids: ArrayLike, low: float, high: float
+) -> tuple[Array, Array, Array]:
+    dones, values, levels = jnp.asarray(dones), jnp.asarray(outcomes), jnp.asarray(level_ids)
+    if dones.ndim != 2 or values.shape != dones.shape:
+        raise ValueError(
+            f"dones has shape {dones.shape} and outcomes {values.shape}, expected [T, S] of both"
+        )
+    if levels.shape not in (dones.shape, dones.shape[1:]):
+        raise ValueError(
+            f"level_ids has shape {levels.shape}, expected {dones.shape[1:]}, a level a slot, or "
+            f"{dones.shape}, a level a step"
+        )
+    if not low < high:
+        raise ValueError(f"low={low} must be below high={high}: the ends of the scale of outcomes")
+    if not jnp.issubdtype(values.dtype, jnp.floating):
+        values = values.astype(jnp.float32)
+    share = jnp.clip((values - low) / (high - low), 0, 1)
+    return dones.astype(bool), share, levels.astype(jnp.int32)
+
+
+def _check_counts(episodes: int | None, limit: int | None) -> None:
+    for name, value in (("episodes", episodes), ("limit", limit)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name}={value} must be at least 1, or None for no bound")
+
+
+def episode_returns(rewards: ArrayLike, dones: ArrayLike, start: ArrayLike) -> tuple[Array, Array]:
+    """The return of each episode so far, step by step: outcomes for `record`.
+
+    Args:
+      rewards: f[T, S].
+      dones: bool[T, S].
+      start: f[S], from the window before; 0 at first.
+
+    Returns:
+      f[T, S] sums of rewards since the episode began, and f[S] to hand to the next window.
+    """
+
+    def step(sofar: Array, now: tuple[Array, Array]) -> tuple[Array, Array]:
+        reward, done = now
+        sofar = sofar + reward
+        return jnp.where(done, 0, sofar), sofar
+
+    rewards = jnp.asarray(rewards)
+    begin = jnp.broadcast_to(jnp.asarray(start, rewards.dtype), rewards.shape[1:])
+    end, returns = jax.lax.scan(step, begin, (rewards, jnp.asarray(dones)))
+    return returns, end

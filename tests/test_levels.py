@@ -1,0 +1,301 @@
+"""Levels: episodes of a window as evidence, against a loop; sampling, inserting, evicting."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bots_jax import levels
+from bots_jax.strategies import make_strategy
+from bots_jax.types import Evidence
+
+T, S = 7, 3
+
+
+def loop(start, dones, outcomes, played, episodes, unfinished, limit):
+    """The episodes that count, one after another: (step, slot, level, share)."""
+    found, end = [], []
+    most = episodes if episodes is not None else 10**9
+    for slot in range(dones.shape[1]):
+        level, steps, count, failed = start[slot]
+        for t in range(dones.shape[0]):
+            if played[t, slot] != level:
+                level, steps, count, failed = int(played[t, slot]), 0, 0, False
+            steps += 1
+            late = limit is not None and steps >= limit and not dones[t, slot]
+            if (dones[t, slot] or late) and level >= 0 and not failed and count < most:
+                found.append((t, slot, level, outcomes[t, slot] if dones[t, slot] else 0.0))
+                count += 1
+            failed = (failed or late) and not dones[t, slot]
+            steps = 0 if dones[t, slot] else steps
+        if unfinished == "fail" and steps and level >= 0 and not failed and count < most:
+            found.append((dones.shape[0] - 1, slot, level, 0.0))
+        end.append((level, steps, count, failed) if unfinished == "carry" else (-1, 0, 0, False))
+    return found, end
+
+
+windows = st.fixed_dictionaries(
+    {
+        "dones": st.lists(st.booleans(), min_size=2 * T * S, max_size=2 * T * S),
+        "outcomes": st.lists(st.integers(0, 4), min_size=2 * T * S, max_size=2 * T * S),
+        "levels": st.lists(st.integers(-1, 2), min_size=2 * T * S, max_size=2 * T * S),
+        "episodes": st.sampled_from([None, 1, 2]),
+        "unfinished": st.sampled_from(["carry", "fail", "drop"]),
+        "limit": st.sampled_from([None, 1, 3, 9]),
+        "by_step": st.booleans(),
+    }
+)
+compiled = jax.jit(levels.record, static_argnames=("episodes", "unfinished", "limit"))
+
+
+def totals(evidence):
+    """Successes and trials of each level, from rows in any order."""
+    ids = np.asarray(evidence.task_ids)
+    return {
+        level: (
+            float(np.asarray(evidence.successes)[ids == level].sum()),
+            float(np.asarray(evidence.trials)[ids == level].sum()),
+        )
+        for level in range(3)
+    }
+
+
+@settings(max_examples=300, deadline=None)
+@given(windows)
+def test_record_is_a_loop_over_episodes(case):
+    """Two windows one after another: any dones, level changes, empty slots, limits."""
+    dones = np.reshape(case["dones"], (2, T, S))
+    outcomes = np.reshape(case["outcomes"], (2, T, S)).astype(np.float32) / 4
+    played = np.reshape(case["levels"], (2, T, S))
+    if not case["by_step"]:
+        played = np.broadcast_to(played[:, :1], played.shape)
+    rule = {key: case[key] for key in ("episodes", "unfinished", "limit")}
+    running, slots = levels.no_running(S), [(-1, 0, 0, False)] * S
+    for window in range(2):
+        ids = played[window] if case["by_step"] else played[window, 0]
+        running, evidence = compiled(running, dones[window], outcomes[window], ids, **rule)
+        found, slots = loop(slots, dones[window], outcomes[window], played[window], **rule)
+        told = totals(evidence)
+        for level in range(3):
+            shares = [share for _, _, one, share in found if one == level]
+            assert told[level] == pytest.approx((sum(shares), len(shares)))
+        kept = [np.asarray(field).tolist() for field in running]
+        assert list(zip(*kept, strict=True)) == [(a, b, c, d) for a, b, c, d in slots]
+
+
+def test_first_episodes_are_not_biased_to_quick_wins():
+    """Wins take 2 steps, failures 12: all episodes of a window overcount wins, the first do not."""
+    wins = np.random.default_rng(0).random((2000, 24)) < 0.5
+    dones, won = np.zeros((24, 2000), bool), np.zeros((24, 2000), bool)
+    for slot in range(2000):
+        t = -1
+        for win in wins[slot]:
+            t += 2 if win else 12
+            if t >= 24:
+                break
+            dones[t, slot], won[t, slot] = True, win
+    rate = {}
+    for episodes in (1, 2, None):
+        _, evidence = levels.record(
+            levels.no_running(2000), dones, won, np.arange(2000), episodes=episodes
+        )
+        rate[episodes] = float(evidence.successes.sum() / evidence.trials.sum())
+    assert rate[1] == pytest.approx(0.5, abs=0.04)
+    assert rate[2] == pytest.approx(0.5, abs=0.04)
+    assert rate[None] > 0.57
+
+
+def test_rows_close_visits_only_where_the_window_ends_them():
+    dones = np.zeros((4, 2), bool)
+    dones[1, 0] = True
+    _, dropped = levels.record(levels.no_running(2), dones, dones, np.array([5, 6]))
+    assert dropped.task_ids.tolist() == [5, 6]
+    assert dropped.trials.tolist() == [1, 0]
+    _, kept = levels.record(
+        levels.no_running(2), dones, dones, np.array([5, 6]), unfinished="carry"
+    )
+    assert kept.task_ids.tolist() == [5, -1]
+
+
+def test_graded_outcomes_are_put_on_the_scale():
+    dones = np.ones((1, 3), bool)
+    _, evidence = levels.record(
+        levels.no_running(3), dones, np.array([[-1.0, 0.0, 9.0]]), np.arange(3), low=-1, high=1
+    )
+    assert evidence.successes.tolist() == [0.0, 0.5, 1.0]
+
+
+def test_episode_returns_sum_within_an_episode_and_over_windows():
+    rewards = np.array([[1.0], [2.0], [4.0]])
+    dones = np.array([[False], [True], [False]])
+    returns, left = levels.episode_returns(rewards, dones, jnp.array([10.0]))
+    assert returns[:, 0].tolist() == [11.0, 13.0, 4.0]
+    assert left.tolist() == [4.0]
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"unfinished": "keep"}, {"episodes": 0}, {"limit": 0}, {"low": 1.0}]
+)
+def test_record_refuses_what_makes_no_sense(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        levels.record(levels.no_running(1), np.ones((2, 1)), np.ones((2, 1)), [0], **wrong)
+
+
+def make(tasks=8, batch=4, capacity=None, name="auto"):
+    dense = {} if name == "mopps" else {"representation": "dense"}
+    selector = make_strategy(name, batch_size=batch, rollouts=2, **dense)
+    return selector, selector.init(num_tasks=tasks, capacity=capacity)
+
+
+def test_sample_never_plays_the_last_level_for_want_of_others():
+    selector, state = make()
+    eligible = np.zeros(8, bool)
+    eligible[[2, 5]] = True
+    state, slots = levels.sample(selector, jax.random.key(0), state, 2, eligible)
+    assert sorted(set(slots.level_ids.tolist())) == [2, 5]
+    assert slots.level_ids.tolist() == slots.task_ids.tolist()
+    assert slots.weight.tolist() == [1.0] * 8
+    assert (slots.visit >= 0).all()
+    _, none = levels.sample(selector, jax.random.key(0), state, 2, np.zeros(8, bool))
+    assert none.task_ids.tolist() == [-1] * 8
+    assert none.weight.sum() == 0
+    assert none.level_ids.tolist() == [0] * 8
+
+
+def test_a_level_in_several_slots_has_one_visit():
+    selector, state = make()
+    state, slots = levels.sample(selector, jax.random.key(0), state, 2)
+    ids = slots.task_ids.reshape(4, 2)
+    assert (ids[:, 0] == ids[:, 1]).all()
+    assert len(set(ids[:, 0].tolist())) == 4
+    dones = np.ones((1, 8), bool)
+    _, evidence = levels.record(levels.no_running(8), dones, dones, slots.task_ids, slots.visit)
+    state, info = selector.update(state, evidence)
+    assert (int(info.evaluated), float(info.trials), int(info.stale)) == (4, 8.0, 0)
+
+
+def taught(name="auto"):
+    """Levels 0 to 3 of 8 are always solved, 4 and 5 half, 6 and 7 never."""
+    selector, state = make(name=name)
+    rates = np.array([1, 1, 1, 1, 0.5, 0.5, 0, 0])
+    state, _ = selector.update(state, Evidence(np.arange(8), 64 * rates, np.full(8, 64.0)))
+    return selector, state
+
+
+@pytest.mark.parametrize("name", ["auto", "bots", "mopps"])
+def test_insert_takes_the_rows_of_the_least_useful_inside_jit(name):
+    selector, state = taught(name)
+    pool = {"seed": jnp.arange(8), "map": jnp.zeros((8, 3))}
+    new = {"seed": jnp.array([100, 101]), "map": jnp.ones((2, 3))}
+    put = jax.jit(lambda s, p, n: levels.insert(selector, s, p, n))
+    state, pool, rows = put(state, pool, new)
+    assert set(rows.tolist()).isdisjoint({4, 5})
+    assert len(set(rows.tolist())) == 2
+    assert pool["seed"][rows].tolist() == [100, 101]
+    assert pool["map"].sum() == 6
+    untouched = [row for row in range(8) if row not in rows.tolist()]
+    assert pool["seed"][jnp.array(untouched)].tolist() == untouched
+
+
+def test_insert_starts_a_child_from_its_parent():
+    selector, state = taught("bots")
+    pool, new = jnp.arange(8), jnp.array([100, 101])
+    state, _, rows = levels.insert(selector, state, pool, new, parents=[4, -1])
+    state, info = selector.advance(state)
+    assert float(info.trials) == 4.0
+    assert int(info.invalid) == 0
+    child, orphan = selector.predict(state, rows).concentration.tolist()
+    assert child > orphan + 2
+
+
+def test_insert_only_if_better_and_never_over_a_level_in_flight():
+    selector, state = taught()
+    scores = jnp.arange(8.0)
+    pool = jnp.arange(8)
+    state, pool, rows = levels.insert(
+        selector, state, pool, jnp.array([100, 101, 102]), worth=[0.5, -1.0, 9.0], scores=scores
+    )
+    assert rows.tolist() == [-1, -1, 0]  # 9 beats 0; .5 does not beat 1; -1 beats nothing
+    state, _slots = levels.sample(selector, jax.random.key(1), state, eligible=np.arange(8) >= 4)
+    _, pool, rows = levels.insert(selector, state, pool, jnp.arange(200, 208))
+    assert set(rows.tolist()) == {0, 1, 2, 3, -1}
+    assert pool[4:].tolist() == [4, 5, 6, 7]
+
+
+def test_insert_fills_free_rows_first_and_they_can_be_selected():
+    selector, state = make(tasks=4, capacity=8)
+    pool = jnp.arange(8)
+    state, pool, rows = levels.insert(selector, state, pool, jnp.array([100, 101]))
+    assert rows.tolist() == [4, 5]
+    assert int(state.pool.next_fresh) == 6
+    _, batch = selector.select(jax.random.key(0), state, np.arange(8) >= 4)
+    assert sorted(batch.task_ids.tolist()) == [-1, -1, 4, 5]
+
+
+def test_evict_takes_out_the_worst():
+    selector, state = taught()
+    state, rows = levels.evict(selector, state, 2)
+    assert set(rows.tolist()).isdisjoint({4, 5})
+    assert int(state.pool.active.sum()) == 6
+
+
+def test_pool_metrics_count_shares():
+    selector, state = taught("bots")
+    told = levels.pool_metrics(selector, state)
+    assert float(told["solved"]) == 0.5
+    assert float(told["learnable"]) == 0.25
+    assert float(told["hopeless"]) == 0.25
+    assert float(told["in_flight"]) == 0
+
+
+def test_staleness_is_the_age_of_the_last_visit():
+    told = levels.staleness(np.array([0, 4, 2]), 4)
+    assert float(told["staleness_mean"]) == 2.0
+    assert int(told["staleness_max"]) == 4
+
+
+def test_success_rate_is_of_the_first_episodes():
+    dones = np.array([[True, False, False], [True, True, False]])
+    rewards = np.array([[1.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
+    rate = levels.success_rate(dones, rewards)
+    assert rate[:2].tolist() == [1.0, 0.0]
+    assert bool(jnp.isnan(rate[2]))
+
+
+def test_level_sampler_in_one_scan():
+    """A buffer fills with new levels, then replays those that are sometimes solved."""
+    selector = make_strategy("auto", batch_size=4, rollouts=4, representation="dense")
+    sampler = levels.LevelSampler(selector, 16, replay_prob=1.0, trials=4)
+    rates = jnp.where(jnp.arange(64) % 4 == 0, 0.5, 0.0)  # of each level there is
+
+    @jax.jit
+    def fill(buffer):
+        def new(buffer, ids):
+            return sampler.insert_batch(buffer, ids, rates[ids])
+
+        return jax.lax.scan(new, buffer, jnp.arange(64).reshape(16, 4))
+
+    @jax.jit
+    def replay(buffer, key):
+        def step(buffer, key):
+            buffer, (rows, chosen) = sampler.sample_replay_levels(buffer, key, 8)
+            return sampler.update_batch(buffer, rows, rates[chosen]), chosen
+
+        return jax.lax.scan(step, buffer, jax.random.split(key, 10))
+
+    buffer = sampler.initialize(jnp.zeros((), jnp.int32))
+    assert not sampler.sample_replay_decision(buffer, jax.random.key(0))
+    buffer, _ = fill(buffer)
+    assert sampler.sample_replay_decision(buffer, jax.random.key(0))
+    held = sampler.get_levels(buffer, jnp.arange(16))
+    assert len(set(held.tolist())) == 16
+    assert float(jnp.mean(rates[held] > 0)) >= 0.5  # .25 of what came
+    buffer, chosen = replay(buffer, jax.random.key(1))
+    assert float(jnp.mean(rates[chosen] > 0)) > 0.6
+    assert int(buffer["state"].pool.in_flight) == 0
+    with pytest.raises(ValueError, match="num=6"):
+        sampler.sample_replay_levels(buffer, jax.random.key(0), 6)
