@@ -517,7 +517,8 @@ def _take(
 
 
 # Nats by which the prior predictive must have been better. A belief that is merely wrong, under
-# references that mislead, stays below; after 20 steps of a grader that fails a step brings hundreds.
+# references that mislead, stays below; after 20 steps of a grader that fails, a step brings
+# hundreds.
 _CUSUM_LIMIT = 50.0
 
 

@@ -7,8 +7,8 @@ In: the belief of `belief/logit_normal.py`. Out: the tasks with the largest
 V is the chance that m rollouts are not all alike, at an optimistic q
 (`logit_normal.optimistic_rate`): nearer to 1/2 than the mean of the belief, by as much as is not
 known of the task, because what looks solved or hopeless may not be (optimism in the face of
-uncertainty). V is flat in the middle, so nothing is gained by narrowing to 1/2. t_k, where asked for, are the tokens that the task is
-expected to generate relative to the average task.
+uncertainty). V is flat in the middle, so nothing is gained by narrowing to 1/2. t_k, where asked
+for, are the tokens that the task is expected to generate relative to the average task.
 
 c is the price of breadth, and moves along the frontier of mixed groups and breadth. v_k are a
 task's recent visits. What is to be spread evenly are the visits of the whole run, those to come

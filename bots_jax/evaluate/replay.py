@@ -256,7 +256,8 @@ def load_recording(path: str | Path) -> Recording:
     else:
         raise ValueError(
             f"{name}: has no success_rate, successes or seq_success among "
-            f"{', '.join(arrays) or 'no arrays'}; see bots_jax.evaluate.replay for the forms of a recording"
+            f"{', '.join(arrays) or 'no arrays'}; see bots_jax.evaluate.replay for the forms of a "
+            "recording"
         )
     rollouts = _whole(name, arrays, "n" if "n" in arrays else "rollouts", DEFAULT_ROLLOUTS)
     return Recording(rates.astype(np.float32), reference, rollouts, Path(path).name)
