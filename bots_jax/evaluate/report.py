@@ -75,7 +75,7 @@ class Row(NamedTuple):
 
 
 TERMINAL_WIDTH = 100
-_NAME_WIDTH = 24  # of a strategy in the terminal
+_NAME_WIDTH = 36  # of a strategy in the terminal
 
 ETR = Column("etr", "ETR, all steps", "", 3, "difference")
 BREADTH = Column("breadth", "Breadth", "effective tasks", 0, "ratio")
