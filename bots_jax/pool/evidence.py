@@ -1,7 +1,7 @@
 """Explicit evidence: what a user hands over, made uniform and checked.
 
 In: `Evidence` of NumPy, lists or JAX arrays. Out: `Rows` of JAX arrays with an
-explicit visit column; on the host, invalid rows are refused before anything is changed.
+explicit visit column; on the host, poison rows are refused before anything is changed.
 """
 
 from __future__ import annotations

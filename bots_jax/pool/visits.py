@@ -4,7 +4,7 @@ In: selections, evidence, tasks added and retired. Out: a mask of tasks that may
 selected, and at each `advance` the evidence to fuse. Written once for every selector.
 
 A visit is one rollout of a selected task. It is open from `select` until its trials are
-complete, a row with 0 trials, an invalid row or `abandon` closes it, an `advance` fuses its
+complete, a row with 0 trials, a poison row or `abandon` closes it, an `advance` fuses its
 evidence, or it grows older than `expiry` steps. Its number is unique, so evidence that
 arrives after that is recognised as stale.
 
@@ -50,7 +50,7 @@ class PoolState(NamedTuple):
     next_fresh: Array  # i32, rows from here on have never held a task
     stale: Array  # i32, rows dropped since the last advance
     unsolicited: Array  # i32, rows counted without an open visit since then
-    invalid: Array  # i32, invalid rows ignored since then
+    invalid: Array  # i32, poison rows ignored since then
 
 
 class StepEvidence(NamedTuple):
@@ -180,7 +180,7 @@ def observe(pool: PoolState, evidence: Rows, rollouts: Array) -> PoolState:
     """Add evidence to what is pending.
 
     A row counts if it is unnumbered, or if its visit is open at that row: rows of one
-    call are taken in order, as if each had come in a call of its own. An invalid row with
+    call are taken in order, as if each had come in a call of its own. A poison row with
     the number of an open visit closes it, with nothing learned: no better evidence will
     come, and a task whose visit stays open is never selected again.
     """
