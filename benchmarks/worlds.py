@@ -23,16 +23,18 @@ from bots_jax.evaluate import metrics
 
 OUT = Path(__file__).parent / "selection" / "results" / "worlds"
 BASELINE = "uniform"
-# Okabe and Ito's colours and a dash of its own for each row of the matrix.
-STYLES = (
-    ("#000000", "-"),
-    ("#9a9a9a", "-"),
-    ("#d55e00", "--"),
-    ("#e69f00", "-."),
-    ("#0072b2", "-"),
-    ("#009e73", ":"),
-    ("#cc79a7", "--"),
-)
+# Okabe and Ito's colours and a dash of its own for each row; worlds have rows in other orders.
+STYLES = {
+    "uniform": ("#000000", "-"),
+    "epochs": ("#9a9a9a", "-"),
+    "bots + references": ("#d55e00", "--"),
+    "auto + references": ("#e69f00", "-."),
+    "auto + prompts": ("#0072b2", "-"),
+    "auto + prompts and references": ("#009e73", ":"),
+    "auto + hidden states": ("#cc79a7", "--"),
+    "oracle": ("#56b4e9", "-."),
+}
+OTHER = ("#000000", ":")
 HEAD = (
     "told", "held-out at the end", "less uniform", "less epochs", "TTB(100%), uniform",
     "TTB(100%), epochs", "in tokens", "ETR", "effective tasks", "largest fall",
@@ -121,7 +123,8 @@ def plot(curves: Mapping[str, Any], path: Path) -> None:
     for axes in panels.ravel()[len(curves) :]:
         axes.set_visible(False)
     for axes, (world, found) in zip(panels.ravel(), curves.items(), strict=False):
-        for (name, own), (colour, dash) in zip(found["strategies"].items(), STYLES, strict=False):
+        for name, own in found["strategies"].items():
+            colour, dash = STYLES.get(name, OTHER)
             runs = list(own["seeds"].values())
             y = np.array([run["heldout"] for run in runs])
             mean = y.mean(axis=0)
@@ -133,9 +136,18 @@ def plot(curves: Mapping[str, Any], path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
     for axes in panels[:, 0]:
         axes.set_ylabel("held-out pass rate")
-    panels[0, 0].legend(fontsize=7, frameon=False)
+    lines = {line.get_label(): line for axes in panels.ravel() for line in axes.get_lines()}
+    names = sorted(lines, key=[*STYLES, *lines].index)
+    figure.legend(
+        [lines[name] for name in names],
+        names,
+        loc="lower center",
+        ncol=4,
+        fontsize=8,
+        frameon=False,
+    )
     figure.suptitle("mean over seeds and 95% band", fontsize=9)
-    figure.tight_layout()
+    figure.tight_layout(rect=(0, 0.07, 1, 1))
     figure.savefig(path, dpi=110)
 
 

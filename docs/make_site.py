@@ -24,6 +24,8 @@ PACKAGE = "bots_jax"
 SHOWN = (
     "README.md",
     "CHANGELOG.md",
+    "CITATION.cff",
+    "CONTRIBUTING.md",
     "LICENSE",
     "docs/**/*.md",
     "docs/skeleton_strategy.py",
@@ -35,7 +37,20 @@ SHOWN = (
     "benchmarks/**/*.json",
 )
 # In this order; further pages of a folder follow by name.
-GUIDES = ("auto", "estimators", "sharding", "simulator", "language_model", "new_strategy")
+GUIDES = (
+    "worlds",
+    "learning",
+    "auto",
+    "benchmarks",
+    "new_strategy",
+    "estimators",
+    "large_pools",
+    "sharding",
+    "speed",
+    "checks",
+    "simulator",
+    "language_model",
+)
 
 
 def copy_pages(into: Path) -> None:
@@ -83,6 +98,7 @@ def make_site(out: Path) -> None:
             {"Notebooks": pages_of(source, "notebooks")},
             {"Benchmarks": ["benchmarks/selection/README.md"]},
             {"Reference": reference},
+            {"Contributing": "CONTRIBUTING.md"},
             {"Changes": "CHANGELOG.md"},
         ]
         config = load_config(

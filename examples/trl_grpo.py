@@ -23,7 +23,7 @@ from datasets import Dataset
 from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
-from bots_jax import bots
+from bots_jax import auto
 from bots_jax.adapters import TaskSampler
 from bots_jax.adapters.flat import flatten, unflatten
 from bots_jax.adapters.pytorch import TaskIndices
@@ -114,7 +114,7 @@ def make_sampler(rows: list[dict[str, Any]], tasks: int, rollouts: int, seed: in
     """A sampler of these rows, with their reference pass rates where they have any."""
     rates = np.array([[row.get(k, np.nan) for row in rows] for k in ("weak", "strong")], np.float32)
     return TaskSampler(
-        bots(batch_size=tasks, rollouts=rollouts), rates, seed=seed, expiry=50, device="cpu"
+        auto(batch_size=tasks, rollouts=rollouts), rates, seed=seed, expiry=50, device="cpu"
     )
 
 

@@ -28,7 +28,7 @@ from tunix.rl.rl_cluster import ClusterConfig, RLCluster, RLTrainingConfig, Role
 from tunix.rl.rollout.base_rollout import RolloutConfig
 from tunix.sft.metrics_logger import MetricsLoggerOptions
 
-from bots_jax import bots
+from bots_jax import auto
 from bots_jax.adapters import TaskSampler
 from bots_jax.adapters.tunix import TunixTasks
 from bots_jax.evaluate.task_files import read_tasks
@@ -107,7 +107,7 @@ def main() -> None:
         for text in file.prompts
     ]
     sampler = TaskSampler(
-        bots(batch_size=args.batch_size, rollouts=args.rollouts),
+        auto(batch_size=args.batch_size, rollouts=args.rollouts),
         file.reference,
         num_tasks=len(prompts) if file.reference is None else None,
         task_ids=file.ids,

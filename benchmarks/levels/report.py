@@ -24,7 +24,7 @@ NAMES = {
     "sfl": "SFL, screening counted",
     "mopps": "MoPPS",
     "bots": "`bots`, as published, no references",
-    "auto": "`auto`, told nothing, breadth .3 (default)",
+    "auto": "`auto`, told nothing, breadth .3",
     "auto-.1": "`auto`, told nothing, breadth .1",
     "auto-features": "`auto`, told walls and distance, breadth .3",
     "auto-.1-features": "`auto`, told walls and distance, breadth .1",

@@ -176,9 +176,9 @@ RULES: dict[str, Callable[[], Rule]] = {
     "sfl": sfl,
     "mopps": partial(with_selector, "mopps"),
     "bots": partial(with_selector, "bots"),
-    "auto": partial(with_selector, "auto"),
+    "auto": partial(with_selector, "auto", breadth=0.3),
     "auto-.1": partial(with_selector, "auto", breadth=0.1),
-    "auto-features": partial(with_selector, "auto", told="features"),
+    "auto-features": partial(with_selector, "auto", told="features", breadth=0.3),
     "auto-.1-features": partial(with_selector, "auto", told="features", breadth=0.1),
     "oracle": solvable_alone,
 }

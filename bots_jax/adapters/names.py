@@ -1,7 +1,7 @@
 """The tasks' own ids and the rows of the selector's state.
 
 In: names of tasks, strings or whole numbers of any kind, or nothing: then a task's id is its
-row. Out: rows. A name that was retired stays known, so that late evidence of it is told apart
+row. Out: rows. A name that was retired stays known, so that late evidence of it is distinguished
 from a mistake.
 """
 

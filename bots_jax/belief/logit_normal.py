@@ -40,7 +40,7 @@ If the latest evidence was e^50 times likelier to one who has seen nothing yet, 
 is of another world (a grader was broken, and now is not), and all of it is forgotten. Latest are
 the steps for which that ratio is greatest (the CUSUM test, Page 1954):
 
-    S <- max(S + log L(beginner) - log L(belief), 0),    a fresh start where S > 50
+    S <- max(S + log L(prior) - log L(belief), 0),    a reset where S > 50
 
 A step of time is a step that brought evidence, which is when a policy moves. Nothing is written
 for the tasks that were not evaluated: a step costs what its batch does, a look at all tasks one
@@ -88,7 +88,7 @@ class Shared(NamedTuple):
 
     estimator: PyTree  # the estimator's own parameters
     log_weights: Array  # f[J], of the pairs of the grid; the exponentials sum to 1
-    cusum: Array  # f, nats by which a beginner has known better of late
+    cusum: Array  # f, nats by which the prior predictive has been better of late
     num_resets: Array  # i32, how often all was forgotten
 
 
@@ -511,8 +511,9 @@ def _take(
     return reference.take(rows), domain, history
 
 
-# Nats by which a beginner must have known better. A belief that is merely wrong, under references
-# that mislead, stays below; after 20 steps of a grader that fails a step brings hundreds.
+# Nats by which the prior predictive must have been better. A belief that is merely wrong, under
+# references that mislead, stays below; after 20 steps of a grader that fails, a step brings
+# hundreds.
 _CUSUM_LIMIT = 50.0
 
 
@@ -524,7 +525,7 @@ def _reset_on_changepoint(
     fused: StepEvidence,
     batch: Evaluated,
 ) -> AutoBelief:
-    """The belief, or that of a beginner where that one foresaw the latest evidence better."""
+    """The belief, or the prior where its predictive foresaw the latest evidence better."""
     known, domain, history = _take(belief, reference, fused, batch.rows)
 
     def foresight(shared: Shared, history: History) -> Array:

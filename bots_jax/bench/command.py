@@ -151,6 +151,7 @@ def write_report(
         columns = [column for row in section.rows[:1] for column in _columns(row, keys)]
         rows = [row for row in section.rows if row.strategy not in section.oracles]
         report.print_table(rows, columns, section.environment)
+    _say(report.terminal_caption(plan.baseline))
     _say(f"results are in {folder}: {', '.join(files)}")
 
 

@@ -1,4 +1,4 @@
-"""The frontier: how much ETR there is at a breadth, for one who knows the true rates.
+"""The frontier: how much ETR there is at a breadth, for an oracle with the true rates.
 
 In: the true rates f[T, N], given as reference. At each step the B tasks are chosen with the
 largest

@@ -53,7 +53,7 @@ class Found(NamedTuple):
     """A factory and what tells its code from another of the same name."""
 
     factory: Callable[..., Any]
-    origin: str  # "bots_jax 0.1.0", or the digest of a file
+    origin: str  # "bots_jax 0.2.0", or the digest of a file
 
 
 def read_specs(text: str) -> list[Spec]:

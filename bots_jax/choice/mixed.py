@@ -4,11 +4,11 @@ In: the belief of `belief/logit_normal.py`. Out: the tasks with the largest
 
     V_k / t_k - c log(1 + (1 - .8 q_k) v_k),    V = 1 - q^m - (1 - q)^m
 
-V is the chance that m rollouts are not all alike, at a hopeful q (`logit_normal.optimistic_rate`):
-nearer to 1/2 than the mean of the belief, by as much as is not known of the task, because what
-looks solved or hopeless may not be (optimism in the face of uncertainty). V is flat in the middle,
-so nothing is gained by narrowing to 1/2. t_k, where asked for, are the tokens that the task is
-expected to generate relative to the average task.
+V is the chance that m rollouts are not all alike, at an optimistic q
+(`logit_normal.optimistic_rate`): nearer to 1/2 than the mean of the belief, by as much as is not
+known of the task, because what looks solved or hopeless may not be (optimism in the face of
+uncertainty). V is flat in the middle, so nothing is gained by narrowing to 1/2. t_k, where asked
+for, are the tokens that the task is expected to generate relative to the average task.
 
 c is the price of breadth, and moves along the frontier of mixed groups and breadth. v_k are a
 task's recent visits. What is to be spread evenly are the visits of the whole run, those to come
@@ -126,14 +126,14 @@ def _price(settings: Settings, hoped: Array, visits: Array) -> Array:
     return settings.breadth * jnp.log(1 + (1 - _HASTE * hoped) * visits)
 
 
-# Mean of the lottery. Less than .001 matters to nobody.
+# Mean of the lottery. Less than .001 is negligible.
 LOTTERY = 5e-4
 
 
 def lottery(task_ids: Array, turn: Array, like: Array) -> Array:
     """f[M], exponential of mean `LOTTERY`: another order of the tasks at each u32 turn.
 
-    Tasks without a visit often tie. Told apart here they need no second search among all; it is
+    Tasks without a visit often tie. Broken here, ties need no second search among all; it is
     enough that a hash looks random. (Of tasks that a float cannot tell apart even so, those of
     lower ids come first.) Exponential, because then the first of many tasks alike are as easily
     drawn as one (`grouped/mixed.py`).
@@ -150,7 +150,7 @@ def prob_zero_advantage(rate: Array, rollouts: Array) -> Array:
     """1 - V = p^m + (1 - p)^m, for m rounded to a whole number in [1, 127].
 
     By squaring: seven products for each power, in a pass over all tasks, where a logarithm and
-    two exponentials would be most of what the pass costs. Near 0 it is told apart more finely
+    two exponentials would be most of what the pass costs. Near 0 it is resolved more finely
     than V is near 1.
     """
     count = jnp.clip(jnp.round(rollouts), 1, 2**_BITS - 1).astype(jnp.int32)

@@ -14,9 +14,9 @@ are independent, and the first `count` accepted are the nearest. The processes o
 together are one process of rate sum(c): its points cost a few hundred random numbers, and a
 walk down a tree of partial sums of c finds the task that each point hits.
 
-Where the race ends before `count` are accepted (small pools, posteriors so narrow that the
+Where thinning stops before `count` are accepted (small pools, posteriors so narrow that the
 bound on w leaves no room), the remaining tasks are drawn directly, given that they lie
-outside of what the race explored; that is exact too, and costs a draw for every task.
+outside of what was explored; that is exact too, and costs a draw for every task.
 
 "Exact" is up to rounding: in float32, hits fall on a task with a relative error below 1e-5
 in their rate, and are accepted with one below 1e-6 (1 + (alpha + beta) / 1e3).
@@ -47,13 +47,13 @@ from bots_jax.numerics.short_lists import (
 from bots_jax.sharding import BLOCK, block_sums
 from bots_jax.types import Array
 
-# c over twice the bound on the density. More widens the w for which the race holds
+# c over twice the bound on the density. More widens the w for which thinning holds
 # (c w <= log of this), and lowers the share of hits that are accepted.
 _SLACK = 1.15
 _LARGEST_HAZARD = 0.139  # below log(_SLACK)
 # Tasks of a leaf of the tree, and summands of its other nodes.
 FANOUT, _STEP = BLOCK, 8
-# Chunks of hits after which the race gives up.
+# Chunks of hits after which thinning gives up.
 _MOST_CHUNKS = 8
 # Tasks from whose posteriors the first window is guessed.
 _PROBE = 4096
@@ -185,7 +185,7 @@ class Window(NamedTuple):
 
     block_rates: Array  # f[n], sums of c over blocks of tasks
     width: Array  # f, the width that c was computed for
-    length: Array  # f, the distance at which the race ends
+    length: Array  # f, the distance at which thinning stops
 
 
 def choose_window(
@@ -194,7 +194,7 @@ def choose_window(
     target: Array,
     count: int,
 ) -> Window:
-    """Choose the width so that the race is long enough, before anything random is drawn.
+    """Choose the width so that the window is long enough, before anything random is drawn.
 
     Args:
       measure: width -> f[n] sums of the rates c by block, and the largest c of any task.
@@ -302,7 +302,7 @@ def run(
     target: Array,
     count: int,
 ) -> Result:
-    """Run the race to its end, or until `count` are accepted.
+    """Thin to the end of the window, or until `count` are accepted.
 
     Args:
       words: u32[2], from `key_words`.

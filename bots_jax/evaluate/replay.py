@@ -256,7 +256,8 @@ def load_recording(path: str | Path) -> Recording:
     else:
         raise ValueError(
             f"{name}: has no success_rate, successes or seq_success among "
-            f"{', '.join(arrays) or 'no arrays'}; see bots_jax.replay for the forms of a recording"
+            f"{', '.join(arrays) or 'no arrays'}; see bots_jax.evaluate.replay for the forms of a "
+            "recording"
         )
     rollouts = _whole(name, arrays, "n" if "n" in arrays else "rollouts", DEFAULT_ROLLOUTS)
     return Recording(rates.astype(np.float32), reference, rollouts, Path(path).name)
@@ -461,7 +462,7 @@ FILE is an .npz without pickles, in one of three forms:
   successes, trials, step [N, V]       the visits of each task, step 0 being padding, or
   seq_success, seq_step_a, ...         the published trace of a GRPO run,
 the first two with an optional reference [K, N] (pass rates of reference models, weak to
-strong, NaN unknown) and rollouts. `pydoc bots_jax.replay` has the details."""
+strong, NaN unknown) and rollouts. `pydoc bots_jax.evaluate.replay` has the details."""
 
 _EPILOG = """\
 Settings apply to the strategies that have them and do not fix them by their name:
@@ -574,7 +575,7 @@ def _write_results(
         sys.stdout.write(json.dumps(_summary(rows, baseline), allow_nan=False) + "\n")
     else:
         report.print_table(rows, COLUMNS)
-        _say(report.caption(baseline, COLUMNS))
+        _say(report.terminal_caption(baseline))
     _say(f"results are in {folder}")
 
 

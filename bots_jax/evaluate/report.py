@@ -28,6 +28,7 @@ import importlib
 import io
 import math
 import sys
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -73,6 +74,9 @@ class Row(NamedTuple):
     cells: dict[str, Cell]  # by metric key
 
 
+TERMINAL_WIDTH = 100
+_NAME_WIDTH = 36  # of a strategy in the terminal
+
 ETR = Column("etr", "ETR, all steps", "", 3, "difference")
 BREADTH = Column("breadth", "Breadth", "effective tasks", 0, "ratio")
 FINETUNE_COLUMNS = (
@@ -88,6 +92,11 @@ FINETUNE_COLUMNS = (
     Column("seconds", "Time", "s", 1, "ratio"),
     Column("select_ms", "Selecting a step", "ms", 2, "difference"),
     Column("select_share", "Selecting, of a step", "%", 2, "difference"),
+)
+# What a terminal has room for: first whether the policy learned more, then why.
+FINETUNE_SHOWN = tuple(
+    {column.key: column for column in FINETUNE_COLUMNS}[key]
+    for key in ("heldout", "ttb_100", "etr", "breadth", "tokens", "select_share")
 )
 
 
@@ -190,7 +199,7 @@ def _field(run: Run, key: str) -> Any:
     if key not in run:
         raise ValueError(
             f"the run strategy={run.get('strategy')!r} seed={run.get('seed')!r} has no {key!r}: "
-            f"give it, see bots_jax.report"
+            f"give it, see bots_jax.evaluate.report"
         )
     return run[key]
 
@@ -276,17 +285,71 @@ def markdown_table(rows: Sequence[Row], columns: Sequence[Column] = FINETUNE_COL
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
-def plain_table(rows: Sequence[Row], columns: Sequence[Column] = FINETUNE_COLUMNS) -> str:
-    """The rows as aligned text, for a terminal without rich."""
-    table = [[cell.split("\n") for cell in line] for line in table_cells(rows, columns, "\n")]
-    widths = [max(len(part) for cell in cells for part in cell) for cells in zip(*table)]  # noqa: B905
-    lines = []
-    for line in table:
-        for i in range(max(map(len, line))):
-            parts = [cell[i] if i < len(cell) else "" for cell in line]
-            padded = [part.ljust(width) for part, width in zip(parts, widths, strict=True)]
-            lines.append("  ".join(padded).rstrip())
-    return "\n".join(lines) + "\n"
+def terminal_table(
+    rows: Sequence[Row], columns: Sequence[Column] = FINETUNE_COLUMNS, width: int = TERMINAL_WIDTH
+) -> str:
+    """The rows as aligned text of at most `width` characters a line: a line a strategy.
+
+    Each column has its mean. The first one, and those after it as long as there is room, has its
+    paired comparison with the baseline too, or its 95% interval where there is none. Columns
+    without room are left out, the last ones first; long names are cut.
+    """
+    columns = list(columns)
+    names = [_shorten(row.strategy, _NAME_WIDTH) for row in rows]
+
+    def lines(detailed: int) -> list[str]:
+        baseline = rows[0].strategy
+        blocks = [_block(rows, c, baseline, i < detailed) for i, c in enumerate(columns)]
+        return _lay_out([["", *names], *(text for block in blocks for text in block)])
+
+    def fits(detailed: int) -> bool:
+        return max(map(len, lines(detailed))) <= width
+
+    while len(columns) > 1 and not fits(1):
+        columns.pop()
+    detailed = 1
+    while detailed < len(columns) and fits(detailed + 1):
+        detailed += 1
+    return "\n".join(lines(detailed)) + "\n"
+
+
+def _block(rows: Sequence[Row], column: Column, baseline: str, detailed: bool) -> list[list[str]]:
+    """A column's texts, heading first: means, and where `detailed` what they are compared by."""
+    pairs = [cell_text(column, row.cells[column.key]) for row in rows]
+    title = _heading(column) if len(column.unit) < 3 else column.title
+    if column.kind in ("relative", "time"):
+        own = [value if detailed else value.partition(" [")[0] for value, _ in pairs]
+        return [[title, *own]]
+    means = [title, *(value.partition(" [")[0] for value, _ in pairs)]
+    if not detailed:
+        return [means]
+    if not any(against for _, against in pairs):
+        return [[title, *(value for value, _ in pairs)]]
+    heading = f"of {baseline}'s" if column.kind == "ratio" else f"less {baseline}'s"
+    return [means, [_shorten(heading, _NAME_WIDTH), *(against for _, against in pairs)]]
+
+
+def _lay_out(texts: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of columns of text: headings broken into lines, a rule, the rest."""
+    widths, heads = [], []
+    for heading, *cells in texts:
+        words = [len(word) for word in heading.split()]
+        widths.append(max([len(cell) for cell in cells] + words))
+        heads.append(textwrap.wrap(heading, max(widths[-1], 1)))
+    depth = max(map(len, heads))
+    head = [[""] * (depth - len(lines)) + lines for lines in heads]
+    table = [*zip(*head, strict=True), [], *zip(*(cells[1:] for cells in texts), strict=True)]
+    rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
+    return [
+        "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip()
+        if line
+        else rule
+        for line in table
+    ]
+
+
+def _shorten(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: width - 3] + "..."
 
 
 def print_table(
@@ -295,32 +358,22 @@ def print_table(
     title: str = "",
     write: Callable[[str], Any] | None = None,
 ) -> None:
-    """The rows as a table in the terminal, by rich where it is installed.
+    """Print `terminal_table` under its title.
 
     Args:
-      write: where plain text goes instead; given, rich is not used.
+      write: where the text goes; None is the standard output.
     """
-    if write is None:
-        try:
-            console = importlib.import_module("rich.console").Console()
-            table = importlib.import_module("rich.table").Table
-            box = importlib.import_module("rich.box").HORIZONTALS
-            text = importlib.import_module("rich.text").Text  # "[n/a]" is no markup
-        except ModuleNotFoundError:
-            write = _write_out
-        else:
-            head, *body = table_cells(rows, columns, "\n")
-            if not console.is_terminal:
-                console.width = 200  # a file or a pipe has no width to wrap at
-            rich_table = table(title=title or None, show_lines=True, box=box)
-            for heading in head:
-                rich_table.add_column(text(heading))
-            rich_table.columns[0].no_wrap = True
-            for line in body:
-                rich_table.add_row(*map(text, line))
-            console.print(rich_table)
-            return
-    write(f"{title}\n{plain_table(rows, columns)}")
+    heading = f"{_shorten(title, TERMINAL_WIDTH)}\n" if title else ""
+    (write or _write_out)(f"\n{heading}{terminal_table(rows, columns)}")
+
+
+def terminal_caption(baseline: str) -> str:
+    """What the numbers of `terminal_table` are."""
+    return (
+        f"Means over seeds; beside them the paired comparison with {baseline}, a difference (+/-)\n"
+        "or a ratio (×), or else the mean's interval [95%, Student's t]. TTB below 1 and BSF\n"  # noqa: RUF001
+        "above 1 are better. Every figure with its interval is in summary.md."
+    )
 
 
 def _write_out(text: str) -> None:

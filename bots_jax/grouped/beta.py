@@ -4,7 +4,7 @@ In: evidence and keys. Out: the group model of `grouped/slots.py`. A task's own 
 (1 - lambda) a step; when less than `tolerance` pseudo-counts of it are left the task returns to
 its group.
 
-The race (`thinning.py`) for the nearest draws is run among slots and groups alike. The rate of a
+Poisson thinning (`thinning.py`) finds the nearest draws among slots and groups alike. The rate of a
 group is that of its tasks times their number, and a hit falls on any of them; it is void if
 that task has a slot, is not eligible, or was hit before. That is exact.
 """

@@ -10,7 +10,7 @@ their visits and pending evidence. On the T slots everything works as in a dense
 `pool/visits.py` and the beliefs are the same code. A step costs O(T + G), whatever N.
 
     grouped/slots.py     slots given and taken back, a larger table: bookkeeping
-    grouped/beta.py     `bots`: Beta posteriors, and the race for the nearest draws
+    grouped/beta.py     `bots`: Beta posteriors, and thinning for the nearest draws
     grouped/logit_normal.py      `auto`: histories, and their groups
     grouped/mixed.py     its choice, as a race of lotteries
 
@@ -207,7 +207,7 @@ def _observe(model: GroupModel, state: State, rows: Rows) -> State:
     state, found = lazy_cond(jnp.any(asked & (found == size)), give, (state, found))
     slot = jnp.where(exists, found, size)
     # A sound row of a task that still has no slot is empty, or late: its visit was closed. Any
-    # other row without a slot is poison, and refused under the number of no slot.
+    # other row without a slot is invalid, and refused under the number of no slot.
     idle = exists & sound & (slot == size)
     late = idle & (rows.visit != UNNUMBERED)
     slot = jnp.where((rows.task_ids == PADDING) | idle, PADDING, slot)

@@ -372,8 +372,8 @@ def write_results(folder: Path, config: finetune.Comparison, runs: list[dict[str
     except ModuleNotFoundError as error:
         say(f"no plots: {error}")
         rows = report.summarise(runs, baseline)
-    report.print_table(rows)
-    say(report.caption(baseline))
+    report.print_table(rows, report.FINETUNE_SHOWN)
+    say(report.terminal_caption(baseline))
     plots = sorted(path.name for path in folder.glob("*.png"))
     say(f"results are in {folder}: results.jsonl, summary.md, summary.csv, {', '.join(plots)}")
 

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from bots_jax.evaluate import metrics, report
+from bots_jax.evaluate import metrics, replay, report
 from bots_jax.evaluate.report import Cell, Column, Curves, Row, summarise
 
 
@@ -146,29 +146,58 @@ def test_markdown_has_every_number():
     assert "<br>×1.00 [1.00, 1.00] |" in table  # noqa: RUF001
 
 
-def test_plain_table_is_aligned():
-    text = report.plain_table(summarise(compared()), report.FINETUNE_COLUMNS[:2])
-    lines = text.splitlines()
-    column = lines[0].index("ETR, all")
-    assert lines[1][column:].startswith("0.500 [")
-    assert lines[3][column:].startswith("+0.000 [")
+def test_terminal_table_is_aligned():
+    text = report.terminal_table(summarise(compared()), report.FINETUNE_COLUMNS[:2])
+    head, rule, *lines = text.splitlines()[-4:]
+    assert set(rule) == {"-"}
+    column = head.index("ETR, all") if "ETR, all" in head else head.index("steps")
+    assert [line[:8].strip() for line in lines] == ["uniform", "bots"]
+    assert all(line[column:].startswith("0.500") for line in lines)
+    assert "+0.000 [" in lines[1]
 
 
-@pytest.mark.parametrize("with_rich", [True, False])
-def test_printed_table_loses_nothing(capsys, monkeypatch, with_rich):
-    real = report.importlib.import_module
+WIDE = 'a-long-name, forgetting=0.01, implicit_weight=0.03, estimator="logit"'
 
-    def without_rich(name):
-        if name.startswith("rich"):
-            raise ModuleNotFoundError(name)
-        return real(name)
 
-    if not with_rich:
-        monkeypatch.setattr(report.importlib, "import_module", without_rich)
+@pytest.mark.parametrize("strategies", [("uniform", "bots"), ("uniform", *"abcdefgh", WIDE)])
+@pytest.mark.parametrize(
+    "columns", [report.FINETUNE_COLUMNS, report.FINETUNE_SHOWN, replay.COLUMNS], ids=len
+)
+def test_the_printed_table_fits_100_columns(strategies, columns, capsys):
+    rng = np.random.default_rng(0)
+    scale = {"ratio": 1e6, "difference": 1.0, "relative": 1.0, "time": 1.0}
+    values = {
+        name: {
+            seed: {column.key: scale[column.kind] * rng.uniform(0.1, 1) for column in columns}
+            for seed in range(10)
+        }
+        for name in strategies
+    }
+    report.print_table(report.tabulate(values, columns, "uniform"), columns, title=WIDE * 3)
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 100
+    rule = next(i for i, line in enumerate(lines) if line.startswith("---"))
+    assert len(lines) - rule - 1 == len(strategies)  # a row a strategy
+    assert all("[" in line for line in lines[rule + 2 :])  # each with an interval
+    assert max(map(len, report.terminal_caption("uniform").splitlines())) <= 100
+
+
+def test_columns_of_the_terminal_go_from_the_last():
+    rows = summarise(compared())
+    narrow = report.terminal_table(rows, report.FINETUNE_SHOWN, width=50)
+    wide = report.terminal_table(rows, report.FINETUNE_SHOWN, width=200)
+    assert max(map(len, narrow.splitlines())) <= 50
+    assert "Held-out" in narrow
+    assert "Selecting" not in narrow
+    assert "Selecting" in wide
+
+
+def test_printed_table_of_one_seed(capsys):
     report.print_table(summarise([run("uniform", 0), run("bots", 0)]), title="A title")
     out = capsys.readouterr().out
     assert "A title" in out
-    assert "0.600 [n/a]" in out  # to rich, brackets are markup
+    assert "0.600" in out
+    assert "[n/a]" in out
 
 
 def test_csv_can_be_read_back(tmp_path):

@@ -1,4 +1,4 @@
-"""Replay of a recorded run as an environment; see `bots_jax.replay` for how it works.
+"""Replay of a recorded run as an environment; see `bots_jax.evaluate.replay` for how it works.
 
 In: an .npz recording. Out: for each seed the ETR, breadth and mean p(1-p) of what was
 selected, and how good the belief over all tasks was before each step (`bench.meter`).
