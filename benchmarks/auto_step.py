@@ -41,7 +41,7 @@ def main() -> None:
                 run()
         ms = {name: statistics.median(t) for name, t in in_turns(sides, args.rounds).items()}
         ratios = {
-            f"auto/paper {form}": ms[f"auto {form}"] / ms[f"paper {form}"]
+            f"auto/bots {form}": ms[f"auto {form}"] / ms[f"bots {form}"]
             for form in args.forms
             if f"auto {form}" in ms
         }

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
@@ -23,8 +24,10 @@ from bots_jax.numerics.arithmetic import safe_ratio
 from bots_jax.numerics.control_flow import sequencing_zero
 from bots_jax.pool import visits
 from bots_jax.pool.evidence import Rows, as_ids, as_rows, validate_evidence
+from bots_jax.pool.features import feature_columns
 from bots_jax.pool.reference import (
     Reference,
+    TaskFeatures,
     check_given,
     expand_reference,
     make_reference,
@@ -115,11 +118,12 @@ F = TypeVar("F", bound=Callable[..., Selector])
 def factory(make: F) -> F:
     """Make a factory's selectors hashable, equal to an identical build, and picklable.
 
-    An identical build is the same object, so that nothing is compiled twice for it. Where an
-    argument is traced or cannot be hashed, a selector is equal to itself alone.
+    An identical build is the same object while it lives, so that nothing is compiled twice. Where
+    an argument is traced or cannot be hashed, a selector is equal to itself alone.
     """
     signature = inspect.signature(make)
-    made: dict[Any, Selector] = {}
+    # Weak, so that what nobody uses is forgotten with all that was compiled for it.
+    made: weakref.WeakValueDictionary[Any, Selector] = weakref.WeakValueDictionary()
 
     @functools.wraps(make)
     def build(*args: Any, **given: Any) -> Selector:
@@ -128,17 +132,13 @@ def factory(make: F) -> F:
         key = _frozen(bound.arguments)
         if key is None:
             return make(*args, **given)
-        if key not in made:
-            if len(made) >= _MOST_BUILDS:
-                made.pop(next(iter(made)))
+        found = made.get(key)
+        if found is None:
             recipe = Recipe(build, tuple(sorted(bound.arguments.items())), key)
-            made[key] = dataclasses.replace(make(*args, **given), recipe=recipe)
-        return made[key]
+            found = made[key] = dataclasses.replace(make(*args, **given), recipe=recipe)
+        return found
 
     return build  # type: ignore[return-value]
-
-
-_MOST_BUILDS = 256  # selectors that a factory keeps
 
 
 def _frozen(arguments: Mapping[str, Any]) -> Any:
@@ -201,7 +201,9 @@ def compose(
         reference_trials: ArrayLike | None = None,
         domains: ArrayLike | None = None,
         capacity: int | None = None,
+        features: Any = None,
     ) -> State:
+        reference = with_features(reference, features, described)
         check_given(reference, reference_trials)
         float_dtype = reference_dtype(dtype, reference)
         numbers = settings_of(factory_settings, settings, float_dtype)
@@ -335,6 +337,25 @@ def _check_dtype(dtype: Any) -> jnp.dtype:
     if dtype == jnp.float64 and not jax.config.read("jax_enable_x64"):
         raise ValueError("dtype=float64 needs jax.config.update('jax_enable_x64', True) first")
     return dtype
+
+
+# Estimators of ours that look at references alone.
+_WITHOUT_FEATURES = (None, "linear", "linear_ls", "logit", "none")
+
+
+def with_features(reference: Any, features: Any, static: Mapping[str, Any]) -> Any:
+    """The reference, with features where there are any, for a selector that can use them."""
+    if features is None:
+        return reference
+    if static.get("estimator") in _WITHOUT_FEATURES and static.get("reads") != "embeddings":
+        raise ValueError(
+            f"features are of no use to strategy={static['strategy']!r}: use bots_jax.auto, or "
+            "bots(estimator='glm')"
+        )
+    if isinstance(reference, TaskFeatures):
+        raise ValueError("features were given beside reference=TaskFeatures(...): give one of them")
+    rates = expand_reference(reference, None, None)[0]
+    return TaskFeatures(rates, feature_columns(features))
 
 
 def own_buffers(state: State) -> State:

@@ -167,6 +167,7 @@ class InitFn(Protocol):
         reference_trials: ArrayLike | None = None,
         domains: ArrayLike | None = None,
         capacity: int | None = None,
+        features: Any = None,
     ) -> State:
         """Make the state of a new pool.
 
@@ -181,6 +182,10 @@ class InitFn(Protocol):
             estimators that weigh references by them.
           domains: i32[N] in [0, D), the domain of each task; None for a single one.
           capacity: C >= N, rows to keep for `add_tasks`; None for exactly N.
+          features: what else is known of each task, one row a task: numbers f[N, F], NaN where
+            missing, or kinds i[N], or a tuple of both; `bots_jax.features.text(prompts)` makes
+            them of prompts. For `auto` and `bots(estimator="glm")`; such a pool is dense, and
+            does not grow.
 
         Raises:
           ValueError: naming the argument, its value and the way out.

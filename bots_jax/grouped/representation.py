@@ -18,7 +18,7 @@ import numpy as np
 
 from bots_jax.checks import is_concrete
 from bots_jax.choice.batch import Plan
-from bots_jax.compose import TOUCHED_PER_SELECTED, check_state, settings_of
+from bots_jax.compose import TOUCHED_PER_SELECTED, check_state, settings_of, with_features
 from bots_jax.grouped import selector as grouped
 from bots_jax.grouped.groups import MOST_GROUPS, Groups, find_codes, groups_of_sizes, make_groups
 from bots_jax.grouped.slots import GroupModel, slots_needed
@@ -77,7 +77,9 @@ def with_grouped(dense: Selector, grouping: Grouping) -> Selector:
         reference_trials: ArrayLike | None = None,
         domains: ArrayLike | None = None,
         capacity: int | None = None,
+        features: Any = None,
     ) -> State:
+        reference = with_features(reference, features, dense.static)
         check_given(reference, reference_trials)
         numbers = settings_of(
             grouping.settings, settings, reference_dtype(grouping.dtype, reference)

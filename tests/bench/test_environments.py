@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bots_jax import bots
 from bots_jax.bench import meter
 from bots_jax.bench.environment import Strategy
 from bots_jax.bench.environments import predict
@@ -13,7 +14,7 @@ from bots_jax.bench.environments.replay import of_recording
 from bots_jax.bench.frontier import frontier
 from bots_jax.evaluate import metrics
 from bots_jax.evaluate.replay import Recording
-from bots_jax.strategies import oracle, paper, uniform
+from bots_jax.strategies import oracle, uniform
 from tests.conftest import shared_file
 
 
@@ -147,7 +148,7 @@ def test_triples_are_ordered_distinct_and_a_prefix_of_longer_draws():
 def test_noise_free_interpolation_is_found_and_shuffled_references_tell_nothing(matrix_file):
     def pearson(**given):
         place = predict_environment(path=matrix_file, steps=4, batch_size=16, **given)
-        told = place.run(Strategy("bots", paper), range(10))
+        told = place.run(Strategy("bots", bots), range(10))
         return np.mean([one.values["pearson"] for one in told])
 
     assert pearson() > 0.97
@@ -165,7 +166,7 @@ def test_own_batches_never_ask_twice_and_held_out_tasks_never(matrix_file, monke
 
     monkeypatch.setattr(predict.meter, "read", spy)
     place = predict_environment(path=matrix_file, steps=3, batch_size=16)
-    place.run(Strategy("bots", paper), [0])
+    place.run(Strategy("bots", bots), [0])
     jax.effects_barrier()
     assert sorted(int(mask.sum()) for mask in seen) == [300 - 48, 300 - 32, 300 - 16]
     seen.clear()
@@ -210,5 +211,5 @@ def test_a_matrix_with_scores_out_of_range_is_refused(tmp_path):
 def test_linear_interpolation_has_its_known_correlation():
     path = shared_file("data", "rg_scores_easy_dev.npz")
     place = predict_environment(path=str(path), batches="random")
-    told = place.run(Strategy("bots", paper), range(120))
+    told = place.run(Strategy("bots", bots), range(120))
     assert np.mean([one.values["pearson"] for one in told]) == pytest.approx(0.611, abs=0.01)
