@@ -252,8 +252,8 @@ def test_numbered_poison_closes_its_visit(selector: Selector, state: State) -> N
 def test_host_refuses_poison(selector: Selector, state: State) -> None:
     with pytest.raises(ValueError, match=r"evidence.successes\[1\]=9.0 exceeds the trials"):
         selector.observe(state, Evidence([3, 4], [8.0, 9.0], 8))
-    with pytest.raises(ValueError, match=r"evidence.successes\[0\]=nan is not finite"):
-        selector.update(state, Evidence([3], [np.nan], 8))
+    with pytest.raises(ValueError, match=r"evidence.successes\[0\]=inf is not finite"):
+        selector.update(state, Evidence([3], [np.inf], 8))
     with pytest.raises(ValueError, match=r"evidence.task_ids\[0\]=60 is no task of this pool"):
         selector.update(state, Evidence([60], [1.0], 8))
 
@@ -408,8 +408,8 @@ def test_observes_commute(seed: int, whole_numbers: bool, numbered: bool) -> Non
         max_size=12,
     )
 )
-def test_one_call_equals_a_call_a_row(rows: list[tuple[int, int, int]]) -> None:
-    """Over-complete, empty, unnumbered and stale rows too, in the order given."""
+def test_rows_of_one_call_count_the_same_in_any_order(rows: list[tuple[int, int, int]]) -> None:
+    """Over-complete, empty, unnumbered and stale rows too: none is late to another."""
     selector = COMMUTING
     state = selector.init(num_tasks=12)
     state, selection = selector.select(jax.random.key(0), state)
@@ -418,10 +418,6 @@ def test_one_call_equals_a_call_a_row(rows: list[tuple[int, int, int]]) -> None:
     trials = np.array([n for _, n, _ in padded], np.float32)
     visit = np.array([v for _, _, v in padded])
     together = selector.observe(state, Evidence(ids, trials / 2, trials, visit))
-    singly = state
-    for row in range(len(rows)):
-        piece = slice(row, row + 1)
-        singly = selector.observe(
-            singly, Evidence(ids[piece], trials[piece] / 2, trials[piece], visit[piece])
-        )
-    assert leaves_equal(selector.advance(together), selector.advance(singly))
+    turned = (x[::-1] for x in (ids, trials / 2, trials, visit))
+    backwards = selector.observe(state, Evidence(*turned))
+    assert leaves_equal(selector.advance(together), selector.advance(backwards))

@@ -209,7 +209,10 @@ class TaskSampler:
             order = None if pieces is None else _column("pieces", pieces, shape, np.int32)
             rows_checked = np.maximum(rows, 0)
             validate_evidence(
-                Evidence(rows_checked, s, n), np.ones(shape, bool), self._names.num_rows
+                Evidence(rows_checked, s, n),
+                np.ones(shape, bool),
+                self._names.num_rows,
+                unscored=False,
             )
             counted = self._ledger.report(
                 rows, s, n, numbers, order, complete=complete, unsolicited=unsolicited,

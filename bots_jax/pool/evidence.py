@@ -110,13 +110,16 @@ def sound_numbers(rows: Rows) -> Array:
     return finite & (s >= 0) & (n >= 0) & (n <= MOST_TRIALS) & (s <= n * (1 + _ROUNDING))
 
 
-def validate_evidence(evidence: Evidence, exists: np.ndarray, capacity: int) -> None:
+def validate_evidence(
+    evidence: Evidence, exists: np.ndarray, capacity: int, *, unscored: bool = True
+) -> None:
     """At the host boundary: raise on the first row that traced code would ignore.
 
     Args:
       evidence: as given by the user, before `as_rows` rounds it.
       exists: bool[M], whether the task of each row exists.
       capacity: rows of the pool.
+      unscored: whether successes may be NaN.
     """
     ids = np.atleast_1d(np.asarray(evidence.task_ids))
     s, n = np.broadcast_arrays(
@@ -124,7 +127,8 @@ def validate_evidence(evidence: Evidence, exists: np.ndarray, capacity: int) -> 
     )
     used = ids != PADDING
     _refuse(used & ~exists, "task_ids", ids, f"is no task of this pool of {capacity} rows")
-    _refuse(used & np.isinf(s), "successes", s, "is not finite: give NaN where nothing was scored")
+    wrong = np.isinf(s) | (np.isnan(s) & (not unscored))
+    _refuse(used & wrong, "successes", s, "is not finite: drop or repair the row")
     _refuse(used & ~(np.isfinite(n) & (n >= 0)), "trials", n, "must be finite and not negative")
     _refuse(
         used & (n > MOST_TRIALS), "trials", n, f"is above {MOST_TRIALS:g}: no count of rollouts"

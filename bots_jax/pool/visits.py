@@ -192,7 +192,7 @@ def observe(pool: PoolState, evidence: Rows, rollouts: Array) -> PoolState:
     sound = exists & sound_numbers(evidence)
     numbered = evidence.visit != UNNUMBERED
     is_open = exists & (pool.visit[at] != NO_VISIT) & (pool.visit_trials[at] < rollouts)
-    attached = is_open & (~numbered | (pool.visit[at] == evidence.visit))
+    attached = is_open & jnp.where(numbered, pool.visit[at] == evidence.visit, sound)
     trials = jnp.where(sound, evidence.trials, 0)
     countable = (evidence.trials > 0) & (evidence.trials <= MOST_TRIALS)
     attempts = jnp.where(sound | countable, evidence.trials, rollouts)
