@@ -23,7 +23,13 @@ from bots_jax.choice.batch import Plan, Ranking, as_mask, check_quotas, choose, 
 from bots_jax.numerics.arithmetic import safe_ratio
 from bots_jax.numerics.control_flow import sequencing_zero
 from bots_jax.pool import visits
-from bots_jax.pool.evidence import Rows, as_ids, as_rows, validate_evidence
+from bots_jax.pool.evidence import (
+    Rows,
+    as_ids,
+    as_rows,
+    check_evidence,
+    validate_evidence,
+)
 from bots_jax.pool.features import feature_columns
 from bots_jax.pool.reference import (
     Reference,
@@ -35,7 +41,7 @@ from bots_jax.pool.reference import (
 )
 from bots_jax.pool.visits import Evaluated, StepEvidence, over_evaluated
 from bots_jax.settings import check_settings, merge_settings
-from bots_jax.sharding import constrain_sharding, replicated, total
+from bots_jax.sharding import beside, constrain_sharding, total
 from bots_jax.types import (
     Array,
     ArrayLike,
@@ -265,7 +271,9 @@ def compose(
     def select(
         rng_key: Array, state: State, eligible: ArrayLike | None = None
     ) -> tuple[State, Selection]:
-        return select_arrays(check_key(rng_key), state, as_mask(eligible, _capacity(state)))
+        check_state(state)
+        mask = beside(as_mask(eligible, _capacity(state)), state.pool.trials)
+        return select_arrays(check_key(rng_key), state, mask)
 
     def observe(state: State, evidence: Evidence) -> State:
         return observe_arrays(state, _admit(state, evidence))
@@ -286,7 +294,8 @@ def compose(
 
 def check_ids(state: State, task_ids: ArrayLike) -> Array:
     """Task ids as i32; refused on the host where they are out of range."""
-    return as_ids("task_ids", task_ids, _capacity(state))
+    check_state(state)
+    return as_ids("task_ids", beside(task_ids, state.pool.trials), _capacity(state))
 
 
 def check_state(state: Any) -> None:
@@ -303,21 +312,16 @@ def _capacity(state: State) -> int:
 
 
 def _admit(state: State, evidence: Evidence) -> Rows:
-    """Evidence as arrays, refused where it can be seen to be poison."""
+    """Evidence as arrays. What is on the host is refused where it makes no sense.
+
+    Arrays of a device are not looked at, or each call would wait for it: their rows that make no
+    sense are ignored and counted in `Info.invalid`, as in traced code.
+    """
     check_state(state)
-    rows = as_rows(evidence, state.pool.trials.dtype, _capacity(state))
-    if is_concrete(evidence, state.pool.active):
-        with jax.ensure_compile_time_eval():  # also while something else is being traced
-            exists = np.asarray(_exists(state.pool, rows.task_ids))
-        validate_evidence(evidence, exists, _capacity(state))
-    return rows
-
-
-@jax.jit
-def _exists(tasks: visits.PoolState, task_ids: Array) -> Array:
-    """bool[M], looked up where the pool lives: it may be large, and far from the host."""
-    inside = (task_ids >= 0) & (task_ids < tasks.active.shape[0])
-    return replicated(inside & tasks.active[jnp.where(inside, task_ids, 0)])
+    check_evidence(evidence)
+    validate_evidence(evidence, _capacity(state))
+    evidence = beside(evidence, state.pool.trials)
+    return as_rows(evidence, state.pool.trials.dtype)
 
 
 def check_key(rng_key: Array) -> Array:
