@@ -135,15 +135,32 @@ def auto(
     config = AutoConfig(
         model_of, implicit_weight is None, forgetting is None, plan.batch_size, bool(per_token)
     )
-    shared = {"num_domains": num_domains, "expiry": expiry, "dtype": dtype}
-    dense = compose(
+    shared = {
+        "settings": settings, "plan": plan, "num_domains": num_domains, "expiry": expiry,
+        "dtype": dtype,
+    }  # fmt: skip
+    grouping = Grouping(
+        representation=check_choice("representation", representation, REPRESENTATIONS),
+        model=group_auto(config, floor),
+        can_group=choice == "mixed" and not noisy and not per_token,
+        serves="choice='mixed' without temperature, per_token",
+        tolerance=check_tolerance(first_given(tolerance, AUTO_TOLERANCE)),
+        slots=check_slots(slots),
+        **shared,
+    )
+    return with_grouped(_dense(config, choice, noisy, floor, shared), grouping)
+
+
+def _dense(
+    config: AutoConfig, choice: str, noisy: bool, floor: float, shared: dict[str, Any]
+) -> Selector:
+    """The selector that keeps every task's belief of its own."""
+    selector = compose(
         name="auto",
         model=logit_normal_belief(config),
         choice=_choice(config, choice, noisy, floor),
-        settings=settings,
-        plan=plan,
         static={
-            "estimator": model_of.name,
+            "estimator": config.estimator.name,
             "choice": choice,
             "noisy": noisy,
             "floor": floor,
@@ -153,18 +170,7 @@ def auto(
         },
         **shared,
     )
-    grouping = Grouping(
-        representation=check_choice("representation", representation, REPRESENTATIONS),
-        model=group_auto(config, floor),
-        settings=settings,
-        plan=plan,
-        can_group=choice == "mixed" and not noisy and not per_token,
-        serves="choice='mixed' without temperature, per_token",
-        tolerance=check_tolerance(first_given(tolerance, AUTO_TOLERANCE)),
-        slots=check_slots(slots),
-        **shared,
-    )
-    return with_grouped(_with_tokens(dense) if per_token else dense, grouping)
+    return _with_tokens(selector) if config.per_token else selector
 
 
 def _refuse_unused(choice: str, *, target: Any, **of_mixed: Any) -> None:

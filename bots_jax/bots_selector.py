@@ -34,7 +34,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from bots_jax.belief.beta import beta_belief, beta_rules
+from bots_jax.belief.beta import BetaRules, beta_belief, beta_rules
 from bots_jax.checks import check_choice
 from bots_jax.choice.batch import make_plan
 from bots_jax.choice.nearest import nearest_target
@@ -136,34 +136,36 @@ def bots(
     check_choice("choice", choice, CHOICES)
     noisy = is_noisy(settings)
     plan = make_plan(batch_size, exploration, quotas)
-    rules = beta_rules(model_of, bool(adaptive_implicit_weight))
-    shared = {"num_domains": num_domains, "expiry": expiry, "dtype": dtype}
-    dense = compose(
-        name="bots",
-        model=beta_belief(rules),
-        choice=nearest_target(choice, noisy, of_betas=True),
-        settings=settings,
-        plan=plan,
-        static={
-            "estimator": model_of.name,
-            "adaptive_implicit_weight": bool(adaptive_implicit_weight),
-            "choice": choice,
-            "noisy": noisy,
-        },
-        **shared,
-    )
+    adaptive = bool(adaptive_implicit_weight)
+    rules = beta_rules(model_of, adaptive)
+    shared = {
+        "settings": settings, "plan": plan, "num_domains": num_domains, "expiry": expiry,
+        "dtype": dtype,
+    }  # fmt: skip
     grouping = Grouping(
         representation=check_choice("representation", representation, REPRESENTATIONS),
         model=group_betas(rules),
-        settings=settings,
-        plan=plan,
         can_group=choice == "thompson" and not noisy,
         serves="choice='thompson' without temperature",
         tolerance=check_tolerance(first_given(tolerance, DEFAULT_TOLERANCE)),
         slots=check_slots(slots),
         **shared,
     )
-    return with_grouped(dense, grouping)
+    static = {"estimator": model_of.name, "adaptive_implicit_weight": adaptive}
+    return with_grouped(_dense(rules, choice, noisy, static, shared), grouping)
+
+
+def _dense(
+    rules: BetaRules, choice: str, noisy: bool, static: dict[str, Any], shared: dict[str, Any]
+) -> Selector:
+    """The selector that keeps every task's posterior of its own."""
+    return compose(
+        name="bots",
+        model=beta_belief(rules),
+        choice=nearest_target(choice, noisy, of_betas=True),
+        static={**static, "choice": choice, "noisy": noisy},
+        **shared,
+    )
 
 
 def _refuse_unused(
