@@ -131,15 +131,7 @@ def auto(
         choice=_choice(config, choice, noisy, floor),
         settings=settings,
         batch_size=batch_size,
-        static={
-            "estimator": model_of.name,
-            "choice": choice,
-            "noisy": noisy,
-            "floor": floor,
-            "learn_trust": config.learn_trust,
-            "learn_speed": config.learn_speed,
-            "per_token": config.per_token,
-        },
+        static=_described(config, choice, noisy, floor),
         **shared,
     )
     grouping = Grouping(
@@ -151,11 +143,22 @@ def auto(
         serves="choice='mixed' without temperature, per_token",
         tolerance=check_tolerance(first_given(tolerance, AUTO_TOLERANCE)),
         slots=check_slots(slots),
-        num_domains=shared.get("num_domains"),
-        expiry=shared.get("expiry"),
-        dtype=shared.get("dtype"),
+        shared=shared,
     )
     return with_grouped(_with_tokens(dense) if per_token else dense, grouping)
+
+
+def _described(config: AutoConfig, choice: str, noisy: bool, floor: float) -> dict[str, Any]:
+    """The static settings."""
+    return {
+        "estimator": config.estimator.name,
+        "choice": choice,
+        "noisy": noisy,
+        "floor": floor,
+        "learn_trust": config.learn_trust,
+        "learn_speed": config.learn_speed,
+        "per_token": config.per_token,
+    }
 
 
 def _refuse_unused(choice: str, *, target: Any, **of_mixed: Any) -> None:

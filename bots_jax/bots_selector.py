@@ -126,19 +126,16 @@ def bots(
     check_choice("choice", choice, CHOICES)
     noisy = is_noisy(settings)
     plan = plan_of(batch_size, shared)
-    rules = beta_rules(model_of, bool(adaptive_implicit_weight))
+    adaptive = bool(adaptive_implicit_weight)
+    rules = beta_rules(model_of, adaptive)
+    described = {"adaptive_implicit_weight": adaptive, "choice": choice, "noisy": noisy}
     dense = compose(
         name="bots",
         model=beta_belief(rules),
         choice=nearest_target(choice, noisy, of_betas=True),
         settings=settings,
         batch_size=batch_size,
-        static={
-            "estimator": model_of.name,
-            "adaptive_implicit_weight": bool(adaptive_implicit_weight),
-            "choice": choice,
-            "noisy": noisy,
-        },
+        static={"estimator": model_of.name, **described},
         **shared,
     )
     grouping = Grouping(
@@ -150,9 +147,7 @@ def bots(
         serves="choice='thompson' without temperature",
         tolerance=check_tolerance(first_given(tolerance, DEFAULT_TOLERANCE)),
         slots=check_slots(slots),
-        num_domains=shared.get("num_domains"),
-        expiry=shared.get("expiry"),
-        dtype=shared.get("dtype"),
+        shared=shared,
     )
     return with_grouped(dense, grouping)
 
