@@ -75,9 +75,9 @@ def error_after(features: str | None, seed: int, steps: int = 24) -> float:
 
 
 def test_features_tell_of_tasks_never_tried() -> None:
-    """Means of four pools. 32 columns of noise cost .08 after 24 batches: no more than that."""
+    """Means of four pools. 32 columns of noise cost .004 after 24 batches, and .07 if trusted."""
     told, noise, none = (
         np.mean([error_after(what, seed) for seed in range(4)]) for what in ("told", "noise", None)
     )
     assert told < 0.5 * none
-    assert noise < none + 0.12
+    assert noise < none + 0.02
