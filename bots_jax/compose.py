@@ -24,7 +24,7 @@ from bots_jax.numerics.arithmetic import safe_ratio
 from bots_jax.numerics.control_flow import sequencing_zero
 from bots_jax.pool import visits
 from bots_jax.pool.evidence import Rows, as_ids, as_rows, validate_evidence
-from bots_jax.pool.features import feature_columns
+from bots_jax.pool.features import encode
 from bots_jax.pool.reference import (
     Reference,
     TaskFeatures,
@@ -355,7 +355,7 @@ def with_features(reference: Any, features: Any, static: Mapping[str, Any]) -> A
     if isinstance(reference, TaskFeatures):
         raise ValueError("features were given beside reference=TaskFeatures(...): give one of them")
     rates = expand_reference(reference, None, None)[0]
-    return TaskFeatures(rates, feature_columns(features))
+    return TaskFeatures(rates, *encode(features))
 
 
 def own_buffers(state: State) -> State:
