@@ -30,7 +30,7 @@ from bots_jax.pool.evidence import (
     check_evidence,
     validate_evidence,
 )
-from bots_jax.pool.features import feature_columns
+from bots_jax.pool.features import encode
 from bots_jax.pool.reference import (
     Reference,
     TaskFeatures,
@@ -406,7 +406,7 @@ def with_features(reference: Any, features: Any, static: Mapping[str, Any]) -> A
     if isinstance(reference, TaskFeatures):
         raise ValueError("features were given beside reference=TaskFeatures(...): give one of them")
     rates = expand_reference(reference, None, None)[0]
-    return TaskFeatures(rates, feature_columns(features))
+    return TaskFeatures(rates, *encode(features))
 
 
 def own_buffers(state: State) -> State:
