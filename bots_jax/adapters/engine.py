@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bots_jax.adapters.ledger import ANY_VISIT, Ended, Visit
+from bots_jax.choice.batch import kinds_of_places, make_plan
 from bots_jax.compose import settings_of
 from bots_jax.types import ArrayLike, Evidence, Info, Selector, State
 
@@ -34,6 +35,7 @@ class Engine:
     def __init__(self, selector: Selector, device: Any, seed: int):
         self.selector = selector
         self.batch_size = int(selector.static["batch_size"])
+        self.kinds = _kinds(selector)
         self.step = 0  # calls of advance so far
         self._draws = 0  # calls of select so far
         self._device = jax.devices(device)[0] if isinstance(device, str) else device
@@ -64,8 +66,12 @@ class Engine:
         self._draws += 1
         self.state, selection = self.selector.select(key, self.state, eligible)
         ids, draws, valid, numbers = (part.tolist() for part in jax.device_get(selection))
-        found = zip(ids, draws, valid, numbers, strict=True)
-        return [(row, Visit(number, self.step, draw)) for row, draw, good, number in found if good]
+        found = zip(ids, draws, valid, numbers, self.kinds, strict=True)
+        return [
+            (row, Visit(number, self.step, draw, kind))
+            for row, draw, good, number, kind in found
+            if good
+        ]
 
     def close(self, rows: list[int]) -> None:
         """End the open visits of these rows, with nothing learned."""
@@ -106,3 +112,10 @@ class Engine:
         self.step, self._draws = saved["step"], saved["draws"]
         data = jnp.asarray(saved["key"], jnp.uint32)
         self._key = jax.random.wrap_key_data(data, impl=jax.random.key_impl(self._key))
+
+
+def _kinds(selector: Selector) -> tuple[int, ...]:
+    """The kind of each place of a batch of this selector."""
+    static = selector.static
+    batch_size, quotas = int(static["batch_size"]), static.get("quotas")
+    return kinds_of_places(make_plan(batch_size, static.get("exploration", 0.0), quotas))

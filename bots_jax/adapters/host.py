@@ -135,7 +135,7 @@ class TaskSampler:
                 engine.set_numbers({"rollouts": rollouts})
         self._names = TaskNames(_count_active(engine.state), task_ids)
         self._groups: PoolGroups | None = None  # until the pool changes
-        self._ledger = Ledger()
+        self._ledger = Ledger(engine.kinds)
         self._watch = ChoiceWatch(check_count("window", window))
         self._notes = StepNotes()
         self._handed = 0  # tasks handed out since the step began
@@ -149,7 +149,8 @@ class TaskSampler:
 
         Args:
           n: any number; more than a batch is selected in several draws, of fewer the rest
-            is handed out by later calls of the same step, or returned to the pool.
+            is handed out by later calls of the same step, or returned to the pool. Quotas and
+            exploration hold for what is handed out, whatever the sizes asked for.
           eligible: bool[C] by row; False keeps a task out.
 
         Raises:
@@ -470,7 +471,7 @@ class TaskSampler:
         names.replay(host["names"])
         self._names, self._groups = names, None
         self._engine.resume(state, host["engine"])
-        self._ledger = Ledger.from_json(host["ledger"])
+        self._ledger = Ledger.from_json(host["ledger"], self._engine.kinds)
         self._watch.steps.clear()
         self._watch.steps.extend(list(rows) for rows in host["watch"])
         self._notes.resume(host["notes"])

@@ -12,8 +12,8 @@ No JAX, no locks: `host.py` has them.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable
+from collections import Counter, deque
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,12 +24,13 @@ ANY_VISIT = -1
 class Visit:
     """A task that is out with the trainer."""
 
-    __slots__ = ("draw", "number", "opened", "pieces", "successes", "trials")
+    __slots__ = ("draw", "kind", "number", "opened", "pieces", "successes", "trials")
 
-    def __init__(self, number: int, opened: int, draw: float):
+    def __init__(self, number: int, opened: int, draw: float, kind: int = 0):
         self.number = number  # as the selector gave it
         self.opened = opened  # the step in which it was selected
         self.draw = draw
+        self.kind = kind  # of the place in the batch that it was selected for
         self.restart()
 
     def restart(self) -> None:
@@ -49,10 +50,61 @@ class Ended(NamedTuple):
     trials: float
 
 
-class Ledger:
-    """Visits that are open, waiting to be handed out, or ended."""
+class Makeup:
+    """Keeps the shares of a batch's kinds of places in what is handed out of batches.
 
-    def __init__(self) -> None:
+    What each kind is owed is counted, in parts of a task; the kind that is owed most comes
+    first. So no kind is ever a whole batch behind, however the batches are cut.
+
+    Args:
+      kinds: of the places of a batch, see `choice.batch.kinds_of_places`.
+    """
+
+    def __init__(self, kinds: Sequence[int]):
+        self.size = len(kinds)
+        self.share = dict(Counter(kinds))
+        self.owed = dict.fromkeys(self.share, 0)  # times the size of a batch
+
+    def take(self, kinds: list[int], count: int) -> list[bool]:
+        """Which of these tasks are handed out now, `count` of them."""
+        if len(self.share) == 1:
+            return [at < count for at in range(len(kinds))]
+        if count == len(kinds):
+            there = Counter(kinds)
+            for kind, share in self.share.items():
+                self.owed[kind] += share * count - self.size * there[kind]
+            self._bound()
+            return [True] * count
+        waiting: dict[int, deque[int]] = {kind: deque() for kind in self.share}
+        for at, kind in enumerate(kinds):
+            waiting[kind].append(at)
+        taken = [False] * len(kinds)
+        for _ in range(count):
+            for kind, share in self.share.items():
+                self.owed[kind] += share
+            first = max((kind for kind in waiting if waiting[kind]), key=self.owed.__getitem__)
+            self.owed[first] -= self.size
+            taken[waiting[first].popleft()] = True
+        self._bound()
+        return taken
+
+    def _bound(self) -> None:
+        most = _MOST_OWED * self.size
+        self.owed = {kind: max(-most, min(owed, most)) for kind, owed in self.owed.items()}
+
+
+_MOST_OWED = 4  # tasks: what a kind cannot give for long is not made up for without end
+
+
+class Ledger:
+    """Visits that are open, waiting to be handed out, or ended.
+
+    Args:
+      kinds: of the places of a batch.
+    """
+
+    def __init__(self, kinds: Sequence[int] = (0,)) -> None:
+        self.makeup = Makeup(kinds)
         self.open: dict[int, Visit] = {}  # by row, in the order of handing out
         # Rows and numbers of open visits to be handed out once more.
         self.again: deque[tuple[int, int]] = deque()
@@ -73,12 +125,17 @@ class Ledger:
         return rows
 
     def hand_out(self, count: int) -> list[int]:
-        """Open visits of the next `count` spare tasks."""
+        """Open visits of `count` spare tasks: of each kind the share that a whole batch has."""
+        taken = self.makeup.take([visit.kind for _, visit in self.spare], count)
         rows = []
-        for _ in range(count):
-            row, visit = self.spare.popleft()
-            self.open[row] = visit
-            rows.append(row)
+        left = []
+        for entry, now in zip(self.spare, taken, strict=True):
+            if now:
+                rows.append(entry[0])
+                self.open[entry[0]] = entry[1]
+            else:
+                left.append(entry)
+        self.spare = deque(left)
         self.counts["handed_out"] += count
         return rows
 
@@ -198,7 +255,7 @@ class Ledger:
 
         def told(row: int, visit: Visit) -> list[Any]:
             numbers = [visit.number, visit.opened, visit.draw, visit.successes, visit.trials]
-            return [row, *numbers, sorted(visit.pieces)]
+            return [row, *numbers, sorted(visit.pieces), visit.kind]
 
         return {
             "open": [told(row, visit) for row, visit in self.open.items()],
@@ -206,24 +263,28 @@ class Ledger:
             "again": [list(entry) for entry in self.again],
             "ended": [list(entry) for entry in self.ended],
             "counts": dict(self.counts),
+            "owed": [[kind, owed] for kind, owed in self.makeup.owed.items()],
         }
 
     @classmethod
-    def from_json(cls, saved: dict[str, Any]) -> Ledger:
+    def from_json(cls, saved: Mapping[str, Any], kinds: Sequence[int] = (0,)) -> Ledger:
         """The ledger that `as_json` told of."""
+        ledger = cls(kinds)
 
         def heard(entry: list[Any]) -> tuple[int, Visit]:
-            row, number, opened, draw, successes, trials, pieces = entry
-            visit = Visit(number, opened, draw)
+            row, number, opened, draw, successes, trials, pieces, kind = entry
+            visit = Visit(number, opened, draw, kind if kind in ledger.makeup.share else kinds[0])
             visit.successes, visit.trials, visit.pieces = successes, trials, set(pieces)
             return row, visit
 
-        ledger = cls()
         ledger.open = dict(heard(entry) for entry in saved["open"])
         ledger.spare = deque(heard(entry) for entry in saved["spare"])
         ledger.again = deque((row, number) for row, number in saved["again"])
         ledger.ended = [Ended(*entry) for entry in saved["ended"]]
         ledger.counts = {**ledger.counts, **saved["counts"]}
+        owed = {int(kind): int(parts) for kind, parts in saved["owed"]}
+        if owed.keys() == ledger.makeup.share.keys():  # else the batch is made up otherwise now
+            ledger.makeup.owed = owed
         return ledger
 
 
