@@ -62,7 +62,7 @@ class ClosedError(RuntimeError):
 class Batch(NamedTuple):
     """Tasks handed out: distinct, and not in flight before."""
 
-    task_ids: np.ndarray  # [n], the user's names, or i32 rows where there are none
+    task_ids: np.ndarray  # [n], the user's names (see `names.py`), or i32 rows if there are none
     visits: np.ndarray  # i32[n], to be sent back with the evidence
     draws: np.ndarray  # f64[n], the p^ that each was chosen by
     rows: np.ndarray  # i32[n], rows of the selector's state
@@ -230,7 +230,9 @@ class TaskSampler:
         """
         with self._lock:
             rows = self._names.rows_of(task_ids)
-            numbers = _column("visits", ANY_VISIT if visits is None else visits, rows.shape, int)
+            numbers = _column(
+                "visits", ANY_VISIT if visits is None else visits, rows.shape, np.int32
+            )
             found = self._ledger.abandon(rows.tolist(), numbers.tolist())
             self._ledger.counts["abandoned"] += found
             self._lock.notify_all()
@@ -591,11 +593,16 @@ def _count_active(state: State) -> int:
 
 
 def _column(name: str, value: Any, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """One value a row, or one for all."""
+    """One value a row, or one for all; whole numbers are refused where they would change."""
     try:
-        column = np.asarray(value, dtype)
-    except (TypeError, ValueError) as error:
+        given = np.asarray(value)
+        with np.errstate(invalid="ignore"):  # what it warns of is refused below
+            column = np.asarray(value, dtype)
+    except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"{name}={value!r} must be numbers: {error}") from None
     if column.shape not in ((), shape):
         raise ValueError(f"{name} has shape {column.shape}, expected {shape}, as task_ids")
+    if column.dtype.kind == "i" and not np.array_equal(given, column):
+        wrong = given[given != column].flat[0]
+        raise ValueError(f"{name} contains {wrong}, expected whole numbers of 32 bits")
     return np.broadcast_to(column, shape)

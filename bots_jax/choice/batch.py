@@ -38,7 +38,7 @@ class Part(NamedTuple):
     """Places of a batch that are filled from one part of the pool; static."""
 
     domain: int  # whose quota it is; 0 where there are none
-    count: int  # places: the ranked first, then the drawn ones
+    places: int  # the ranked first, then the drawn ones
     explored: int  # of these, places that are always drawn uniformly
     remainder: float  # how often one place more is
     carried: float  # sum of the remainders of the parts before
@@ -70,7 +70,7 @@ def kinds_of_places(plan: Plan) -> tuple[int, ...]:
     kinds: list[int] = []
     for at, part in enumerate(parts_of(plan)):
         between = int(part.remainder > 0)
-        ranked = part.count - part.explored - between
+        ranked = part.places - part.explored - between
         kinds += [3 * at] * ranked + [3 * at + 1] * between + [3 * at + 2] * part.explored
     return tuple(kinds)
 
@@ -184,7 +184,7 @@ def _choose_part(
     Where `one_more` is true the last of the ranked gives its place to one more uniform draw.
     """
     best_key, uniform_key, tie_key = jax.random.split(rng_key, 3)
-    best = part.count - part.explored
+    best = part.places - part.explored
     if best:
         ids, draws, valid = rank(best_key, allowed, best)
     else:
