@@ -140,6 +140,7 @@ class TaskSampler:
         self._notes = StepNotes()
         self._handed = 0  # tasks handed out since the step began
         self._warned = False
+        self._stuck = 1  # visits that were stuck at the last warning
         self._closed = False
 
     # --- the loop ----------------------------------------------------------------------------
@@ -185,7 +186,8 @@ class TaskSampler:
 
         Args:
           task_ids: [M], as handed out; repeats are added up, so one row a rollout will do.
-          successes: f[M] in [0, trials]; fractions for graded rewards.
+          successes: f[M] in [0, trials]; fractions for graded rewards. NaN or None: these
+            trials were not scored; they count towards the end of the visit, and bring nothing.
           trials: f[M] or one number; 0 ends the visit with nothing more.
           visits: i32[M] from `Batch.visits`. Without them a row belongs to the task's open
             visit, whichever that is: with them a report of an earlier one is recognised.
@@ -213,7 +215,6 @@ class TaskSampler:
                 Evidence(rows_checked, s, n),
                 np.ones(shape, bool),
                 self._names.num_rows,
-                unscored=False,
             )
             counted = self._ledger.report(
                 rows, s, n, numbers, order, complete=complete, unsolicited=unsolicited,
@@ -245,6 +246,7 @@ class TaskSampler:
             self._ledger.expire(step, self.expiry)
             self._return_spare()
             self._warn_if_nothing_completes()
+            self._warn_of_stuck_visits()
             due = self._take_due()
             self._engine.deliver(due)
             info = self._engine.advance()
@@ -566,7 +568,7 @@ class TaskSampler:
         ledger = self._ledger
         if self._warned or ledger.counts["completed"]:
             return
-        partial = [visit.trials for visit in ledger.open.values() if visit.trials > 0]
+        partial = [visit.attempts for visit in ledger.open.values() if visit.attempts > 0]
         if len(partial) >= self.tasks_per_step:
             self._warned = True
             warnings.warn(
@@ -576,6 +578,33 @@ class TaskSampler:
                 RuntimeWarning,
                 stacklevel=4,
             )
+
+    def _warn_of_stuck_visits(self) -> None:
+        """Groups that come short of a rollout take their tasks out of the pool, one by one."""
+        ledger, wanted = self._ledger, self._engine.rollouts
+        stuck = ledger.stuck(self.step + 1 - _SILENT - (self.delay or 0))
+        many = len(stuck) >= _STUCK_SHARE * ledger.counts["handed_out"]
+        many = many or len(stuck) >= _LEAKED_SHARE * self._names.num_rows
+        if len(stuck) < 2 * self._stuck or not many:  # again when they are twice as many
+            return
+        self._stuck = len(stuck)
+        least = min(visit.attempts for visit in stuck)
+        share = len(stuck) / ledger.counts["handed_out"]
+        ends = "never" if self.expiry is None else f"after {self.expiry} steps"
+        warnings.warn(
+            f"{len(stuck)} visits ({share:.1%} of all handed out) are stuck: they have brought "
+            f"{least:g} trials or more of rollouts={wanted:g}, nothing more for {_SILENT} steps, "
+            f"and end {ends}; until then their tasks are not selected. Report lost rollouts as "
+            "NaN, or give observe(complete=True) with the last piece of a group, "
+            "TaskSampler(rollouts=...) what a task gets, or TaskSampler(expiry=...)",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+
+
+_SILENT = 4  # steps without a report after which an incomplete visit is stuck
+_STUCK_SHARE = 0.01  # of the visits handed out
+_LEAKED_SHARE = 0.05  # of the pool's tasks
 
 
 def _shortest(first: int | None, second: int | None) -> int | None:

@@ -3,10 +3,11 @@
 In: tasks handed out, reports in any order, in pieces, twice, late or never. Out: one row of
 evidence for each visit that has ended, to be handed to the selector at the end of the step.
 
-A visit is one time that a task was handed out. It ends when its trials are complete, when a
-report says that no more will come, when it is abandoned, or when it is older than `expiry`
-steps; until then its evidence is held here and the task is not selected again. A report
-counts while its visit is open, so one that comes twice or too late is dropped and counted.
+A visit is one time that a task was handed out. It ends when its trials are complete, those that
+were not scored included, when a report says that no more will come, when it is abandoned, or
+when it is older than `expiry` steps; until then its evidence is held here and the task is not
+selected again. A report counts while its visit is open, so one that comes twice or too late is
+dropped and counted. Rows of one report are all heard before any visit ends.
 No JAX, no locks: `host.py` has them.
 """
 
@@ -24,7 +25,9 @@ ANY_VISIT = -1
 class Visit:
     """A task that is out with the trainer."""
 
-    __slots__ = ("draw", "kind", "number", "opened", "pieces", "successes", "trials")
+    __slots__ = (
+        "attempts", "draw", "heard", "kind", "number", "opened", "pieces", "successes", "trials",
+    )  # fmt: skip
 
     def __init__(self, number: int, opened: int, draw: float, kind: int = 0):
         self.number = number  # as the selector gave it
@@ -36,7 +39,9 @@ class Visit:
     def restart(self) -> None:
         """Nothing has come back."""
         self.successes = 0.0
-        self.trials = 0.0
+        self.trials = 0.0  # scored
+        self.attempts = 0.0  # scored or not
+        self.heard = self.opened  # the step of the last report
         self.pieces: set[int] = set()
 
 
@@ -164,7 +169,7 @@ class Ledger:
 
         Args:
           rows: i32[M], negative for tasks that have left the pool.
-          successes, trials: f64[M].
+          successes, trials: f64[M]; successes NaN: these trials were not scored.
           visits: i32[M], `ANY_VISIT` where unnumbered.
           pieces: i32[M], number of each row within its visit; None where not numbered.
           complete: whether the visits named here end with this report.
@@ -173,36 +178,47 @@ class Ledger:
           step: now, for what is unsolicited.
         """
         counted = np.zeros(len(rows), bool)
-        was_open = {row for row in rows.tolist() if row in self.open}
+        ends: dict[int, None] = {}
         for at, row in enumerate(rows.tolist()):
             visit = self.open.get(row)
             matches = visit is not None and visits[at] in (ANY_VISIT, visit.number)
             if visit is not None and matches:
                 piece = None if pieces is None else int(pieces[at])
-                counted[at] = self._add(visit, successes[at], trials[at], piece)
-                if trials[at] == 0 or visit.trials >= rollouts:
-                    self.end(row)
-            elif unsolicited and row >= 0 and visits[at] == ANY_VISIT and row not in was_open:
-                counted[at] = trials[at] > 0
+                counted[at] = self._add(visit, successes[at], trials[at], piece, step)
+                if trials[at] == 0 or visit.attempts >= rollouts:
+                    ends[row] = None
+            elif unsolicited and row >= 0 and visits[at] == ANY_VISIT and visit is None:
+                counted[at] = trials[at] > 0 and not np.isnan(successes[at])
                 if counted[at]:
                     brought = float(successes[at]), float(trials[at])
                     self.ended.append(Ended(step, ANY_VISIT, row, *brought))
                     self.counts["unsolicited"] += 1
             else:
                 self.counts["stale"] += 1
+        for row in ends:
+            self.end(row)
         if complete:
             self.abandon(rows.tolist(), visits.tolist())
         return counted
 
-    def _add(self, visit: Visit, successes: float, trials: float, piece: int | None) -> bool:
+    def _add(
+        self, visit: Visit, successes: float, trials: float, piece: int | None, step: int
+    ) -> bool:
         if piece is not None and piece in visit.pieces:
             self.counts["stale"] += 1
             return False
         if piece is not None:
             visit.pieces.add(piece)
-        visit.successes += float(successes)
-        visit.trials += float(trials)
+        visit.attempts += float(trials)
+        visit.heard = max(visit.heard, step)
+        if not np.isnan(successes):
+            visit.successes += float(successes)
+            visit.trials += float(trials)
         return True
+
+    def stuck(self, before: int) -> list[Visit]:
+        """Open visits that have brought something, and nothing more since step `before`."""
+        return [v for v in self.open.values() if v.attempts > 0 and v.heard < before]
 
     def end(self, row: int) -> None:
         """End an open visit; what it has brought counts."""
@@ -255,7 +271,7 @@ class Ledger:
 
         def told(row: int, visit: Visit) -> list[Any]:
             numbers = [visit.number, visit.opened, visit.draw, visit.successes, visit.trials]
-            return [row, *numbers, sorted(visit.pieces), visit.kind]
+            return [row, *numbers, sorted(visit.pieces), visit.kind, visit.attempts, visit.heard]
 
         return {
             "open": [told(row, visit) for row, visit in self.open.items()],
@@ -272,9 +288,11 @@ class Ledger:
         ledger = cls(kinds)
 
         def heard(entry: list[Any]) -> tuple[int, Visit]:
-            row, number, opened, draw, successes, trials, pieces, kind = entry
+            row, number, opened, draw, successes, trials, pieces, *more = entry
+            kind, attempts, heard_at = more
             visit = Visit(number, opened, draw, kind if kind in ledger.makeup.share else kinds[0])
             visit.successes, visit.trials, visit.pieces = successes, trials, set(pieces)
+            visit.attempts, visit.heard = attempts, heard_at
             return row, visit
 
         ledger.open = dict(heard(entry) for entry in saved["open"])
