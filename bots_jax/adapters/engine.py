@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bots_jax.adapters.ledger import ANY_VISIT, Ended, Visit
+from bots_jax.checkpoint import CheckpointError
 from bots_jax.choice.batch import kinds_of_places, make_plan
 from bots_jax.compose import settings_of
 from bots_jax.types import ArrayLike, Evidence, Info, Selector, State
@@ -104,14 +105,26 @@ class Engine:
     def as_json(self) -> dict[str, Any]:
         """All but the state."""
         key = np.asarray(jax.random.key_data(self._key)).tolist()
-        return {"step": self.step, "draws": self._draws, "key": key}
+        impl = str(jax.random.key_impl(self._key))
+        return {"step": self.step, "draws": self._draws, "key": key, "impl": impl}
 
     def resume(self, state: State, saved: Mapping[str, Any]) -> None:
-        """Go on from a state and what `as_json` told."""
+        """Go on from a state and what `as_json` told; draws come from the saved generator.
+
+        Raises:
+          CheckpointError: if there is no such generator here; then nothing was changed.
+        """
+        data, impl = jnp.asarray(saved["key"], jnp.uint32), saved["impl"]
+        try:
+            key = jax.random.wrap_key_data(data, impl=impl)
+        except (ValueError, TypeError) as error:
+            raise CheckpointError(
+                f"the saved run drew from the generator {impl!r} with a key of shape {data.shape}, "
+                f"which this JAX cannot take: {error}. Use the JAX that it was saved with"
+            ) from error
+        step, draws = int(saved["step"]), int(saved["draws"])
         self.set_state(state)
-        self.step, self._draws = saved["step"], saved["draws"]
-        data = jnp.asarray(saved["key"], jnp.uint32)
-        self._key = jax.random.wrap_key_data(data, impl=jax.random.key_impl(self._key))
+        self.step, self._draws, self._key = step, draws, key
 
 
 def _kinds(selector: Selector) -> tuple[int, ...]:

@@ -78,7 +78,7 @@ class TaskSampler:
       task_ids: names of the tasks, strings or whole numbers; None: a task's id is its row.
       seed: of all that is drawn.
       rollouts: m, where it is not the selector's: trials at which a visit is complete. It
-        must be what a task really gets, or visits wait for the rest.
+        must be what a task really gets, or visits wait for the rest. It wins over a saved one.
       tasks_per_step: tasks handed out before a step may end [the selector's batch size].
       auto_advance: whether `next_batch` ends steps. False leaves it to `advance`.
       delay: steps after which evidence is fused, and waited for; None: what has come is
@@ -133,6 +133,7 @@ class TaskSampler:
             )
             if rollouts is not None:
                 engine.set_numbers({"rollouts": rollouts})
+        self._given_rollouts = rollouts
         self._names = TaskNames(_count_active(engine.state), task_ids)
         self._groups: PoolGroups | None = None  # until the pool changes
         self._ledger = Ledger(engine.kinds)
@@ -414,15 +415,17 @@ class TaskSampler:
           settings: whose numbers win where they differ, "saved" or "given".
 
         Raises:
-          CheckpointError: if it belongs to another selector or pool.
-          ValueError: if it belongs to other names.
+          CheckpointError: if it belongs to another selector or pool, or waits for another
+            number of rollouts.
+          ValueError: if it belongs to other names. The sampler is then as it was.
         """
         check_choice("in_flight", in_flight, IN_FLIGHT)
+        checkpoint.check_version("the saved state", saved.get("version"))
         with self._lock, self._engine.on_device():
             state = checkpoint.from_named_arrays(
                 saved["static"], saved["arrays"], self.selector, self.state, settings
             )
-            self._resume(state, saved["host"], in_flight)
+            self._resume(state, saved["host"], in_flight, settings)
 
     def save(
         self, directory: str | Path, step: int | None = None, *, trainer: Any = None, keep: int = 2
@@ -456,8 +459,13 @@ class TaskSampler:
                 directory, self.selector, self.state, trainer=trainer, step=step,
                 settings=settings, resized=True,
             )  # fmt: skip
-            self._resume(found.state, found.notes["sampler"], in_flight)
-            return found
+            if "sampler" not in found.notes:
+                raise checkpoint.CheckpointError(
+                    f"the checkpoint in {directory} holds a state, and no sampler: use "
+                    "checkpoint.restore"
+                )
+            self._resume(found.state, found.notes["sampler"], in_flight, settings)
+            return found._replace(state=self.state)
 
     def _snapshot(self) -> tuple[State, dict[str, Any]]:
         with self._lock:
@@ -470,22 +478,51 @@ class TaskSampler:
                 "notes": self._notes.as_json(),
             }
 
-    def _resume(self, state: State, host: Mapping[str, Any], in_flight: str) -> None:
-        names = self._names.at_start()
-        names.replay(host["names"])
-        self._names, self._groups = names, None
-        self._engine.resume(state, host["engine"])
-        self._ledger = Ledger.from_json(host["ledger"], self._engine.kinds)
+    def _resume(self, state: State, host: Mapping[str, Any], in_flight: str, settings: str) -> None:
+        """Go on from there, or raise and stay as it is: nothing is set before all is read."""
+        state = self._with_group_size(state, settings)
+        try:
+            names = self._names.at_start()
+            names.replay(host["names"])
+            ledger = Ledger.from_json(host["ledger"], self._engine.kinds)
+            watched = [list(rows) for rows in host["watch"]]
+            notes = StepNotes()
+            notes.resume(host["notes"])
+            handed = int(host["handed"])
+            if in_flight == "redeliver":
+                ledger.redeliver()
+            if in_flight == "abandon":
+                numbers = [visit.number for visit in ledger.open.values()]
+                ledger.abandon(list(ledger.open), numbers)
+            self._engine.resume(state, host["engine"])  # raises before it changes anything
+        except (KeyError, TypeError, AttributeError) as error:
+            raise checkpoint.CheckpointError(
+                f"the saved state of the sampler cannot be read: {type(error).__name__} {error}. "
+                "It is damaged, or of another version of bots_jax"
+            ) from error
+        self._names, self._groups, self._ledger, self._notes = names, None, ledger, notes
         self._watch.steps.clear()
-        self._watch.steps.extend(list(rows) for rows in host["watch"])
-        self._notes.resume(host["notes"])
-        self._handed = host["handed"]
-        if in_flight == "redeliver":
-            self._ledger.redeliver()
-        if in_flight == "abandon":
-            numbers = [visit.number for visit in self._ledger.open.values()]
-            self._ledger.abandon(list(self._ledger.open), numbers)
+        self._watch.steps.extend(watched)
+        self._handed = handed
         self._lock.notify_all()
+
+    def _with_group_size(self, state: State, settings: str) -> State:
+        """The state to go on from, with the m that was asked for.
+
+        Raises:
+          CheckpointError: if it was saved with another m, and nobody says which is right.
+        """
+        saved, here = float(state.settings.rollouts), self._engine.rollouts
+        if settings == "given" or saved == here:
+            return state
+        if self._given_rollouts is None:
+            raise checkpoint.CheckpointError(
+                f"the saved run waits for rollouts={saved:g} of a task, this sampler for "
+                f"rollouts={here:g}: make it with TaskSampler(rollouts=...), which wins over what "
+                "was saved, or load with settings='given'"
+            )
+        rollouts = jnp.asarray(self._given_rollouts, state.settings.rollouts.dtype)
+        return state._replace(settings=state.settings._replace(rollouts=rollouts))
 
     # --- inner steps; the lock is held -----------------------------------------------------
 
