@@ -40,6 +40,7 @@ import numpy as np
 
 from bots_jax import checkpoint
 from bots_jax.adapters.engine import Engine
+from bots_jax.adapters.identity import check_same, describe
 from bots_jax.adapters.ledger import ANY_VISIT, Ended, Ledger
 from bots_jax.adapters.names import RETIRED, Name, TaskNames
 from bots_jax.adapters.watch import ChoiceWatch, PoolGroups, StepNotes
@@ -73,7 +74,7 @@ class TaskSampler:
 
     Args:
       selector: for example `bots(batch_size=32, rollouts=8)`.
-      reference, num_tasks, settings, reference_trials, domains, capacity: as in
+      reference, num_tasks, settings, reference_trials, domains, capacity, features: as in
         `selector.init`.
       task_ids: names of the tasks, strings or whole numbers; None: a task's id is its row.
       seed: of all that is drawn.
@@ -102,6 +103,7 @@ class TaskSampler:
         reference_trials: ArrayLike | None = None,
         domains: ArrayLike | None = None,
         capacity: int | None = None,
+        features: Any = None,
         task_ids: Sequence[Name] | None = None,
         seed: int = 0,
         rollouts: float | None = None,
@@ -127,12 +129,16 @@ class TaskSampler:
         self._lock = threading.Condition(threading.RLock())
         if num_tasks is None and reference is None and task_ids is not None:
             num_tasks = len(task_ids)
+        described = {} if features is None else {"features": features}
         with engine.on_device():
             engine.set_state(
-                selector.init(reference, settings, num_tasks, reference_trials, domains, capacity)
+                selector.init(
+                    reference, settings, num_tasks, reference_trials, domains, capacity, **described
+                )
             )
             if rollouts is not None:
                 engine.set_numbers({"rollouts": rollouts})
+            self._tasks = describe(engine.state)  # they may change later
         self._given_rollouts = rollouts
         self._names = TaskNames(_count_active(engine.state), task_ids)
         self._groups: PoolGroups | None = None  # until the pool changes
@@ -473,6 +479,7 @@ class TaskSampler:
                 "engine": self._engine.as_json(),
                 "handed": self._handed,
                 "names": self._names.changes(),
+                "tasks": self._tasks,
                 "ledger": self._ledger.as_json(),
                 "watch": [list(rows) for rows in self._watch.steps],
                 "notes": self._notes.as_json(),
@@ -484,6 +491,7 @@ class TaskSampler:
         try:
             names = self._names.at_start()
             names.replay(host["names"])
+            check_same(host["tasks"], self._tasks)
             ledger = Ledger.from_json(host["ledger"], self._engine.kinds)
             watched = [list(rows) for rows in host["watch"]]
             notes = StepNotes()

@@ -13,9 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bots_jax import bots, checkpoint
+from bots_jax import auto, bots, checkpoint
 from bots_jax.adapters import TaskSampler
 from bots_jax.checkpoint import CheckpointError
+from bots_jax.pool.reference import ReferenceCounts
 
 B, M, N = 4, 8, 48
 RATES = np.random.default_rng(3).uniform(size=(2, N)).astype(np.float32)
@@ -149,6 +150,56 @@ def test_keys_of_the_trainer(tmp_path: Path) -> None:
         like = {"key": jax.random.key(0, impl=impl)}
         with pytest.raises(CheckpointError, match=rf"generator 'rbg', expected '{impl}'"):
             checkpoint.restore(tmp_path, SELECTOR, state, trainer=like)
+
+
+# --- other tasks ---------------------------------------------------------------------------
+
+
+def test_another_data_set_of_the_same_size_is_refused(tmp_path: Path) -> None:
+    saved = make(reference_trials=[8, 8])
+    saved.next_batch()
+    kept = saved.state_dict()
+    swapped = RATES.copy()
+    swapped[:, [0, 1]] = swapped[:, [1, 0]]
+    unknown = RATES.copy()
+    unknown[1, 7] = np.nan
+    for rates in (1 - RATES, swapped, unknown, RATES + np.float32(1e-6) * (RATES < 0.5)):
+        refused(make(reference=rates, reference_trials=[8, 8]), kept, "began with other references")
+    refused(make(reference_trials=[8, 16]), kept, "other counts behind its references")
+    refused(make(), kept, "other counts behind its references|belongs to another pool")
+    moved = make(domains=(np.arange(N) + 1) % 2, reference_trials=[8, 8])
+    refused(moved, kept, r"other domains \(domains=")
+    same = make(reference=RATES.copy(), reference_trials=np.array([8, 8]))
+    same.load_state_dict(kept)
+    saved.save(tmp_path)
+    before = told(other := make(reference=1 - RATES, reference_trials=[8, 8]))
+    with pytest.raises(CheckpointError, match="began with other references"):
+        other.restore(tmp_path)
+    assert told(other) == before
+
+
+def test_other_features_are_refused_and_rounding_is_not() -> None:
+    rng = np.random.default_rng(0)
+    columns = rng.normal(size=(200, 3))
+    selector = auto(batch_size=B, rollouts=M)
+
+    def of(columns: np.ndarray) -> TaskSampler:
+        return TaskSampler(selector, num_tasks=200, features=columns)
+
+    kept = of(columns).state_dict()
+    of(columns * (1 + 1e-6 * rng.normal(size=columns.shape))).load_state_dict(kept)
+    refused(of(columns[::-1]), kept, "began with other features")
+    refused(of(columns + 0.1 * rng.normal(size=columns.shape)), kept, "began with other features")
+
+
+def test_other_groups_are_refused() -> None:
+    rng = np.random.default_rng(0)
+    counts = np.sort(rng.integers(0, 9, (2, 3000), dtype=np.uint8), axis=0)
+    selector = bots(batch_size=B, rollouts=M, representation="grouped")
+    kept = TaskSampler(selector, ReferenceCounts(counts, 8)).state_dict()
+    TaskSampler(selector, ReferenceCounts(counts.copy(), 8)).load_state_dict(kept)
+    refused(TaskSampler(selector, ReferenceCounts(counts[:, ::-1], 8)), kept, "began with other")
+    refused(TaskSampler(selector, ReferenceCounts(8 - counts, 8)), kept, "began with other")
 
 
 # --- all or nothing ------------------------------------------------------------------------
