@@ -29,7 +29,7 @@ import numpy as np
 from bots_jax.checks import check_choice
 from bots_jax.types import PyTree, Selector, Settings, State
 
-VERSION = 1
+VERSION = 2  # 2: names of generators, what a sampler needs to tell another pool
 _HEADER = "header"
 _STEP_NAME = re.compile(r"step_(\d+)")
 
@@ -85,6 +85,7 @@ def save(
         "step": step,
         "static": _plain(selector.static),
         "leaves": leaves,
+        "generators": _generators(tree),
         "digest": _digest(packed),
         "notes": dict(notes or {}),
     }
@@ -288,12 +289,34 @@ def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         ) from error
     if not whole:
         raise DamagedCheckpointError(f"checkpoint {path} is damaged: its checksum does not match")
-    if header["version"] > VERSION:
-        raise CheckpointError(
-            f"checkpoint {path} has format version {header['version']}, this bots_jax reads up "
-            f"to {VERSION}: upgrade bots_jax"
-        )
+    check_version(f"checkpoint {path}", header["version"])
     return packed, header
+
+
+def check_version(what: str, version: Any) -> None:
+    """Refuse what this version does not read."""
+    if version != VERSION:
+        way = "upgrade bots_jax" if isinstance(version, int) and version > VERSION else (
+            "go on with the bots_jax that wrote it, or begin anew"
+        )  # fmt: skip
+        raise CheckpointError(
+            f"{what} has format version {version}, this bots_jax reads {VERSION}: {way}"
+        )
+
+
+def _generators(tree: PyTree) -> dict[str, str]:
+    """The random generator that each key belongs to, by path."""
+    pairs = _named_leaves(tree)
+    return {path: str(jax.random.key_impl(leaf)) for path, leaf in pairs if _is_key(leaf)}
+
+
+def _check_generators(saved: Mapping[str, str], template: PyTree) -> None:
+    for path, here in _generators(template).items():
+        if saved.get(path, here) != here:
+            raise CheckpointError(
+                f"the checkpoint holds {path} as a key of the generator {saved[path]!r}, expected "
+                f"{here!r}: make it with jax.random.key(seed, impl={saved[path]!r})"
+            )
 
 
 def _rebuild(
@@ -306,6 +329,7 @@ def _rebuild(
 ) -> Restored:
     _check_static(header["static"], _plain(selector.static))
     template = {"state": like, "trainer": trainer}
+    _check_generators(header["generators"], template)
     _check_leaves(header["leaves"], template)
     tree = _unpack(packed, header["leaves"], template)
     state: State = tree["state"]

@@ -67,7 +67,7 @@ class BotsGRPOTrainer(GRPOTrainer):
 
 
 def reporting(reward: Callable[..., list[float]], sampler: TaskSampler) -> Callable[..., Any]:
-    """A reward function that also reports: solved is a reward above 0.
+    """A reward function that also reports: solved is a reward above 0, None or NaN not scored.
 
     Leave `task_id` out of the evaluation data, and evaluation reports nothing.
     """
@@ -76,8 +76,9 @@ def reporting(reward: Callable[..., list[float]], sampler: TaskSampler) -> Calla
         rewards = reward(prompts=prompts, completions=completions, **columns)
         if "task_id" in columns:
             ids = gather_object(list(columns["task_id"]))  # of all processes, to each of them
-            values = gather_object([float(value) for value in rewards])
-            sampler.observe(ids, np.array(values) > 0, trials=1)
+            values = gather_object([float("nan" if v is None else v) for v in rewards])
+            solved = [float("nan") if np.isnan(value) else float(value > 0) for value in values]
+            sampler.observe(ids, solved, trials=1)
         return rewards
 
     return rewarded

@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from bots_jax.adapters.ledger import ANY_VISIT, Ended, Visit
+from bots_jax.checkpoint import CheckpointError
+from bots_jax.choice.batch import kinds_of_places, make_plan
 from bots_jax.compose import settings_of
 from bots_jax.types import ArrayLike, Evidence, Info, Selector, State
 
@@ -34,6 +36,7 @@ class Engine:
     def __init__(self, selector: Selector, device: Any, seed: int):
         self.selector = selector
         self.batch_size = int(selector.static["batch_size"])
+        self.kinds = _kinds(selector)
         self.step = 0  # calls of advance so far
         self._draws = 0  # calls of select so far
         self._device = jax.devices(device)[0] if isinstance(device, str) else device
@@ -64,8 +67,12 @@ class Engine:
         self._draws += 1
         self.state, selection = self.selector.select(key, self.state, eligible)
         ids, draws, valid, numbers = (part.tolist() for part in jax.device_get(selection))
-        found = zip(ids, draws, valid, numbers, strict=True)
-        return [(row, Visit(number, self.step, draw)) for row, draw, good, number in found if good]
+        found = zip(ids, draws, valid, numbers, self.kinds, strict=True)
+        return [
+            (row, Visit(number, self.step, draw, kind))
+            for row, draw, good, number, kind in found
+            if good
+        ]
 
     def close(self, rows: list[int]) -> None:
         """End the open visits of these rows, with nothing learned."""
@@ -98,11 +105,30 @@ class Engine:
     def as_json(self) -> dict[str, Any]:
         """All but the state."""
         key = np.asarray(jax.random.key_data(self._key)).tolist()
-        return {"step": self.step, "draws": self._draws, "key": key}
+        impl = str(jax.random.key_impl(self._key))
+        return {"step": self.step, "draws": self._draws, "key": key, "impl": impl}
 
     def resume(self, state: State, saved: Mapping[str, Any]) -> None:
-        """Go on from a state and what `as_json` told."""
+        """Go on from a state and what `as_json` told; draws come from the saved generator.
+
+        Raises:
+          CheckpointError: if there is no such generator here; then nothing was changed.
+        """
+        data, impl = jnp.asarray(saved["key"], jnp.uint32), saved["impl"]
+        try:
+            key = jax.random.wrap_key_data(data, impl=impl)
+        except (ValueError, TypeError) as error:
+            raise CheckpointError(
+                f"the saved run drew from the generator {impl!r} with a key of shape {data.shape}, "
+                f"which this JAX cannot take: {error}. Use the JAX that it was saved with"
+            ) from error
+        step, draws = int(saved["step"]), int(saved["draws"])
         self.set_state(state)
-        self.step, self._draws = saved["step"], saved["draws"]
-        data = jnp.asarray(saved["key"], jnp.uint32)
-        self._key = jax.random.wrap_key_data(data, impl=jax.random.key_impl(self._key))
+        self.step, self._draws, self._key = step, draws, key
+
+
+def _kinds(selector: Selector) -> tuple[int, ...]:
+    """The kind of each place of a batch of this selector."""
+    static = selector.static
+    batch_size, quotas = int(static["batch_size"]), static.get("quotas")
+    return kinds_of_places(make_plan(batch_size, static.get("exploration", 0.0), quotas))

@@ -40,6 +40,7 @@ import numpy as np
 
 from bots_jax import checkpoint
 from bots_jax.adapters.engine import Engine
+from bots_jax.adapters.identity import check_same, describe
 from bots_jax.adapters.ledger import ANY_VISIT, Ended, Ledger
 from bots_jax.adapters.names import RETIRED, Name, TaskNames
 from bots_jax.adapters.watch import ChoiceWatch, PoolGroups, StepNotes
@@ -62,7 +63,7 @@ class ClosedError(RuntimeError):
 class Batch(NamedTuple):
     """Tasks handed out: distinct, and not in flight before."""
 
-    task_ids: np.ndarray  # [n], the user's names, or i32 rows where there are none
+    task_ids: np.ndarray  # [n], the user's names (see `names.py`), or i32 rows if there are none
     visits: np.ndarray  # i32[n], to be sent back with the evidence
     draws: np.ndarray  # f64[n], the p^ that each was chosen by
     rows: np.ndarray  # i32[n], rows of the selector's state
@@ -73,12 +74,12 @@ class TaskSampler:
 
     Args:
       selector: for example `bots(batch_size=32, rollouts=8)`.
-      reference, num_tasks, settings, reference_trials, domains, capacity: as in
+      reference, num_tasks, settings, reference_trials, domains, capacity, features: as in
         `selector.init`.
       task_ids: names of the tasks, strings or whole numbers; None: a task's id is its row.
       seed: of all that is drawn.
       rollouts: m, where it is not the selector's: trials at which a visit is complete. It
-        must be what a task really gets, or visits wait for the rest.
+        must be what a task really gets, or visits wait for the rest. It wins over a saved one.
       tasks_per_step: tasks handed out before a step may end [the selector's batch size].
       auto_advance: whether `next_batch` ends steps. False leaves it to `advance`.
       delay: steps after which evidence is fused, and waited for; None: what has come is
@@ -102,6 +103,7 @@ class TaskSampler:
         reference_trials: ArrayLike | None = None,
         domains: ArrayLike | None = None,
         capacity: int | None = None,
+        features: Any = None,
         task_ids: Sequence[Name] | None = None,
         seed: int = 0,
         rollouts: float | None = None,
@@ -127,19 +129,25 @@ class TaskSampler:
         self._lock = threading.Condition(threading.RLock())
         if num_tasks is None and reference is None and task_ids is not None:
             num_tasks = len(task_ids)
+        described = {} if features is None else {"features": features}
         with engine.on_device():
             engine.set_state(
-                selector.init(reference, settings, num_tasks, reference_trials, domains, capacity)
+                selector.init(
+                    reference, settings, num_tasks, reference_trials, domains, capacity, **described
+                )
             )
             if rollouts is not None:
                 engine.set_numbers({"rollouts": rollouts})
+            self._tasks = describe(engine.state)  # they may change later
+        self._given_rollouts = rollouts
         self._names = TaskNames(_count_active(engine.state), task_ids)
         self._groups: PoolGroups | None = None  # until the pool changes
-        self._ledger = Ledger()
+        self._ledger = Ledger(engine.kinds)
         self._watch = ChoiceWatch(check_count("window", window))
         self._notes = StepNotes()
         self._handed = 0  # tasks handed out since the step began
         self._warned = False
+        self._stuck = 1  # visits that were stuck at the last warning
         self._closed = False
 
     # --- the loop ----------------------------------------------------------------------------
@@ -149,7 +157,8 @@ class TaskSampler:
 
         Args:
           n: any number; more than a batch is selected in several draws, of fewer the rest
-            is handed out by later calls of the same step, or returned to the pool.
+            is handed out by later calls of the same step, or returned to the pool. Quotas and
+            exploration hold for what is handed out, whatever the sizes asked for.
           eligible: bool[C] by row; False keeps a task out.
 
         Raises:
@@ -184,7 +193,8 @@ class TaskSampler:
 
         Args:
           task_ids: [M], as handed out; repeats are added up, so one row a rollout will do.
-          successes: f[M] in [0, trials]; fractions for graded rewards.
+          successes: f[M] in [0, trials]; fractions for graded rewards. NaN or None: these
+            trials were not scored; they count towards the end of the visit, and bring nothing.
           trials: f[M] or one number; 0 ends the visit with nothing more.
           visits: i32[M] from `Batch.visits`. Without them a row belongs to the task's open
             visit, whichever that is: with them a report of an earlier one is recognised.
@@ -208,7 +218,7 @@ class TaskSampler:
             numbers = _column("visits", ANY_VISIT if visits is None else visits, shape, np.int32)
             order = None if pieces is None else _column("pieces", pieces, shape, np.int32)
             rows_checked = np.maximum(rows, 0)
-            validate_evidence(Evidence(rows_checked, s, n), self._names.num_rows, unscored=False)
+            validate_evidence(Evidence(rows_checked, s, n), self._names.num_rows)
             counted = self._ledger.report(
                 rows, s, n, numbers, order, complete=complete, unsolicited=unsolicited,
                 rollouts=self._engine.rollouts, step=self.step,
@@ -224,7 +234,9 @@ class TaskSampler:
         """
         with self._lock:
             rows = self._names.rows_of(task_ids)
-            numbers = _column("visits", ANY_VISIT if visits is None else visits, rows.shape, int)
+            numbers = _column(
+                "visits", ANY_VISIT if visits is None else visits, rows.shape, np.int32
+            )
             found = self._ledger.abandon(rows.tolist(), numbers.tolist())
             self._ledger.counts["abandoned"] += found
             self._lock.notify_all()
@@ -237,6 +249,7 @@ class TaskSampler:
             self._ledger.expire(step, self.expiry)
             self._return_spare()
             self._warn_if_nothing_completes()
+            self._warn_of_stuck_visits()
             due = self._take_due()
             self._engine.deliver(due)
             info = self._engine.advance()
@@ -404,15 +417,17 @@ class TaskSampler:
           settings: whose numbers win where they differ, "saved" or "given".
 
         Raises:
-          CheckpointError: if it belongs to another selector or pool.
-          ValueError: if it belongs to other names.
+          CheckpointError: if it belongs to another selector or pool, or waits for another
+            number of rollouts.
+          ValueError: if it belongs to other names. The sampler is then as it was.
         """
         check_choice("in_flight", in_flight, IN_FLIGHT)
+        checkpoint.check_version("the saved state", saved.get("version"))
         with self._lock, self._engine.on_device():
             state = checkpoint.from_named_arrays(
                 saved["static"], saved["arrays"], self.selector, self.state, settings
             )
-            self._resume(state, saved["host"], in_flight)
+            self._resume(state, saved["host"], in_flight, settings)
 
     def save(
         self, directory: str | Path, step: int | None = None, *, trainer: Any = None, keep: int = 2
@@ -446,8 +461,13 @@ class TaskSampler:
                 directory, self.selector, self.state, trainer=trainer, step=step,
                 settings=settings, resized=True,
             )  # fmt: skip
-            self._resume(found.state, found.notes["sampler"], in_flight)
-            return found
+            if "sampler" not in found.notes:
+                raise checkpoint.CheckpointError(
+                    f"the checkpoint in {directory} holds a state, and no sampler: use "
+                    "checkpoint.restore"
+                )
+            self._resume(found.state, found.notes["sampler"], in_flight, settings)
+            return found._replace(state=self.state)
 
     def _snapshot(self) -> tuple[State, dict[str, Any]]:
         with self._lock:
@@ -455,27 +475,58 @@ class TaskSampler:
                 "engine": self._engine.as_json(),
                 "handed": self._handed,
                 "names": self._names.changes(),
+                "tasks": self._tasks,
                 "ledger": self._ledger.as_json(),
                 "watch": [list(rows) for rows in self._watch.steps],
                 "notes": self._notes.as_json(),
             }
 
-    def _resume(self, state: State, host: Mapping[str, Any], in_flight: str) -> None:
-        names = self._names.at_start()
-        names.replay(host["names"])
-        self._names, self._groups = names, None
-        self._engine.resume(state, host["engine"])
-        self._ledger = Ledger.from_json(host["ledger"])
+    def _resume(self, state: State, host: Mapping[str, Any], in_flight: str, settings: str) -> None:
+        """Go on from there, or raise and stay as it is: nothing is set before all is read."""
+        state = self._with_group_size(state, settings)
+        try:
+            names = self._names.at_start()
+            names.replay(host["names"])
+            check_same(host["tasks"], self._tasks)
+            ledger = Ledger.from_json(host["ledger"], self._engine.kinds)
+            watched = [list(rows) for rows in host["watch"]]
+            notes = StepNotes()
+            notes.resume(host["notes"])
+            handed = int(host["handed"])
+            if in_flight == "redeliver":
+                ledger.redeliver()
+            if in_flight == "abandon":
+                numbers = [visit.number for visit in ledger.open.values()]
+                ledger.abandon(list(ledger.open), numbers)
+            self._engine.resume(state, host["engine"])  # raises before it changes anything
+        except (KeyError, TypeError, AttributeError) as error:
+            raise checkpoint.CheckpointError(
+                f"the saved state of the sampler cannot be read: {type(error).__name__} {error}. "
+                "It is damaged, or of another version of bots_jax"
+            ) from error
+        self._names, self._groups, self._ledger, self._notes = names, None, ledger, notes
         self._watch.steps.clear()
-        self._watch.steps.extend(list(rows) for rows in host["watch"])
-        self._notes.resume(host["notes"])
-        self._handed = host["handed"]
-        if in_flight == "redeliver":
-            self._ledger.redeliver()
-        if in_flight == "abandon":
-            numbers = [visit.number for visit in self._ledger.open.values()]
-            self._ledger.abandon(list(self._ledger.open), numbers)
+        self._watch.steps.extend(watched)
+        self._handed = handed
         self._lock.notify_all()
+
+    def _with_group_size(self, state: State, settings: str) -> State:
+        """The state to go on from, with the m that was asked for.
+
+        Raises:
+          CheckpointError: if it was saved with another m, and nobody says which is right.
+        """
+        saved, here = float(state.settings.rollouts), self._engine.rollouts
+        if settings == "given" or saved == here:
+            return state
+        if self._given_rollouts is None:
+            raise checkpoint.CheckpointError(
+                f"the saved run waits for rollouts={saved:g} of a task, this sampler for "
+                f"rollouts={here:g}: make it with TaskSampler(rollouts=...), which wins over what "
+                "was saved, or load with settings='given'"
+            )
+        rollouts = jnp.asarray(self._given_rollouts, state.settings.rollouts.dtype)
+        return state._replace(settings=state.settings._replace(rollouts=rollouts))
 
     # --- inner steps; the lock is held -----------------------------------------------------
 
@@ -558,7 +609,7 @@ class TaskSampler:
         ledger = self._ledger
         if self._warned or ledger.counts["completed"]:
             return
-        partial = [visit.trials for visit in ledger.open.values() if visit.trials > 0]
+        partial = [visit.attempts for visit in ledger.open.values() if visit.attempts > 0]
         if len(partial) >= self.tasks_per_step:
             self._warned = True
             warnings.warn(
@@ -568,6 +619,33 @@ class TaskSampler:
                 RuntimeWarning,
                 stacklevel=4,
             )
+
+    def _warn_of_stuck_visits(self) -> None:
+        """Groups that come short of a rollout take their tasks out of the pool, one by one."""
+        ledger, wanted = self._ledger, self._engine.rollouts
+        stuck = ledger.stuck(self.step + 1 - _SILENT - (self.delay or 0))
+        many = len(stuck) >= _STUCK_SHARE * ledger.counts["handed_out"]
+        many = many or len(stuck) >= _LEAKED_SHARE * self._names.num_rows
+        if len(stuck) < 2 * self._stuck or not many:  # again when they are twice as many
+            return
+        self._stuck = len(stuck)
+        least = min(visit.attempts for visit in stuck)
+        share = len(stuck) / ledger.counts["handed_out"]
+        ends = "never" if self.expiry is None else f"after {self.expiry} steps"
+        warnings.warn(
+            f"{len(stuck)} visits ({share:.1%} of all handed out) are stuck: they have brought "
+            f"{least:g} trials or more of rollouts={wanted:g}, nothing more for {_SILENT} steps, "
+            f"and end {ends}; until then their tasks are not selected. Report lost rollouts as "
+            "NaN, or give observe(complete=True) with the last piece of a group, "
+            "TaskSampler(rollouts=...) what a task gets, or TaskSampler(expiry=...)",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+
+
+_SILENT = 4  # steps without a report after which an incomplete visit is stuck
+_STUCK_SHARE = 0.01  # of the visits handed out
+_LEAKED_SHARE = 0.05  # of the pool's tasks
 
 
 def _shortest(first: int | None, second: int | None) -> int | None:
@@ -585,11 +663,16 @@ def _count_active(state: State) -> int:
 
 
 def _column(name: str, value: Any, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """One value a row, or one for all."""
+    """One value a row, or one for all; whole numbers are refused where they would change."""
     try:
-        column = np.asarray(value, dtype)
-    except (TypeError, ValueError) as error:
+        given = np.asarray(value)
+        with np.errstate(invalid="ignore"):  # what it warns of is refused below
+            column = np.asarray(value, dtype)
+    except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"{name}={value!r} must be numbers: {error}") from None
     if column.shape not in ((), shape):
         raise ValueError(f"{name} has shape {column.shape}, expected {shape}, as task_ids")
+    if column.dtype.kind == "i" and not np.array_equal(given, column):
+        wrong = given[given != column].flat[0]
+        raise ValueError(f"{name} contains {wrong}, expected whole numbers of 32 bits")
     return np.broadcast_to(column, shape)

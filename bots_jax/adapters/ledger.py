@@ -3,17 +3,18 @@
 In: tasks handed out, reports in any order, in pieces, twice, late or never. Out: one row of
 evidence for each visit that has ended, to be handed to the selector at the end of the step.
 
-A visit is one time that a task was handed out. It ends when its trials are complete, when a
-report says that no more will come, when it is abandoned, or when it is older than `expiry`
-steps; until then its evidence is held here and the task is not selected again. A report
-counts while its visit is open, so one that comes twice or too late is dropped and counted.
+A visit is one time that a task was handed out. It ends when its trials are complete, those that
+were not scored included, when a report says that no more will come, when it is abandoned, or
+when it is older than `expiry` steps; until then its evidence is held here and the task is not
+selected again. A report counts while its visit is open, so one that comes twice or too late is
+dropped and counted. Rows of one report are all heard before any visit ends.
 No JAX, no locks: `host.py` has them.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable
+from collections import Counter, deque
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,18 +25,23 @@ ANY_VISIT = -1
 class Visit:
     """A task that is out with the trainer."""
 
-    __slots__ = ("draw", "number", "opened", "pieces", "successes", "trials")
+    __slots__ = (
+        "attempts", "draw", "heard", "kind", "number", "opened", "pieces", "successes", "trials",
+    )  # fmt: skip
 
-    def __init__(self, number: int, opened: int, draw: float):
+    def __init__(self, number: int, opened: int, draw: float, kind: int = 0):
         self.number = number  # as the selector gave it
         self.opened = opened  # the step in which it was selected
         self.draw = draw
+        self.kind = kind  # of the place in the batch that it was selected for
         self.restart()
 
     def restart(self) -> None:
         """Nothing has come back."""
         self.successes = 0.0
-        self.trials = 0.0
+        self.trials = 0.0  # scored
+        self.attempts = 0.0  # scored or not
+        self.heard = self.opened  # the step of the last report
         self.pieces: set[int] = set()
 
 
@@ -49,10 +55,61 @@ class Ended(NamedTuple):
     trials: float
 
 
-class Ledger:
-    """Visits that are open, waiting to be handed out, or ended."""
+class Makeup:
+    """Keeps the shares of a batch's kinds of places in what is handed out of batches.
 
-    def __init__(self) -> None:
+    What each kind is owed is counted, in parts of a task; the kind that is owed most comes
+    first. So no kind is ever a whole batch behind, however the batches are cut.
+
+    Args:
+      kinds: of the places of a batch, see `choice.batch.kinds_of_places`.
+    """
+
+    def __init__(self, kinds: Sequence[int]):
+        self.size = len(kinds)
+        self.share = dict(Counter(kinds))
+        self.owed = dict.fromkeys(self.share, 0)  # times the size of a batch
+
+    def take(self, kinds: list[int], count: int) -> list[bool]:
+        """Which of these tasks are handed out now, `count` of them."""
+        if len(self.share) == 1:
+            return [at < count for at in range(len(kinds))]
+        if count == len(kinds):
+            there = Counter(kinds)
+            for kind, share in self.share.items():
+                self.owed[kind] += share * count - self.size * there[kind]
+            self._bound()
+            return [True] * count
+        waiting: dict[int, deque[int]] = {kind: deque() for kind in self.share}
+        for at, kind in enumerate(kinds):
+            waiting[kind].append(at)
+        taken = [False] * len(kinds)
+        for _ in range(count):
+            for kind, share in self.share.items():
+                self.owed[kind] += share
+            first = max((kind for kind in waiting if waiting[kind]), key=self.owed.__getitem__)
+            self.owed[first] -= self.size
+            taken[waiting[first].popleft()] = True
+        self._bound()
+        return taken
+
+    def _bound(self) -> None:
+        most = _MOST_OWED * self.size
+        self.owed = {kind: max(-most, min(owed, most)) for kind, owed in self.owed.items()}
+
+
+_MOST_OWED = 4  # tasks: what a kind cannot give for long is not made up for without end
+
+
+class Ledger:
+    """Visits that are open, waiting to be handed out, or ended.
+
+    Args:
+      kinds: of the places of a batch.
+    """
+
+    def __init__(self, kinds: Sequence[int] = (0,)) -> None:
+        self.makeup = Makeup(kinds)
         self.open: dict[int, Visit] = {}  # by row, in the order of handing out
         # Rows and numbers of open visits to be handed out once more.
         self.again: deque[tuple[int, int]] = deque()
@@ -73,12 +130,17 @@ class Ledger:
         return rows
 
     def hand_out(self, count: int) -> list[int]:
-        """Open visits of the next `count` spare tasks."""
+        """Open visits of `count` spare tasks: of each kind the share that a whole batch has."""
+        taken = self.makeup.take([visit.kind for _, visit in self.spare], count)
         rows = []
-        for _ in range(count):
-            row, visit = self.spare.popleft()
-            self.open[row] = visit
-            rows.append(row)
+        left = []
+        for entry, now in zip(self.spare, taken, strict=True):
+            if now:
+                rows.append(entry[0])
+                self.open[entry[0]] = entry[1]
+            else:
+                left.append(entry)
+        self.spare = deque(left)
         self.counts["handed_out"] += count
         return rows
 
@@ -107,7 +169,7 @@ class Ledger:
 
         Args:
           rows: i32[M], negative for tasks that have left the pool.
-          successes, trials: f64[M].
+          successes, trials: f64[M]; successes NaN: these trials were not scored.
           visits: i32[M], `ANY_VISIT` where unnumbered.
           pieces: i32[M], number of each row within its visit; None where not numbered.
           complete: whether the visits named here end with this report.
@@ -116,36 +178,47 @@ class Ledger:
           step: now, for what is unsolicited.
         """
         counted = np.zeros(len(rows), bool)
-        was_open = {row for row in rows.tolist() if row in self.open}
+        ends: dict[int, None] = {}
         for at, row in enumerate(rows.tolist()):
             visit = self.open.get(row)
             matches = visit is not None and visits[at] in (ANY_VISIT, visit.number)
             if visit is not None and matches:
                 piece = None if pieces is None else int(pieces[at])
-                counted[at] = self._add(visit, successes[at], trials[at], piece)
-                if trials[at] == 0 or visit.trials >= rollouts:
-                    self.end(row)
-            elif unsolicited and row >= 0 and visits[at] == ANY_VISIT and row not in was_open:
-                counted[at] = trials[at] > 0
+                counted[at] = self._add(visit, successes[at], trials[at], piece, step)
+                if trials[at] == 0 or visit.attempts >= rollouts:
+                    ends[row] = None
+            elif unsolicited and row >= 0 and visits[at] == ANY_VISIT and visit is None:
+                counted[at] = trials[at] > 0 and not np.isnan(successes[at])
                 if counted[at]:
                     brought = float(successes[at]), float(trials[at])
                     self.ended.append(Ended(step, ANY_VISIT, row, *brought))
                     self.counts["unsolicited"] += 1
             else:
                 self.counts["stale"] += 1
+        for row in ends:
+            self.end(row)
         if complete:
             self.abandon(rows.tolist(), visits.tolist())
         return counted
 
-    def _add(self, visit: Visit, successes: float, trials: float, piece: int | None) -> bool:
+    def _add(
+        self, visit: Visit, successes: float, trials: float, piece: int | None, step: int
+    ) -> bool:
         if piece is not None and piece in visit.pieces:
             self.counts["stale"] += 1
             return False
         if piece is not None:
             visit.pieces.add(piece)
-        visit.successes += float(successes)
-        visit.trials += float(trials)
+        visit.attempts += float(trials)
+        visit.heard = max(visit.heard, step)
+        if not np.isnan(successes):
+            visit.successes += float(successes)
+            visit.trials += float(trials)
         return True
+
+    def stuck(self, before: int) -> list[Visit]:
+        """Open visits that have brought something, and nothing more since step `before`."""
+        return [v for v in self.open.values() if v.attempts > 0 and v.heard < before]
 
     def end(self, row: int) -> None:
         """End an open visit; what it has brought counts."""
@@ -198,7 +271,7 @@ class Ledger:
 
         def told(row: int, visit: Visit) -> list[Any]:
             numbers = [visit.number, visit.opened, visit.draw, visit.successes, visit.trials]
-            return [row, *numbers, sorted(visit.pieces)]
+            return [row, *numbers, sorted(visit.pieces), visit.kind, visit.attempts, visit.heard]
 
         return {
             "open": [told(row, visit) for row, visit in self.open.items()],
@@ -206,24 +279,30 @@ class Ledger:
             "again": [list(entry) for entry in self.again],
             "ended": [list(entry) for entry in self.ended],
             "counts": dict(self.counts),
+            "owed": [[kind, owed] for kind, owed in self.makeup.owed.items()],
         }
 
     @classmethod
-    def from_json(cls, saved: dict[str, Any]) -> Ledger:
+    def from_json(cls, saved: Mapping[str, Any], kinds: Sequence[int] = (0,)) -> Ledger:
         """The ledger that `as_json` told of."""
+        ledger = cls(kinds)
 
         def heard(entry: list[Any]) -> tuple[int, Visit]:
-            row, number, opened, draw, successes, trials, pieces = entry
-            visit = Visit(number, opened, draw)
+            row, number, opened, draw, successes, trials, pieces, *more = entry
+            kind, attempts, heard_at = more
+            visit = Visit(number, opened, draw, kind if kind in ledger.makeup.share else kinds[0])
             visit.successes, visit.trials, visit.pieces = successes, trials, set(pieces)
+            visit.attempts, visit.heard = attempts, heard_at
             return row, visit
 
-        ledger = cls()
         ledger.open = dict(heard(entry) for entry in saved["open"])
         ledger.spare = deque(heard(entry) for entry in saved["spare"])
         ledger.again = deque((row, number) for row, number in saved["again"])
         ledger.ended = [Ended(*entry) for entry in saved["ended"]]
         ledger.counts = {**ledger.counts, **saved["counts"]}
+        owed = {int(kind): int(parts) for kind, parts in saved["owed"]}
+        if owed.keys() == ledger.makeup.share.keys():  # else the batch is made up otherwise now
+            ledger.makeup.owed = owed
         return ledger
 
 

@@ -3,13 +3,17 @@
 In: names of tasks, strings or whole numbers of any kind, or nothing: then a task's id is its
 row. Out: rows. A name that was retired stays known, so that late evidence of it is distinguished
 from a mistake.
+
+Names are handed out as NumPy arrays. What NumPy would change on the way (numbers beside strings,
+numbers beyond 64 signed bits, strings that end in NUL) is handed out in arrays of Python objects,
+always for a pool with such names, so that arrays of two batches may be joined.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,9 +38,11 @@ class TaskNames:
         self._added: dict[int, Name] = {}
         self._gone: set[Name] = set()
         self._digest = ""
+        self._kind: str | None = None  # of array that keeps the names: see `_kind_of`
         if names is None:
             return
         plain = [_plain(name) for name in names]
+        self._see(plain)
         if len(plain) != num_tasks:
             raise ValueError(f"task_ids has {len(plain)} names, the pool {num_tasks} tasks")
         self.by_row = dict(enumerate(plain))
@@ -85,7 +91,18 @@ class TaskNames:
         """The ids by which the user knows these rows: i32[M], or the names."""
         if self.by_row is None:
             return np.asarray(rows, np.int32)
-        return np.array([self.by_row[int(row)] for row in rows])
+        names = [self.by_row[int(row)] for row in rows]
+        if self._kind != _OBJECTS:
+            return np.array(names, np.int64 if self._kind == _NUMBERS else np.str_)
+        array = np.empty(len(names), object)
+        array[:] = names
+        return array
+
+    def _see(self, names: Iterable[Name]) -> None:
+        """Names that are in the pool, or come."""
+        kinds = {_kind_of(name) for name in names} | ({self._kind} - {None})
+        if kinds:
+            self._kind = kinds.pop() if len(kinds) == 1 else _OBJECTS
 
     def add(self, rows: np.ndarray, names: Sequence[Name] | None) -> None:
         """New tasks in these rows; `check_new` has seen the names."""
@@ -93,8 +110,10 @@ class TaskNames:
         self.idle -= {int(row) for row in rows}
         if self.by_row is None or names is None:
             return
-        for row, name in zip(rows, names, strict=True):
-            self._name(int(row), _plain(name))
+        plain = [_plain(name) for name in names]
+        self._see(plain)
+        for row, name in zip(rows, plain, strict=True):
+            self._name(int(row), name)
 
     def _name(self, row: int, name: Name) -> None:
         assert self.by_row is not None
@@ -137,6 +156,7 @@ class TaskNames:
             "idle": sorted(self.idle),
             "added": [[row, name] for row, name in self._added.items()],
             "gone": sorted(self._gone, key=str),
+            "kind": self._kind,
         }
 
     def replay(self, changes: dict[str, Any]) -> None:
@@ -156,6 +176,7 @@ class TaskNames:
                 "and add tasks that came later after restoring"
             )
         self.num_rows = int(changes["num_rows"])
+        self._kind = changes["kind"]
         if self.by_row is not None:
             gone = set(changes["gone"])
             for name in gone & set(self._row_of):
@@ -164,6 +185,17 @@ class TaskNames:
             for row, name in changes["added"]:
                 self._name(int(row), name)
         self.idle = set(changes["idle"])
+
+
+_NUMBERS, _STRINGS, _OBJECTS = "numbers", "strings", "objects"
+_LEAST, _MOST = -(2**63), 2**63 - 1
+
+
+def _kind_of(name: Name) -> str:
+    """Of NumPy's arrays, the one that gives this name back."""
+    if isinstance(name, int):
+        return _NUMBERS if _LEAST <= name <= _MOST else _OBJECTS
+    return _OBJECTS if name.endswith("\0") else _STRINGS
 
 
 def _plain(name: Any) -> Name:
@@ -178,7 +210,7 @@ def _plain(name: Any) -> Name:
 def _listed(task_ids: Any) -> list[Any]:
     if hasattr(task_ids, "tolist"):  # arrays and tensors
         task_ids = task_ids.tolist()
-    if isinstance(task_ids, str | int):
+    if isinstance(task_ids, str | int | bytes):
         return [task_ids]
     return list(task_ids)
 

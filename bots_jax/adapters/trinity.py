@@ -104,7 +104,7 @@ class BotsSelector(BaseSelector):
         }
 
     def feedback(self, indices: Any, values: Any) -> None:
-        """Mean rewards in [0, 1] of explored tasks; ends a time step."""
+        """Mean rewards in [0, 1] of explored tasks, NaN where unscored; ends a time step."""
         if not len(indices):
             return
         m = self._options.m

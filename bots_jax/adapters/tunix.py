@@ -185,8 +185,8 @@ class TunixTasks:
         """The reward function `function`, which now reports to the sampler as well.
 
         Wrap the one that tells right from wrong. Its rewards must be in [0, 1], or `success`
-        must bring them there. Calls of an evaluation, and with data that are not of this data
-        set, are passed through.
+        must bring them there; NaN and None mean that a rollout was not scored. Calls of an
+        evaluation, and with data that are not of this data set, are passed through.
         """
 
         if self._wrapped:
@@ -209,14 +209,15 @@ class TunixTasks:
                 "a batch that was to be thrown away was trained on: attach the learner that is "
                 "trained, when it has been restored"
             )
-        successes = np.asarray(rewards, np.float64)
+        successes = np.array(rewards, np.float64)  # None becomes NaN
+        scored = ~np.isnan(successes)
         if self._success is not None:
-            successes = np.array([self._success(float(reward)) for reward in successes])
-        if not np.all((successes >= 0) & (successes <= 1)):
-            bad = successes[~((successes >= 0) & (successes <= 1))][0]
+            successes[scored] = [self._success(float(reward)) for reward in successes[scored]]
+        wrong = ~np.isnan(successes) & ~((successes >= 0) & (successes <= 1))
+        if wrong.any():
             raise ValueError(
-                f"a reward of {bad} is not in [0, 1]: wrap another reward function, or give "
-                "TunixTasks(success=...)"
+                f"a reward of {successes[wrong][0]} is not in [0, 1]: wrap another reward "
+                "function, or give TunixTasks(success=...)"
             )
         with self._counting:
             self.sampler.observe(np.asarray(columns[TASK]), successes, 1, visits)

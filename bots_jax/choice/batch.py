@@ -3,10 +3,15 @@
 In: a ranking, which finds the best of any part of the pool (for the paper, those of least
 |p^ - p*|), and a mask. Out: `batch_size` distinct ids, best first within each part of the
 batch: quotas of domains, a share drawn uniformly (exploration), the rest by rank.
+
+A share that is no whole number of places is right on average: the places between are drawn
+uniformly as often as the remainder says, with one random number for all domains, so that the
+whole batch is never more than one place off.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -25,8 +30,49 @@ class Plan(NamedTuple):
     """How a batch is put together; static."""
 
     batch_size: int  # B
-    exploration: float  # share of each part that is drawn uniformly
+    exploration: float  # share of each part that is drawn uniformly, on average
     quotas: tuple[int, ...] | None  # tasks of each domain, summing to B
+
+
+class Part(NamedTuple):
+    """Places of a batch that are filled from one part of the pool; static."""
+
+    domain: int  # whose quota it is; 0 where there are none
+    places: int  # the ranked first, then the drawn ones
+    explored: int  # of these, places that are always drawn uniformly
+    remainder: float  # how often one place more is
+    carried: float  # sum of the remainders of the parts before
+
+
+_ROUNDING = 1e-6  # of a place: .3 of 10 are three
+
+
+def parts_of(plan: Plan) -> tuple[Part, ...]:
+    """The parts of a batch, in order."""
+    parts: list[Part] = []
+    carried = 0.0
+    for domain, count in enumerate((plan.batch_size,) if plan.quotas is None else plan.quotas):
+        share = plan.exploration * count
+        whole = math.floor(share + _ROUNDING)
+        remainder = share - whole if share - whole > _ROUNDING else 0.0
+        if count:
+            parts.append(Part(domain, count, whole, remainder, carried))
+        carried += remainder
+    return tuple(parts)
+
+
+def kinds_of_places(plan: Plan) -> tuple[int, ...]:
+    """A number for each of the B places: equal for places that are filled in the same way.
+
+    Whoever hands out a part of a batch keeps its make-up if each kind gets its share. A place
+    that is drawn uniformly only sometimes is of a kind of its own.
+    """
+    kinds: list[int] = []
+    for at, part in enumerate(parts_of(plan)):
+        between = int(part.remainder > 0)
+        ranked = part.places - part.explored - between
+        kinds += [3 * at] * ranked + [3 * at + 1] * between + [3 * at + 2] * part.explored
+    return tuple(kinds)
 
 
 def make_plan(batch_size: int, exploration: float, quotas: Sequence[int] | None) -> Plan:
@@ -68,7 +114,8 @@ def choose(
       Places that a domain cannot fill go to the best tasks left in any domain.
     """
     if plan.quotas is None or domain is None:
-        chosen = _choose_part(rng_key, rank, allowed, plan.batch_size, plan.exploration)
+        (part,) = parts_of(plan._replace(quotas=None))
+        chosen = _choose_part(rng_key, rank, allowed, part, _one_more(rng_key, part))
     else:
         quota_key, spare_key = jax.random.split(rng_key)
         chosen = _choose_by_domain(quota_key, rank, allowed, domain, plan)
@@ -115,21 +162,50 @@ def _without(allowed: Array, ids: Array, valid: Array) -> Array:
     return allowed.at[jnp.where(valid, ids, allowed.shape[0])].set(False, mode="drop")
 
 
+def _one_more(rng_key: Array, part: Part) -> Array | None:
+    """Whether the place between is drawn uniformly; None where there is no such place.
+
+    Of the same key for all parts of a batch: systematic sampling.
+    """
+    if not part.remainder:
+        return None
+    turn = jax.random.uniform(jax.random.fold_in(rng_key, _TURN), (), jnp.float32)
+    return jnp.floor(part.carried + part.remainder + turn) > jnp.floor(part.carried + turn)
+
+
+_TURN = 0x9E3779B9  # folded into the key; no domain has this number
+
+
 def _choose_part(
-    rng_key: Array, rank: Ranking, allowed: Array, count: int, exploration: float
+    rng_key: Array, rank: Ranking, allowed: Array, part: Part, one_more: Array | None
 ) -> tuple[Array, Array, Array]:
-    """The best of a part, then its uniform share from what is left."""
-    explored = round(exploration * count)
+    """The best of a part, then its uniform share from what is left.
+
+    Where `one_more` is true the last of the ranked gives its place to one more uniform draw.
+    """
     best_key, uniform_key, tie_key = jax.random.split(rng_key, 3)
-    ids, draws, valid = rank(best_key, allowed, count - explored)
-    if not explored:
+    best = part.places - part.explored
+    if best:
+        ids, draws, valid = rank(best_key, allowed, best)
+    else:
+        told = jax.eval_shape(lambda: rank(best_key, allowed, 1))[1]
+        ids, draws, valid = jnp.zeros(0, jnp.int32), jnp.zeros(0, told.dtype), jnp.zeros(0, bool)
+    drawn = part.explored + (one_more is not None)
+    if not drawn:
         return ids, draws, valid
+    kept = valid
+    if one_more is not None:
+        kept = valid & ((jnp.arange(best) < best - 1) | ~one_more)
     noise = jax.random.uniform(uniform_key, allowed.shape, draws.dtype)
-    left = _without(allowed, ids, valid)
-    more_ids, more_valid = lowest(tie_key, noise, left, explored)
+    more_ids, more_valid = lowest(tie_key, noise, _without(allowed, ids, kept), drawn)
+    if one_more is not None:
+        ids = ids.at[-1].set(jnp.where(one_more, more_ids[-1], ids[-1]))
+        draws = draws.at[-1].set(jnp.where(one_more, 0, draws[-1]))
+        valid = valid.at[-1].set(jnp.where(one_more, more_valid[-1], valid[-1]))
+        more_ids, more_valid = more_ids[:-1], more_valid[:-1]
     return (
         jnp.concatenate([ids, more_ids]),
-        jnp.concatenate([draws, jnp.zeros((explored,), draws.dtype)]),
+        jnp.concatenate([draws, jnp.zeros((part.explored,), draws.dtype)]),
         jnp.concatenate([valid, more_valid]),
     )
 
@@ -138,13 +214,11 @@ def _choose_by_domain(
     rng_key: Array, rank: Ranking, allowed: Array, domain: Array, plan: Plan
 ) -> tuple[Array, Array, Array]:
     """Each domain's quota; one pass over the tasks a domain."""
-    assert plan.quotas is not None
     parts = []
-    for index, quota in enumerate(plan.quotas):
-        if quota:
-            key = jax.random.fold_in(rng_key, index)
-            inside = allowed & (domain == index)
-            parts.append(_choose_part(key, rank, inside, quota, plan.exploration))
+    for part in parts_of(plan):
+        key = jax.random.fold_in(rng_key, part.domain)
+        inside = allowed & (domain == part.domain)
+        parts.append(_choose_part(key, rank, inside, part, _one_more(rng_key, part)))
     ids, draws, valid = (jnp.concatenate(part) for part in zip(*parts, strict=True))
     return ids, draws, valid
 

@@ -100,7 +100,7 @@ def check_evidence(evidence: Any) -> None:
         )
 
 
-def validate_evidence(evidence: Evidence, capacity: int, *, unscored: bool = True) -> None:
+def validate_evidence(evidence: Evidence, capacity: int) -> None:
     """At the host boundary: raise on the first row that makes no sense.
 
     Only what is on the host is looked at, lists and NumPy arrays: looking at a device's would
@@ -109,7 +109,6 @@ def validate_evidence(evidence: Evidence, capacity: int, *, unscored: bool = Tru
     Args:
       evidence: as given by the user, before `as_rows` rounds and narrows it.
       capacity: rows of the pool.
-      unscored: whether successes may be NaN.
     """
     if isinstance(evidence.task_ids, jax.Array):
         return
@@ -123,8 +122,7 @@ def validate_evidence(evidence: Evidence, capacity: int, *, unscored: bool = Tru
     if s.shape != ids.shape or n.shape not in ((), ids.shape):
         return  # `as_rows` says so
     n = np.broadcast_to(n, s.shape)
-    wrong = np.isinf(s) | (np.isnan(s) & (not unscored))
-    _refuse(used & wrong, "successes", s, "is not finite: drop or repair the row")
+    _refuse(used & np.isinf(s), "successes", s, "is not finite: drop or repair the row")
     _refuse(used & ~(np.isfinite(n) & (n >= 0)), "trials", n, "must be finite and not negative")
     _refuse(used & (n > MOST_TRIALS), "trials", n, f"exceeds {MOST_TRIALS:g}, more than any count")
     _refuse(used & (s < 0), "successes", s, "is negative: map rewards to [0, 1] first")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import pickle
@@ -9,7 +10,8 @@ import re
 import sys
 import threading
 import time
-from collections import Counter
+import warnings
+from collections import Counter, deque
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -220,7 +222,9 @@ def test_unsolicited(reference: np.ndarray) -> None:
     [
         (([0, 99], [1, 1], 8), "task_ids contains 99, this pool has tasks 0 to 59"),
         ((["a"], [1], 8), r"task_ids has shape \(1,\) and dtype .*task_ids=\.\.\."),
-        (([0, 1], [1, np.nan], 8), r"successes\[1\]=nan is not finite"),
+        (([0, 1], [1, np.inf], 8), r"successes\[1\]=inf is not finite"),
+        (([0, 1], [1, -np.inf], 8), r"successes\[1\]=-inf is not finite"),
+        (([0, 1], [1, 1], [8, np.nan]), r"trials\[1\]=nan must be finite"),
         (([0], [9], 8), r"successes\[0\]=9.0 exceeds the trials"),
         (([0, 1], [1], 8), r"successes has shape \(1,\), expected \(2,\)"),
         (([0], [1], -1), r"trials\[0\]=-1.0 must be finite and not negative"),
@@ -246,6 +250,76 @@ def test_says_so_if_tasks_get_fewer_rollouts_than_it_waits_for(reference: np.nda
     right.observe(right.next_batch().task_ids, [1] * B, 2)
     right.next_batch()
     assert right.metrics()["completed"] == B
+
+
+def test_says_so_if_a_group_comes_short_now_and_then(reference: np.ndarray) -> None:
+    """The pool would last for hundreds of steps; the warning comes within the first twenty."""
+    sampler = make(reference)
+    heard = []
+    for step in range(100):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            batch = sampler.next_batch()
+        heard += [step] * len(caught)
+        if caught:
+            told = str(caught[0].message)
+            assert re.search(r"% of all handed out\) are stuck: .* 7 trials or more of", told)
+            assert "expiry" in told
+        got = np.full(B, M)
+        got[-1] -= step % 5 == 0
+        sampler.observe(batch.task_ids, got // 2, got, batch.visits)
+    assert 5 < heard[0] < 20
+    assert 1 < len(heard) < 6  # again when they are twice as many, not at every step
+
+
+def test_no_warning_of_what_is_only_late(reference: np.ndarray) -> None:
+    """Pieces that come one at a time, three steps apart; and lost ones that are said to be."""
+    sampler = make(reference)
+    late: deque = deque()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".* and wait for rollouts")
+        warnings.filterwarnings("error", message=".* are stuck")
+        for step in range(40):
+            late.append(sampler.next_batch())
+            for age, batch in enumerate(reversed(late)):
+                if age % 3 == 0 and len(late) - age < 7:
+                    lost = np.nan if step % 4 == 0 else 1
+                    sampler.observe(batch.task_ids, [1, lost, 1, 0], M / 2, batch.visits)
+            if len(late) > 6:
+                late.popleft()
+
+
+def test_not_scored_is_the_same_in_every_order(reference: np.ndarray) -> None:
+    """None and NaN are trials of the visit, which ends, and bring no evidence."""
+    found = []
+    for order in itertools.permutations([np.nan, 1.0, 0.0, None]):
+        sampler = make(reference, rollouts=4)
+        batch = sampler.next_batch()
+        assert sampler.observe(np.repeat(batch.task_ids[:1], 4), list(order), 1).all()
+        assert len(sampler.in_flight().rows) == B - 1
+        info = sampler.advance()
+        assert (float(info.trials), float(info.success_rate)) == (2, 0.5)
+        found.append(sampler.state)
+    same_leaves(found[0], found[-1])
+    sampler = make(reference)
+    batch = sampler.next_batch()
+    sampler.observe(batch.task_ids, None, M, batch.visits)  # a batch whose judge has failed
+    assert len(sampler.in_flight().rows) == 0
+    info = sampler.advance()
+    assert (int(info.evaluated), int(info.in_flight)) == (0, 0)
+    assert not sampler.observe([3], [np.nan], M, unsolicited=True).any()
+
+
+def test_rows_of_one_report_are_never_late_to_each_other(reference: np.ndarray) -> None:
+    found = []
+    for order in itertools.permutations([0, 1, 2]):
+        sampler = make(reference)
+        batch = sampler.next_batch()
+        s, n = np.array([5.0, 1, np.nan])[list(order)], np.array([8, 2, 3])[list(order)]
+        assert sampler.observe(np.repeat(batch.task_ids[:1], 3), s, n).all()
+        info = sampler.advance()
+        found.append((float(info.trials), float(info.success_rate)))
+    assert set(found) == {(10.0, np.float32(0.6))}
 
 
 # --- names and growth ------------------------------------------------------------------------

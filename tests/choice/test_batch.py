@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from bots_jax import Evidence, Selector, Settings, State, bots, sharding
-from bots_jax.choice.batch import lowest
+from bots_jax.choice.batch import kinds_of_places, lowest, make_plan, parts_of
 
 # A right engine fails a test of this file with at most this probability.
 FAILURE = 1e-6
@@ -166,6 +166,52 @@ def test_exploration_reaches_tasks_that_the_rule_would_never_take() -> None:
         ids = jax.vmap(lambda key, s=selector, t=state: s.select(key, t)[1].task_ids)(keys)
         mastered = np.sum(np.asarray(ids) >= 20, axis=1).mean()
         assert mastered == pytest.approx(expected, abs=6 * np.sqrt(0.5 / runs) if share else 0)
+
+
+@pytest.mark.parametrize(
+    ("batch", "share", "quotas"),
+    [(4, 0.1, None), (10, 0.3, None), (5, 0.5, None), (6, 0.15, (3, 1, 2)), (7, 1.0, (4, 3))],
+)
+def test_a_share_that_is_no_whole_number_is_right_on_average(
+    batch: int, share: float, quotas: tuple[int, ...] | None
+) -> None:
+    """Drawn places report the rate 0, and a batch is never more than one of them off."""
+    selector = bots(batch_size=batch, exploration=share, quotas=quotas, forgetting=0.0)
+    domains = None if quotas is None else np.arange(60) % len(quotas)
+    state = selector.init(num_tasks=60, domains=domains, settings={"prior_successes": 20.0})
+    runs = 4000
+    keys = jax.random.split(jax.random.key(8), runs)
+    chosen = jax.jit(jax.vmap(lambda key: selector.select(key, state)[1]))(keys)
+    ids = np.sort(chosen.task_ids)
+    assert np.all(chosen.valid)
+    assert np.all(ids[:, 1:] > ids[:, :-1])
+    drawn = np.asarray(chosen.rate) == 0
+    mean, most = share * batch, np.ceil(share * batch - 1e-6)
+    assert np.all((drawn.sum(1) >= np.floor(mean + 1e-6)) & (drawn.sum(1) <= most))
+    spread = np.sqrt(0.25 / runs)
+    assert drawn.sum(1).mean() == pytest.approx(mean, abs=5 * spread)
+    if quotas is not None:
+        of_task = np.asarray(domains)[np.asarray(chosen.task_ids)]
+        for domain, quota in enumerate(quotas):
+            assert np.all(np.sum(of_task == domain, axis=1) == quota)
+            found = np.sum(drawn & (of_task == domain), axis=1)
+            assert found.mean() == pytest.approx(share * quota, abs=5 * spread)
+
+
+def test_exploration_fills_a_batch_as_large_as_the_pool() -> None:
+    for share in (0.0, 0.1, 0.5, 0.9, 1.0):
+        selector = bots(batch_size=9, exploration=share)
+        for seed in range(5):
+            _, chosen = selector.select(jax.random.key(seed), selector.init(num_tasks=9))
+            assert sorted(np.asarray(chosen.task_ids).tolist()) == list(range(9))
+
+
+def test_kinds_of_places() -> None:
+    assert kinds_of_places(make_plan(4, 0.0, None)) == (0, 0, 0, 0)
+    assert kinds_of_places(make_plan(4, 0.1, None)) == (0, 0, 0, 1)
+    assert kinds_of_places(make_plan(4, 0.25, None)) == (0, 0, 0, 2)
+    assert kinds_of_places(make_plan(5, 0.5, (3, 0, 2))) == (0, 1, 2, 3, 5)
+    assert [part.domain for part in parts_of(make_plan(5, 0.5, (3, 0, 2)))] == [0, 2]
 
 
 @pytest.mark.parametrize("count", [1, 7, 20, 25])
