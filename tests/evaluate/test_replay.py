@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from bots_jax.evaluate import metrics, replay
+from bots_jax.evaluate.meter import belief_error
 from bots_jax.evaluate.replay import Recording, load_recording, run_replay, smooth_visits
 from bots_jax.strategies import configure, make_strategy, oracle
 from bots_jax.types import Evidence
@@ -245,7 +246,7 @@ def test_belief_error_agrees_with_metrics(bots_run):
 
 
 def test_belief_error_of_a_flat_belief_is_nan():
-    rmse, correlation = replay._belief_error(np.full(3, 0.1, np.float32), np.float32([0, 0.1, 0.2]))
+    rmse, correlation = belief_error(np.full(3, 0.1, np.float32), np.float32([0, 0.1, 0.2]))
     assert np.isnan(correlation)
     assert rmse == pytest.approx(math.sqrt(0.02 / 3), rel=1e-5)
 
