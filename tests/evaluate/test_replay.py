@@ -4,6 +4,7 @@ import argparse
 import json
 import math
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -210,9 +211,14 @@ def test_a_seed_gives_the_same_whichever_others_run(uniform_run):
 
 
 def test_a_selector_is_compiled_once(uniform_run):
-    before = replay._episodes._cache_size()
-    run_replay(uniform_run[0], made_up(seed=1), [7, 8, 9])
-    assert replay._episodes._cache_size() == before
+    chex.clear_trace_counter()
+
+    @chex.assert_max_traces(n=1)
+    def watch(mean, rate, made):
+        return mean[0]
+
+    for seed in (0, 1):
+        run_replay(uniform_run[0], made_up(seed=seed), [7, 8, 9], watch=watch)
 
 
 def test_feedback_is_binomial():
