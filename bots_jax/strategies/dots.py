@@ -19,7 +19,6 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bots_jax.choice.batch import make_plan
 from bots_jax.compose import BeliefInfo, BeliefModel, Choice, compose, factory
 from bots_jax.numerics.arithmetic import masked_mean
 from bots_jax.numerics.random_bits import gumbel
@@ -199,7 +198,7 @@ def predicted_selector(
         model=BeliefModel(_init, _fuse, _predict, _draw),
         choice=Choice(_score),
         settings=counting_settings(rollouts, target=target, temperature=temperature),
-        plan=make_plan(batch_size, 0.0, None),
+        batch_size=batch_size,
         static=static,
     )
 
