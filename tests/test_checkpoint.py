@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -36,11 +37,6 @@ def run_on(selector: Selector, state: State) -> list[np.ndarray]:
     return [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
 
 
-def assert_same(left: list[np.ndarray], right: list[np.ndarray]) -> None:
-    for a, b in zip(left, right, strict=True):
-        np.testing.assert_array_equal(a, b)
-
-
 def damage(path: Path) -> None:
     """Flip bytes in the middle of every large file."""
     for file in path.rglob("*"):
@@ -55,7 +51,7 @@ def test_goes_on_bit_identically(tmp_path: Path, busy: State, reference: np.ndar
     checkpoint.save(tmp_path, 7, SELECTOR, busy)
     found = checkpoint.restore(tmp_path, SELECTOR, SELECTOR.init(reference))
     assert found.step == 7
-    assert_same(run_on(SELECTOR, busy), run_on(SELECTOR, found.state))
+    chex.assert_trees_all_equal(run_on(SELECTOR, busy), run_on(SELECTOR, found.state), strict=True)
 
 
 def test_together_with_the_trainer(tmp_path: Path, busy: State) -> None:

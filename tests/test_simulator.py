@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -50,17 +51,12 @@ def still(**changes) -> Config:
     return config._replace(**{**fixed, **changes})
 
 
-def assert_same(one, other):
-    for name in one._fields:
-        np.testing.assert_array_equal(getattr(one, name), getattr(other, name), err_msg=name)
-
-
 # --- the run --------------------------------------------------------------------------
 
 
 def test_a_seed_decides_everything():
     one = small()
-    assert_same(one, small())
+    chex.assert_trees_all_equal(one, small(), strict=True)
     assert not np.array_equal(one.task_ids[0], one.task_ids[1])
 
 

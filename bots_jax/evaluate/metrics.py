@@ -1,7 +1,8 @@
 """What a run achieved, and how sure that is.
 
 In: NumPy arrays of what was selected, rolled out, believed and scored. Out: numbers
-and intervals, in float64 on the host, by `scipy.stats` where it has them.
+and intervals, in float64 on the host, by `scipy.stats` where it has them. What is read off
+a belief in traced code is in `meter.py`.
 
     ETR      share of the rolled-out tasks with 0 < successes < trials
     breadth  exp(-sum_k q_k log q_k), q = visit counts / their sum
@@ -28,6 +29,7 @@ import scipy  # which loads `scipy.stats` at its first use
 
 Floats = npt.NDArray[np.float64]
 LEVEL = 0.95
+EARLY_STEPS = 50  # of a run: those that `etr_early` is about
 
 
 class Curve(NamedTuple):
@@ -141,6 +143,48 @@ def outcome_variance(successes: npt.ArrayLike, trials: npt.ArrayLike) -> float:
     s, n = np.broadcast_arrays(_floats("successes", successes), _floats("trials", trials))
     used = n >= 2
     return float(_ratio(np.sum((s * (n - s))[used] / (n * (n - 1))[used]), used.sum()))
+
+
+def known_mean(values: npt.ArrayLike) -> float:
+    """Mean of the values that are finite, such as of the steps at which a belief is not flat.
+
+    NaN without any.
+    """
+    array = _floats("values", values)
+    known = array[np.isfinite(array)]
+    return float(known.mean()) if known.size else math.nan
+
+
+def useful_share(
+    successes: npt.ArrayLike, trials: npt.ArrayLike, generated: npt.ArrayLike
+) -> float:
+    """Share of the rollouts generated that were trained on in a mixed group.
+
+    Args:
+      successes, trials: f[T, B], of the groups that were trained on.
+      generated: f[T], rollouts made at each step, or their sum.
+    """
+    s, n = np.broadcast_arrays(_floats("successes", successes), _floats("trials", trials))
+    made = float(np.sum(_floats("generated", generated)))
+    return float(_ratio(np.sum(n[(s > 0) & (s < n)]), made))
+
+
+def selection_metrics(
+    task_ids: npt.ArrayLike, successes: npt.ArrayLike, trials: npt.ArrayLike, num_tasks: int
+) -> dict[str, float]:
+    """What one run selected: `etr`, `etr_early` (the first `EARLY_STEPS`) and `breadth`.
+
+    Args:
+      task_ids: i32[T, B], -1 is padding.
+      successes, trials: f[T, B].
+      num_tasks: N of the pool.
+    """
+    etr = effective_task_ratio(successes, trials)
+    return {
+        "etr": known_mean(etr),
+        "etr_early": known_mean(etr[:EARLY_STEPS]),
+        "breadth": float(breadth(visit_counts(task_ids, num_tasks))),
+    }
 
 
 # ------------------------------------------------------------- time to the baseline

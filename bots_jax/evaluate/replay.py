@@ -47,6 +47,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bots_jax.evaluate import metrics, report
+from bots_jax.evaluate.meter import belief_error
 from bots_jax.evaluate.report import BREADTH, ETR, Column, Row
 from bots_jax.evaluate.task_files import read_npz
 from bots_jax.strategies import ORACLES, SETTINGS, STRATEGIES, configure, open_settings
@@ -180,7 +181,7 @@ def _episode(
         mean = rule.predict(state).mean[: rate.shape[0]]
         told = (made.task_ids, made.draws, successes, trials)
         seen = None if watch is None else watch(before, rate, made)
-        return state, (*told, *_belief_error(mean, rate), made.generated, seen)
+        return state, (*told, *belief_error(mean, rate), made.generated, seen)
 
     _, told = jax.lax.scan(step, state, (jnp.arange(rates.shape[0]), rates))
     return Replay(*told)
@@ -195,15 +196,6 @@ def _feedback(roll_key: Array, task_ids: Array, rate: Array, rollouts: int) -> R
 
     rewards = jax.vmap(one)(jnp.maximum(task_ids, 0))
     return Rolled(rewards, jnp.ones_like(rewards, jnp.int32))
-
-
-def _belief_error(mean: Array, rate: Array) -> tuple[Array, Array]:
-    """RMSE and Pearson's correlation of f[N] and f[N]; NaN for a flat belief."""
-    x, y = mean - jnp.mean(mean), rate - jnp.mean(rate)
-    spread = jnp.sqrt(jnp.sum(x * x) * jnp.sum(y * y))
-    flat = (jnp.max(mean) == jnp.min(mean)) | (jnp.max(rate) == jnp.min(rate))
-    correlation = jnp.sum(x * y) / jnp.where(flat, 1.0, spread)
-    return jnp.sqrt(jnp.mean((mean - rate) ** 2)), jnp.where(flat, jnp.nan, correlation)
 
 
 # --- recordings -----------------------------------------------------------------------
@@ -373,10 +365,9 @@ def _whole(name: str, arrays: Arrays, key: str, otherwise: int) -> int:
 DEFAULT_STRATEGIES = (
     "uniform,easy-to-hard,auto,bots,bots-explicit,bots-implicit,bots-no-forgetting,bots-mean,oracle"
 )
-EARLY_STEPS = 50
 COLUMNS = (
     ETR,
-    Column("etr_early", f"ETR, first {EARLY_STEPS} steps", "", 3, "difference"),
+    Column("etr_early", f"ETR, first {metrics.EARLY_STEPS} steps", "", 3, "difference"),
     BREADTH,
     Column("belief_rmse", "Belief RMSE", "", 3, "difference"),
     Column("belief_correlation", "Belief correlation", "", 3, "difference"),
@@ -390,31 +381,17 @@ def measure(replay: Replay, num_tasks: int) -> list[dict[str, Any]]:
     etr = metrics.effective_task_ratio(replay.successes, replay.trials)
     return [
         {
-            "etr": float(np.nanmean(etr[i])),
-            "etr_early": float(np.nanmean(etr[i, :EARLY_STEPS])),
-            "breadth": float(metrics.breadth(metrics.visit_counts(ids, num_tasks))),
+            **metrics.selection_metrics(ids, replay.successes[i], replay.trials[i], num_tasks),
             "belief_rmse": float(np.mean(replay.belief_rmse[i], dtype=np.float64)),
-            "belief_correlation": _mean_known(replay.belief_correlation[i]),
+            "belief_correlation": metrics.known_mean(replay.belief_correlation[i]),
             "generated": float(np.mean(replay.generated[i], dtype=np.float64)),
-            "useful": _useful(replay.successes[i], replay.trials[i], replay.generated[i]),
+            "useful": metrics.useful_share(
+                replay.successes[i], replay.trials[i], replay.generated[i]
+            ),
             "etr_per_step": etr[i].tolist(),
         }
         for i, ids in enumerate(replay.task_ids)
     ]
-
-
-def _useful(
-    successes: npt.NDArray[Any], trials: npt.NDArray[Any], generated: npt.NDArray[Any]
-) -> float:
-    """Share of the rollouts generated that were trained on in a mixed group."""
-    mixed = (successes > 0) & (successes < trials)
-    return float(np.sum(trials[mixed], dtype=np.float64) / np.sum(generated, dtype=np.float64))
-
-
-def _mean_known(values: npt.NDArray[Any]) -> float:
-    """Mean over the steps at which there is a correlation: a flat belief has none."""
-    known = values[~np.isnan(values)]
-    return float(known.mean(dtype=np.float64)) if known.size else math.nan
 
 
 KNOWN: dict[str, Callable[..., Any]] = {**STRATEGIES, **EXTRA, **ORACLES}

@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bots_jax.checks import check_count
+from bots_jax.evaluate.meter import belief_error
 from bots_jax.simulator.learning import Policy, learn, new_policy, used_up
 from bots_jax.simulator.world import (
     Config,
@@ -269,7 +270,7 @@ def _episode(
         evidence = Evidence(selection.task_ids, successes, trials, selection.visit)
         state, _ = plan.update(state, evidence)
         known, out = jnp.split(_rates(described, policy, config, sample), [measured.size])
-        rmse, correlation = _belief_error(plan.predict(state, measured).mean, known)
+        rmse, correlation = belief_error(plan.predict(state, measured).mean, known)
         told: dict[str, Any] = {
             "task_ids": selection.task_ids,
             "successes": successes,
@@ -320,12 +321,3 @@ def _breadth(disorder: Array, total: Array) -> Array:
     """exp(log V - sum v log v / V) of V visits; 0 before the first."""
     visits = jnp.maximum(total, 1)
     return jnp.where(total > 0, jnp.exp(jnp.log(visits) - disorder / visits), 0)
-
-
-def _belief_error(mean: Array, rate: Array) -> tuple[Array, Array]:
-    """RMSE and Pearson's correlation; NaN for a flat belief."""
-    x, y = mean - jnp.mean(mean), rate - jnp.mean(rate)
-    flat = (jnp.max(mean) == jnp.min(mean)) | (jnp.max(rate) == jnp.min(rate))
-    spread = jnp.sqrt(jnp.sum(x * x) * jnp.sum(y * y))
-    correlation = jnp.where(flat, jnp.nan, jnp.sum(x * y) / jnp.where(flat, 1, spread))
-    return jnp.sqrt(jnp.mean((mean - rate) ** 2)), correlation

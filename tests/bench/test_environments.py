@@ -1,18 +1,16 @@
-"""Environments: the meter against metrics on the host, replay, prediction, the frontier."""
+"""Environments: replay, prediction, the frontier."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from bots_jax import bots
-from bots_jax.bench import meter
 from bots_jax.bench.environment import Strategy
 from bots_jax.bench.environments import predict
 from bots_jax.bench.environments.predict import draw_triples, load_matrix, predict_environment
 from bots_jax.bench.environments.replay import of_recording
 from bots_jax.bench.frontier import frontier
-from bots_jax.evaluate import metrics
+from bots_jax.evaluate import meter, metrics
 from bots_jax.evaluate.replay import Recording
 from bots_jax.strategies import oracle, uniform
 from tests.conftest import shared_file
@@ -23,57 +21,6 @@ def made_up(steps=10, tasks=40, seed=0):
     rates = rng.beta(0.7, 0.7, (1, tasks)) + rng.normal(0, 0.02, (steps, tasks))
     reference = np.sort(rng.uniform(size=(2, tasks)), axis=0).astype(np.float32)
     return Recording(np.clip(rates, 0, 1).astype(np.float32), reference, 8, "made up")
-
-
-# --- the meter ------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("part", [False, True])
-def test_a_meter_reads_what_the_metrics_compute_on_the_host(part):
-    rng = np.random.default_rng(3)
-    p = rng.beta(0.6, 0.6, 200).astype(np.float32)
-    q = np.clip(np.round(p + rng.normal(0, 0.2, 200), 1), 0.02, 0.98).astype(np.float32)  # ties
-    scored = rng.random(200) < 0.5 if part else np.ones(200, bool)
-    reading = jax.device_get(jax.jit(meter.read)(q, p, 8.0, scored))
-    q, p = np.float64(q[scored]), np.float64(p[scored])
-    half = 0.5 ** (1 / 8)
-    expected = {
-        "log_loss": metrics.log_loss(q, p),
-        "rmse": metrics.rmse(q, p),
-        "pearson": metrics.pearson(q, p),
-        "spearman": metrics.spearman(q, p),
-        "auc_unsolved": metrics.auc(-q, 1 - p >= half),
-        "auc_mastered": metrics.auc(q, p >= half),
-    }
-    for key, value in expected.items():
-        assert getattr(reading, key) == pytest.approx(float(value), rel=2e-5, abs=2e-6), key
-    assert reading.weight.sum() == scored.sum()
-    assert reading.predicted.sum() == pytest.approx(q.sum(), rel=1e-5)
-    assert reading.happened.sum() == pytest.approx(p.sum(), rel=1e-5)
-
-
-def test_a_flat_belief_and_a_class_that_is_empty_are_nan():
-    p = jnp.linspace(0.4, 0.6, 20)
-    reading = meter.read(jnp.full(20, 0.5), p, 8.0)
-    assert np.isnan(reading.pearson)
-    assert np.isnan(reading.spearman)
-    assert np.isnan(reading.auc_unsolved)
-    assert meter.averages(jax.device_get(reading))["pearson"] != 0
-
-
-def test_calibration_error_is_that_of_its_bins():
-    q = jnp.asarray([0.15, 0.15, 0.85, 0.85])
-    p = jnp.asarray([0.25, 0.25, 0.85, 0.45])
-    reading = jax.device_get(meter.read(q, p, 8.0))
-    assert meter.calibration_error(reading) == pytest.approx((0.2 + 0.4) / 4, rel=1e-5)
-    assert meter.calibration(reading)["weight"] == [0, 2, 0, 0, 0, 0, 0, 0, 2, 0]
-
-
-def test_blocks_keep_the_mean_and_the_order():
-    x, y = meter.blocks(np.arange(250.0), 100)
-    assert len(x) == len(y) == 100
-    assert np.all(np.diff(x) > 0)
-    assert meter.blocks([1.0, np.nan], 5)[1] == [1.0, None]
 
 
 # --- replay and the frontier ----------------------------------------------------------

@@ -53,6 +53,23 @@ def test_breadth_lies_between_one_and_the_tasks_visited(counts):
     assert min(1, visited) - 1e-9 <= value <= visited + 1e-9
 
 
+def test_what_one_run_selected_by_hand():
+    ids = [[0, 1, -1]] * metrics.EARLY_STEPS + [[2, -1, -1]] * 10
+    trials = np.where(np.array(ids) >= 0, 4, 0)
+    successes = np.where(np.array(ids) == 1, 2, 0)  # task 1 alone is ever mixed
+    found = metrics.selection_metrics(ids, successes, trials, 5)
+    assert found["etr_early"] == 0.5
+    assert found["etr"] == pytest.approx(0.5 * 50 / 60)
+    assert found["breadth"] == pytest.approx(float(metrics.breadth([50, 50, 10])))
+    # 50 groups of 4 were mixed; 8 rollouts were made at each of the 60 steps.
+    assert metrics.useful_share(successes, trials, [8] * 60) == pytest.approx(200 / 480)
+
+
+def test_a_known_mean_passes_over_what_is_not_finite():
+    assert metrics.known_mean([1.0, math.nan, 3.0, math.inf]) == 2.0
+    assert math.isnan(metrics.known_mean([math.nan]))
+
+
 # ------------------------------------------------------------- time to the baseline
 
 BASE = Curve([0, 10, 20, 40], [0.2, 0.2, 0.4, 0.6])

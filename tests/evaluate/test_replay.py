@@ -4,12 +4,14 @@ import argparse
 import json
 import math
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from bots_jax.evaluate import metrics, replay
+from bots_jax.evaluate.meter import belief_error
 from bots_jax.evaluate.replay import Recording, load_recording, run_replay, smooth_visits
 from bots_jax.strategies import configure, make_strategy, oracle
 from bots_jax.types import Evidence
@@ -209,9 +211,14 @@ def test_a_seed_gives_the_same_whichever_others_run(uniform_run):
 
 
 def test_a_selector_is_compiled_once(uniform_run):
-    before = replay._episodes._cache_size()
-    run_replay(uniform_run[0], made_up(seed=1), [7, 8, 9])
-    assert replay._episodes._cache_size() == before
+    chex.clear_trace_counter()
+
+    @chex.assert_max_traces(n=1)
+    def watch(mean, rate, made):
+        return mean[0]
+
+    for seed in (0, 1):
+        run_replay(uniform_run[0], made_up(seed=seed), [7, 8, 9], watch=watch)
 
 
 def test_feedback_is_binomial():
@@ -245,7 +252,7 @@ def test_belief_error_agrees_with_metrics(bots_run):
 
 
 def test_belief_error_of_a_flat_belief_is_nan():
-    rmse, correlation = replay._belief_error(np.full(3, 0.1, np.float32), np.float32([0, 0.1, 0.2]))
+    rmse, correlation = belief_error(np.full(3, 0.1, np.float32), np.float32([0, 0.1, 0.2]))
     assert np.isnan(correlation)
     assert rmse == pytest.approx(math.sqrt(0.02 / 3), rel=1e-5)
 

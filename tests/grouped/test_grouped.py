@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -347,7 +348,7 @@ def test_open_visits_and_pending_evidence_survive_a_checkpoint(tmp_path: Path) -
             selector.update(s, Evidence(first.task_ids, np.full(8, 2.0), 8, first.visit))
             for s in (old, new)
         )
-        jax.tree.map(np.testing.assert_array_equal, left, right)
+        chex.assert_trees_all_equal(left, right)
 
 
 def test_pools_grow_and_shrink_on_the_host() -> None:

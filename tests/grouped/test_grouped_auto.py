@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -228,7 +229,7 @@ def test_grows_shrinks_and_survives_a_checkpoint(tmp_path: Path) -> None:
         np.testing.assert_array_equal(FEW.predict(x).mean, FEW.predict(state).mean)
     checkpoint.save(tmp_path, 1, FEW, larger)
     restored = checkpoint.restore(tmp_path, FEW, FEW.init(REFERENCE), resized=True).state
-    jax.tree.map(np.testing.assert_array_equal, restored, larger)
+    chex.assert_trees_all_equal(restored, larger)
 
     gone = np.asarray(selection.task_ids[:4])
     idle = np.arange(TASKS)  # tasks without a slot, as new ones are

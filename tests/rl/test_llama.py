@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -70,7 +71,7 @@ def test_gradients_in_chunks_are_the_same(model: Any, prompts: jax.Array) -> Non
         return jax.grad(loss)(params, 0), jax.grad(loss)(params, 1)
 
     whole, parts = gradients(model[1])
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), whole, parts)
+    chex.assert_trees_all_close(whole, parts, rtol=1e-3, atol=1e-4)
     assert max(float(jnp.max(jnp.abs(leaf))) for leaf in jax.tree.leaves(whole)) > 0.1
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -99,7 +100,7 @@ def test_rewards_that_are_no_rewards_are_left_out_and_counted(start: WarmStart) 
     assert int(metrics.unsound) == 4
     assert int(metrics.info.invalid) == int(metrics.info.evaluated) == 0
     assert int(metrics.info.in_flight) == 0  # the visits are closed: no task is lost for ever
-    jax.tree.map(np.testing.assert_array_equal, loop.train.params, start.base)
+    chex.assert_trees_all_equal(loop.train.params, start.base)
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(metrics))
 
 
@@ -120,14 +121,14 @@ def test_warm_up_is_cached_and_a_damaged_file_made_anew(cache: Path, start: Warm
         raise AssertionError(f"{what} ran though it is cached")
 
     again = warm_up(SMALL, cache, no_training)
-    jax.tree.map(np.testing.assert_array_equal, again.late, start.late)
+    chex.assert_trees_all_equal(again.late, start.late)
     (file,) = cache.glob("warmup-*.npz")
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 255
     file.write_bytes(bytes(data))
     with pytest.warns(UserWarning, match="damaged"):
         rebuilt = warm_up(SMALL, cache)
-    jax.tree.map(np.testing.assert_array_equal, rebuilt.base, start.base)
+    chex.assert_trees_all_equal(rebuilt.base, start.base)
     assert warm_up(SMALL, cache, no_training) is not None
 
 
@@ -146,7 +147,7 @@ def test_an_interrupted_warm_up_goes_on_where_it_was(
         warm_up(SMALL, tmp_path, stop_at_5)
     found = warm_up(SMALL, tmp_path, lambda what, done, total: told.append(done))
     assert told == [1, 2, 3, 4, 5, 6]
-    jax.tree.map(np.testing.assert_array_equal, found[1:], start[1:])
+    chex.assert_trees_all_equal(found[1:], start[1:])
     assert [path.name.split("-")[0] for path in tmp_path.iterdir()] == ["warmup"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -130,7 +131,7 @@ def test_groups_without_variance_leave_the_policy_alone(lived: tuple, estimator:
             init_train_state(params, config), make_batch(lived, rewards, [True, True])
         )
         assert float(metrics.grad_norm) == 0
-        jax.tree.map(np.testing.assert_array_equal, state.params, params)
+        chex.assert_trees_all_equal(state.params, params)
 
 
 def test_invalid_rows_contribute_nothing(lived: tuple) -> None:
@@ -141,7 +142,7 @@ def test_invalid_rows_contribute_nothing(lived: tuple) -> None:
     start = init_train_state(params, config)
     one, _ = step(start, make_batch(lived, rewards, [True, False]))
     other, _ = step(start, make_batch(lived, rewards.at[1].set(jnp.arange(4.0)), [True, False]))
-    jax.tree.map(np.testing.assert_array_equal, one.params, other.params)
+    chex.assert_trees_all_equal(one.params, other.params)
 
 
 @pytest.mark.parametrize(

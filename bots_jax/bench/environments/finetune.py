@@ -26,7 +26,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bots_jax.bench import meter
 from bots_jax.bench.environment import (
     Environment,
     Measured,
@@ -34,7 +33,7 @@ from bots_jax.bench.environment import (
     Strategy,
     reads_truth,
 )
-from bots_jax.evaluate import metrics, report
+from bots_jax.evaluate import meter, metrics, report
 from bots_jax.pool.reference import TaskFeatures
 from bots_jax.strategies.oversampling import Oversampling
 from bots_jax.types import Selector
@@ -253,7 +252,7 @@ def _measure(record: dict[str, Any], lines: list[dict[str, Any]], config: Any) -
     made = np.cumsum(generated, dtype=np.float64)
     values["variance"] = metrics.outcome_variance(s, n)
     values["rollouts"] = float(made[-1])
-    values["useful"] = float(n[(s > 0) & (s < n)].sum() / made[-1])
+    values["useful"] = metrics.useful_share(s, n, generated)
     at = [0, *record["step"]]
     spent = {"tokens": record["tokens"], "rollouts": made.tolist()}
     series = {

@@ -36,7 +36,6 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
-from bots_jax.bench import meter
 from bots_jax.bench.environment import (
     Environment,
     Measured,
@@ -47,6 +46,7 @@ from bots_jax.bench.environment import (
 )
 from bots_jax.bench.measures import SHARED_SECONDS
 from bots_jax.checks import check_choice, check_count
+from bots_jax.evaluate import meter
 from bots_jax.evaluate.task_files import read_npz
 from bots_jax.types import (
     Array,

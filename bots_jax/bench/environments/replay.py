@@ -1,7 +1,7 @@
 """Replay of a recorded run as an environment; see `bots_jax.evaluate.replay` for how it works.
 
 In: an .npz recording. Out: for each seed the ETR, breadth and mean p(1-p) of what was
-selected, and how good the belief over all tasks was before each step (`bench.meter`).
+selected, and how good the belief over all tasks was before each step (`evaluate.meter`).
 """
 
 from __future__ import annotations
@@ -14,13 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
-from bots_jax.bench import meter
 from bots_jax.bench.environment import Environment, Measured, Series, Strategy, reads_truth
 from bots_jax.bench.measures import SHARED_SECONDS
-from bots_jax.evaluate import metrics
+from bots_jax.evaluate import meter, metrics
 from bots_jax.evaluate.replay import Recording, Replay, load_recording, run_replay
 
-EARLY_STEPS = 50
 SERIES = ("log_loss", "rmse", "pearson", "auc_unsolved")
 
 
@@ -103,14 +101,6 @@ def of_recording(
     return Environment(name, run, about, curve="etr", headline=headline)
 
 
-def _cost(replay: Replay, index: int) -> dict[str, float]:
-    """Rollouts made, with those not trained on, and the share of them in mixed groups."""
-    s, n = (np.asarray(a[index], np.float64) for a in (replay.successes, replay.trials))
-    made = getattr(replay, "generated", None)
-    total = float(n.sum() if made is None else np.sum(made[index], dtype=np.float64))
-    return {"rollouts": total, "useful": float(n[(s > 0) & (s < n)].sum() / total)}
-
-
 def _measure(
     replay: Replay,
     index: int,
@@ -121,15 +111,14 @@ def _measure(
     """One seed; with a map of the posteriors where `mapped`."""
     readings, means = meter.of_seed(replay.watched, index)
     ids, trials = replay.task_ids[index], replay.trials[index]
-    etr = metrics.effective_task_ratio(replay.successes[index], trials)
+    successes, generated = replay.successes[index], replay.generated[index]
     values = {
-        "etr": float(np.nanmean(etr)),
-        "etr_early": float(np.nanmean(etr[:EARLY_STEPS])),
-        "breadth": float(metrics.breadth(metrics.visit_counts(ids, rates.shape[1]))),
+        **metrics.selection_metrics(ids, successes, trials, rates.shape[1]),
         **meter.averages(readings),
-        **_cost(replay, index),
+        "rollouts": float(np.sum(generated, dtype=np.float64)),
+        "useful": metrics.useful_share(successes, trials, generated),
     }
-    series = {"etr": Series(*meter.blocks(etr))}
+    series = {"etr": Series(*meter.blocks(metrics.effective_task_ratio(successes, trials)))}
     series |= {key: Series(*meter.blocks(getattr(readings, key))) for key in SERIES}
     posteriors = meter.as_map(means, rates[:, list(rows)], ids, rows) if mapped else None
     return Measured(values, series, meter.calibration(readings), posteriors)

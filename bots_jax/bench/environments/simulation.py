@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from bots_jax.bench import meter
 from bots_jax.bench.environment import (
     Environment,
     Measured,
@@ -23,9 +22,7 @@ from bots_jax.bench.environment import (
     reads_truth,
 )
 from bots_jax.bench.measures import SHARED_SECONDS
-from bots_jax.evaluate import metrics
-
-EARLY_STEPS = 50
+from bots_jax.evaluate import meter, metrics
 
 
 def simulation_environment(
@@ -80,22 +77,19 @@ def simulation_environment(
 
 def _measure(simulation: Any, index: int, num_tasks: int, seconds: float) -> Measured:
     s, n = simulation.successes[index], simulation.trials[index]
-    etr = metrics.effective_task_ratio(s, n)
     ids = simulation.task_ids[index]
     heldout = np.asarray(simulation.heldout_rate[index], np.float64)
     values = {
-        "etr": float(np.nanmean(etr)),
-        "etr_early": float(np.nanmean(etr[:EARLY_STEPS])),
-        "breadth": float(metrics.breadth(metrics.visit_counts(ids, num_tasks))),
+        **metrics.selection_metrics(ids, s, n, num_tasks),
         "variance": metrics.outcome_variance(s, n),
         "heldout": float(heldout[-1]),
         "rmse": float(np.mean(simulation.belief_rmse[index], dtype=np.float64)),
-        "pearson": float(np.nanmean(simulation.belief_correlation[index])),
+        "pearson": metrics.known_mean(simulation.belief_correlation[index]),
         "rollouts": float(n.sum()),
         SHARED_SECONDS: seconds,
     }
     series = {
-        "etr": Series(*meter.blocks(etr)),
+        "etr": Series(*meter.blocks(metrics.effective_task_ratio(s, n))),
         "heldout": Series(*meter.blocks(heldout)),
         "rmse": Series(*meter.blocks(simulation.belief_rmse[index])),
     }

@@ -26,7 +26,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bots_jax.bench import meter
 from bots_jax.bench.environment import (
     Environment,
     Measured,
@@ -36,7 +35,7 @@ from bots_jax.bench.environment import (
     reads_truth,
 )
 from bots_jax.bench.environments.finetune import cache_folder
-from bots_jax.evaluate import metrics, report
+from bots_jax.evaluate import meter, metrics, report
 from bots_jax.evaluate.metrics import Curve
 from bots_jax.pool.reference import TaskFeatures
 

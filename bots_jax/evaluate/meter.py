@@ -27,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
+from bots_jax.evaluate.metrics import known_mean
 from bots_jax.numerics.arithmetic import safe_ratio
 from bots_jax.types import Array
 
@@ -69,14 +70,15 @@ def read(mean: Array, rate: Array, rollouts: float | Array, scored: Array | None
     loss = -(rate * jnp.log(q) + (1 - rate) * jnp.log1p(-q))
     bins = jnp.clip((mean * BINS).astype(jnp.int32), 0, BINS - 1)
     ranks = _ranks(mean, mask)
+    rmse, pearson = _error(mean, rate, weight)
 
     def binned(values: Array) -> Array:
         return jnp.zeros(BINS, dtype).at[bins].add(weight * values)
 
     return Meter(
         log_loss=mean_of(loss, weight),
-        rmse=jnp.sqrt(mean_of((mean - rate) ** 2, weight)),
-        pearson=_correlation(mean, rate, weight),
+        rmse=rmse,
+        pearson=pearson,
         spearman=_correlation(ranks, _ranks(rate, mask), weight),
         auc_unsolved=1 - _auc(ranks, mask & (1 - rate >= half), weight),
         auc_mastered=_auc(ranks, mask & (rate >= half), weight),
@@ -85,6 +87,15 @@ def read(mean: Array, rate: Array, rollouts: float | Array, scored: Array | None
         happened=binned(rate),
         variance=jnp.zeros((), dtype),
     )
+
+
+def belief_error(mean: Array, rate: Array) -> tuple[Array, Array]:
+    """RMSE and Pearson's correlation of f[N] and f[N]; the latter NaN where either is flat."""
+    return _error(mean, rate, jnp.ones_like(mean))
+
+
+def _error(mean: Array, rate: Array, weight: Array) -> tuple[Array, Array]:
+    return jnp.sqrt(mean_of((mean - rate) ** 2, weight)), _correlation(mean, rate, weight)
 
 
 def mean_of(values: Array, weight: Array) -> Array:
@@ -151,15 +162,8 @@ _SHOWN = ("log_loss", "rmse", "pearson", "spearman", "auc_unsolved", "auc_master
 
 def averages(meter: Meter) -> dict[str, float]:
     """Means over the steps [T] of one run, for `Measured.values`."""
-    values = {key: _known_mean(getattr(meter, key)) for key in (*_SHOWN, "variance")}
+    values = {key: known_mean(getattr(meter, key)) for key in (*_SHOWN, "variance")}
     return {**values, "ece": calibration_error(meter)}
-
-
-def _known_mean(values: Any) -> float:
-    """Mean over the steps at which there is a value: a flat belief correlates with nothing."""
-    array = np.asarray(values, np.float64)
-    known = array[np.isfinite(array)]
-    return float(known.mean()) if known.size else float("nan")
 
 
 def calibration_error(meter: Meter) -> float:
@@ -188,7 +192,7 @@ def blocks(values: npt.ArrayLike, count: int = 100) -> tuple[list[float], list[f
     """A long series f[T] as at most `count` block means: (middles of the blocks, means)."""
     array = np.asarray(values, np.float64)
     edges = np.linspace(0, len(array), min(count, len(array)) + 1).round().astype(int)
-    means = [_known_mean(array[a:b]) for a, b in itertools.pairwise(edges)]
+    means = [known_mean(array[a:b]) for a, b in itertools.pairwise(edges)]
     middles = (edges[:-1] + edges[1:] + 1) / 2
     return middles.tolist(), [None if np.isnan(v) else round(v, 5) for v in means]
 
