@@ -67,7 +67,7 @@ def save(
     """Write one checkpoint, then delete all but the newest `keep`.
 
     Args:
-      directory: holds one subdirectory a step; made if missing.
+      directory: holds one subdirectory a step; made if missing. A folder, no `gs://`.
       step: number of the checkpoint; one that exists is replaced.
       selector: its static settings are written down, and checked by `restore`.
       state: of that selector.
@@ -78,7 +78,7 @@ def save(
     Raises:
       CheckpointError: if it cannot be written; the earlier ones are then still there.
     """
-    directory = Path(directory).absolute()
+    directory = local_folder(directory)
     target = directory / f"step_{step:08d}"
     tree = {"state": state, "trainer": trainer}
     packed, leaves = _pack(tree)
@@ -110,11 +110,29 @@ def save(
 
 def found(directory: str | Path) -> list[int]:
     """Steps with a complete checkpoint, ascending."""
-    directory = Path(directory)
+    directory = local_folder(directory)
     if not directory.is_dir():
         return []
     names = (_STEP_NAME.fullmatch(path.name) for path in directory.iterdir() if path.is_dir())
     return sorted(int(name[1]) for name in names if name)
+
+
+def local_folder(directory: str | Path) -> Path:
+    """A folder of a file system that is mounted here.
+
+    Raises:
+      CheckpointError: for an address of a store, which would become a local folder "gs:".
+    """
+    if _ADDRESS.match(str(directory)):
+        raise CheckpointError(
+            f"directory={str(directory)!r} is an address, and checkpoints are written to folders: "
+            "mount the store (gcsfuse, s3fs) and give that path, or write "
+            "TaskSampler.state_dict() there by the trainer's own means"
+        )
+    return Path(directory).absolute()
+
+
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # also as a Path leaves it; "C:/" is none
 
 
 def restore(
@@ -145,7 +163,7 @@ def restore(
       DamagedCheckpointError: if `step`, or every one there is, is damaged.
     """
     check_choice("settings", settings, ("saved", "given"))
-    directory = Path(directory).absolute()
+    directory = local_folder(directory)
     steps = found(directory) if step is None else [step]
     if not steps:
         raise CheckpointError(
@@ -354,12 +372,9 @@ def _check_static(saved: Mapping[str, Any], given: Mapping[str, Any]) -> None:
 
 
 def _check_leaves(saved: Mapping[str, np.ndarray], template: PyTree) -> None:
-    expected = [
-        [path, _as_numpy(leaf).dtype.name, list(np.shape(_as_numpy(leaf)))]
-        for path, leaf in _named_leaves(template)
-    ]
+    ours = {path: _as_numpy(leaf) for path, leaf in _named_leaves(template)}
     names = {path: [array.dtype.name, list(array.shape)] for path, array in saved.items()}
-    wanted = {leaf[0]: leaf[1:] for leaf in expected}
+    wanted = {path: [array.dtype.name, list(array.shape)] for path, array in ours.items()}
     for path in [*wanted, *names]:
         if names.get(path) != wanted.get(path):
             raise CheckpointError(

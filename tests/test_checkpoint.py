@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 
 from bots_jax import Evidence, Selector, State, add_tasks, bots, checkpoint
+from bots_jax.adapters import TaskSampler
+from bots_jax.adapters.tunix import TunixTasks
 from bots_jax.checkpoint import CheckpointError, DamagedCheckpointError
 from bots_jax.strategies import make_strategy
 
@@ -165,6 +167,28 @@ def test_more_room_and_another_batch_size(
             checkpoint.restore(tmp_path, other, other.init(reference[:, :40]))
     with pytest.raises(CheckpointError, match="belongs to another pool"):
         checkpoint.restore(tmp_path, other, other.init(num_tasks=90))
+
+
+@pytest.mark.parametrize(
+    "address", ["gs://bucket/run", "s3://bucket", "file:///tmp/x", Path("gs://bucket/run")]
+)
+def test_an_address_is_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, busy: State, address: str | Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    sampler = TaskSampler(SELECTOR, num_tasks=60)
+    for call in (
+        lambda: checkpoint.save(address, 1, SELECTOR, busy),
+        lambda: checkpoint.restore(address, SELECTOR, busy),
+        lambda: checkpoint.found(address),
+        lambda: sampler.save(address),
+        lambda: sampler.restore(address),
+        lambda: TunixTasks(sampler, {"prompts": np.array([""] * 60)}, directory=address),
+    ):
+        with pytest.raises(CheckpointError, match="is an address, and checkpoints are written to"):
+            call()
+    assert list(tmp_path.iterdir()) == []
+    assert checkpoint.local_folder("a:b/c") == tmp_path / "a:b/c"
 
 
 FULL_DISK = """
