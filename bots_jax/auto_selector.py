@@ -24,15 +24,13 @@ the equations and what was measured.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any
+from typing import Any, Unpack
 
 from bots_jax.belief.lengths import add_tokens
 from bots_jax.belief.logit_normal import AutoConfig, logit_normal_belief
 from bots_jax.checks import check_choice, check_number
-from bots_jax.choice.batch import make_plan
 from bots_jax.choice.mixed import mixed_groups, nearest_draws
-from bots_jax.compose import Choice, compose, factory
+from bots_jax.compose import Choice, Shared, compose, factory, plan_of
 from bots_jax.grouped.logit_normal import AUTO_TOLERANCE, group_auto
 from bots_jax.grouped.representation import REPRESENTATIONS, Grouping, with_grouped
 from bots_jax.grouped.selector import check_slots, check_tolerance
@@ -64,14 +62,10 @@ def auto(
     target: ArrayLike | None = None,
     floor: float | None = None,
     per_token: bool = False,
-    exploration: float = 0.0,
-    quotas: Sequence[int] | None = None,
-    num_domains: int | None = None,
-    expiry: int | None = None,
     representation: str = "auto",
     tolerance: float | None = None,
     slots: int | None = None,
-    dtype: Any = None,
+    **shared: Unpack[Shared],
 ) -> Selector:
     """Task selection that tunes itself: a regression, own histories, likely mixed groups.
 
@@ -95,15 +89,11 @@ def auto(
         static [100].
       per_token: divide what a task is worth by the tokens that it is expected to generate,
         learned from `Evidence.tokens`, for choice="mixed"; static.
-      exploration: share of the batch drawn uniformly.
-      quotas: tasks of each domain in a batch, summing to B; None: no quotas.
-      num_domains: D, where `init` cannot count the domains because they are traced.
-      expiry: close visits older than this many steps; None: never.
       representation: "dense", "grouped" or "auto", as in `bots`.
       tolerance: grouped only: logits of its offset, and visits, that a task may lose when it
         returns to its group [1e-3].
       slots: grouped only: tasks that may differ from their group at a time, a multiple of 64.
-      dtype: float32 or float64; None follows the reference, float32 without one.
+      shared: exploration, quotas, num_domains, expiry, dtype; see `compose.Shared`.
 
     Raises:
       ValueError: naming the argument and its value.
@@ -131,26 +121,17 @@ def auto(
     model_of = glm(least_counts=0.0) if estimator == "glm" else make_estimator(estimator)
     noisy = is_noisy(settings)
     floor = check_number("floor", first_given(floor, _FLOOR), 1, 1e9)
-    plan = make_plan(batch_size, exploration, quotas)
+    plan = plan_of(batch_size, shared)
     config = AutoConfig(
         model_of, implicit_weight is None, forgetting is None, plan.batch_size, bool(per_token)
     )
-    shared = {"num_domains": num_domains, "expiry": expiry, "dtype": dtype}
     dense = compose(
         name="auto",
         model=logit_normal_belief(config),
         choice=_choice(config, choice, noisy, floor),
         settings=settings,
-        plan=plan,
-        static={
-            "estimator": model_of.name,
-            "choice": choice,
-            "noisy": noisy,
-            "floor": floor,
-            "learn_trust": config.learn_trust,
-            "learn_speed": config.learn_speed,
-            "per_token": config.per_token,
-        },
+        batch_size=batch_size,
+        static=_described(config, choice, noisy, floor),
         **shared,
     )
     grouping = Grouping(
@@ -162,9 +143,22 @@ def auto(
         serves="choice='mixed' without temperature, per_token",
         tolerance=check_tolerance(first_given(tolerance, AUTO_TOLERANCE)),
         slots=check_slots(slots),
-        **shared,
+        shared=shared,
     )
     return with_grouped(_with_tokens(dense) if per_token else dense, grouping)
+
+
+def _described(config: AutoConfig, choice: str, noisy: bool, floor: float) -> dict[str, Any]:
+    """The static settings."""
+    return {
+        "estimator": config.estimator.name,
+        "choice": choice,
+        "noisy": noisy,
+        "floor": floor,
+        "learn_trust": config.learn_trust,
+        "learn_speed": config.learn_speed,
+        "per_token": config.per_token,
+    }
 
 
 def _refuse_unused(choice: str, *, target: Any, **of_mixed: Any) -> None:

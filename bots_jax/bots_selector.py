@@ -31,14 +31,12 @@ that may be chosen, and a large pool whose references are on a grid is kept by g
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from typing import Unpack
 
 from bots_jax.belief.beta import beta_belief, beta_rules
 from bots_jax.checks import check_choice
-from bots_jax.choice.batch import make_plan
 from bots_jax.choice.nearest import nearest_target
-from bots_jax.compose import compose, factory
+from bots_jax.compose import Shared, compose, factory, plan_of
 from bots_jax.grouped.beta import DEFAULT_TOLERANCE, group_betas
 from bots_jax.grouped.representation import REPRESENTATIONS, Grouping, with_grouped
 from bots_jax.grouped.selector import check_slots, check_tolerance
@@ -69,14 +67,10 @@ def bots(
     prior: tuple[ArrayLike, ArrayLike] | None = None,
     estimator: str | Estimator = "linear",
     choice: str = "thompson",
-    exploration: float = 0.0,
-    quotas: Sequence[int] | None = None,
-    num_domains: int | None = None,
-    expiry: int | None = None,
     representation: str = "auto",
     tolerance: float | None = None,
     slots: int | None = None,
-    dtype: Any = None,
+    **shared: Unpack[Shared],
 ) -> Selector:
     """Bayesian online task selection as published (arXiv 2510.26374).
 
@@ -96,17 +90,13 @@ def bots(
       prior: * (alpha0, beta0), pseudo-counts of a new task [(1, 1)].
       estimator: of implicit evidence: a name from `implicit.ESTIMATORS` or a record; static.
       choice: "thompson" draws p^ from the posterior, "mean" takes its mean; static.
-      exploration: share of the batch drawn uniformly.
-      quotas: tasks of each domain in a batch, summing to B; None: no quotas.
-      num_domains: D, where `init` cannot count the domains because they are traced.
-      expiry: close visits older than this many steps; None: never.
       representation: "dense", a posterior each task; "grouped", one for all tasks alike and
         one for each evaluated lately; "auto", what is cheaper. `State.representation` tells.
       tolerance: grouped only: pseudo-counts of its own that a task may lose when it returns to
         its group [1e-5].
       slots: grouped only: tasks that may differ from their group at a time, a multiple of 64
         [twice as many as will by lambda]. The table grows between steps, not in traced code.
-      dtype: float32 or float64; None follows the reference, float32 without one.
+      shared: exploration, quotas, num_domains, expiry, dtype; see `compose.Shared`.
 
     Raises:
       ValueError: naming the argument and its value.
@@ -135,21 +125,17 @@ def bots(
     _refuse_unused(model_of, capability_momentum, implicit_weight, adaptive_implicit_weight)
     check_choice("choice", choice, CHOICES)
     noisy = is_noisy(settings)
-    plan = make_plan(batch_size, exploration, quotas)
-    rules = beta_rules(model_of, bool(adaptive_implicit_weight))
-    shared = {"num_domains": num_domains, "expiry": expiry, "dtype": dtype}
+    plan = plan_of(batch_size, shared)
+    adaptive = bool(adaptive_implicit_weight)
+    rules = beta_rules(model_of, adaptive)
+    described = {"adaptive_implicit_weight": adaptive, "choice": choice, "noisy": noisy}
     dense = compose(
         name="bots",
         model=beta_belief(rules),
         choice=nearest_target(choice, noisy, of_betas=True),
         settings=settings,
-        plan=plan,
-        static={
-            "estimator": model_of.name,
-            "adaptive_implicit_weight": bool(adaptive_implicit_weight),
-            "choice": choice,
-            "noisy": noisy,
-        },
+        batch_size=batch_size,
+        static={"estimator": model_of.name, **described},
         **shared,
     )
     grouping = Grouping(
@@ -161,7 +147,7 @@ def bots(
         serves="choice='thompson' without temperature",
         tolerance=check_tolerance(first_given(tolerance, DEFAULT_TOLERANCE)),
         slots=check_slots(slots),
-        **shared,
+        shared=shared,
     )
     return with_grouped(dense, grouping)
 

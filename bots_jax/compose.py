@@ -11,20 +11,26 @@ import dataclasses
 import functools
 import inspect
 import weakref
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypedDict, TypeVar, Unpack
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from bots_jax.checks import check_count, is_concrete
-from bots_jax.choice.batch import Plan, Ranking, as_mask, check_quotas, choose, lowest
+from bots_jax.choice.batch import Plan, Ranking, as_mask, check_quotas, choose, lowest, make_plan
 from bots_jax.numerics.arithmetic import safe_ratio
 from bots_jax.numerics.control_flow import sequencing_zero
 from bots_jax.pool import visits
-from bots_jax.pool.evidence import Rows, as_ids, as_rows, validate_evidence
-from bots_jax.pool.features import feature_columns
+from bots_jax.pool.evidence import (
+    Rows,
+    as_ids,
+    as_rows,
+    check_evidence,
+    validate_evidence,
+)
+from bots_jax.pool.features import encode
 from bots_jax.pool.reference import (
     Reference,
     TaskFeatures,
@@ -35,7 +41,7 @@ from bots_jax.pool.reference import (
 )
 from bots_jax.pool.visits import Evaluated, StepEvidence, over_evaluated
 from bots_jax.settings import check_settings, merge_settings
-from bots_jax.sharding import constrain_sharding, replicated, total
+from bots_jax.sharding import beside, constrain_sharding, total
 from bots_jax.types import (
     Array,
     ArrayLike,
@@ -112,6 +118,38 @@ def _ranking(rng_key: Array, choice: Choice, model: BeliefModel, state: State) -
     return rank
 
 
+class Shared(TypedDict, total=False):
+    """What every factory takes beside its own arguments, and `compose` knows what to do with.
+
+    exploration: share of the batch drawn uniformly, in [0, 1] [0].
+    quotas: tasks of each domain in a batch, summing to B; None: no quotas [None].
+    num_domains: D, where `init` cannot count the domains because they are traced [None].
+    expiry: close visits older than this many steps; None: never [None].
+    dtype: float32 or float64; None follows the reference, float32 without one [None].
+    """
+
+    exploration: float
+    quotas: Sequence[int] | None
+    num_domains: int | None
+    expiry: int | None
+    dtype: Any
+
+
+def plan_of(batch_size: int, shared: Shared) -> Plan:
+    """The composition of a batch; an argument that no factory has is refused.
+
+    Raises:
+      TypeError: naming the argument.
+      ValueError: naming the argument and its value.
+    """
+    for name in sorted(set(shared) - set(Shared.__annotations__)):
+        raise TypeError(
+            f"got an unexpected keyword argument {name!r}; every factory takes "
+            f"{', '.join(Shared.__annotations__)} beside its own"
+        )
+    return make_plan(batch_size, shared.get("exploration", 0.0), shared.get("quotas"))
+
+
 F = TypeVar("F", bound=Callable[..., Selector])
 
 
@@ -129,16 +167,31 @@ def factory(make: F) -> F:
     def build(*args: Any, **given: Any) -> Selector:
         bound = signature.bind(*args, **given)
         bound.apply_defaults()
-        key = _frozen(bound.arguments)
+        arguments = {**bound.arguments, **bound.arguments.get("shared", {})}
+        arguments.pop("shared", None)
+        key = _frozen(arguments)
         if key is None:
             return make(*args, **given)
         found = made.get(key)
         if found is None:
-            recipe = Recipe(build, tuple(sorted(bound.arguments.items())), key)
+            recipe = Recipe(build, tuple(sorted(arguments.items())), key)
             found = made[key] = dataclasses.replace(make(*args, **given), recipe=recipe)
         return found
 
+    build.__signature__ = _spelt_out(signature)  # type: ignore[attr-defined]
     return build  # type: ignore[return-value]
+
+
+def _spelt_out(signature: inspect.Signature) -> inspect.Signature:
+    """The signature with the arguments of `Shared` in place of **shared, for help and command."""
+    own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    if len(own) < len(signature.parameters):
+        default = {"exploration": 0.0}
+        own += [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default.get(name))
+            for name in Shared.__annotations__
+        ]
+    return signature.replace(parameters=own)
 
 
 def _frozen(arguments: Mapping[str, Any]) -> Any:
@@ -168,11 +221,9 @@ def compose(
     model: BeliefModel,
     choice: Choice,
     settings: Settings,
-    plan: Plan,
-    num_domains: int | None = None,
-    expiry: int | None = None,
-    dtype: Any = None,
+    batch_size: int,
     static: Mapping[str, Any] | None = None,
+    **shared: Unpack[Shared],
 ) -> Selector:
     """A `Selector` of the shared pool, a belief and a choice.
 
@@ -184,15 +235,17 @@ def compose(
       name: of the strategy, for checkpoints and reports.
       model, choice: the two parts that make the strategy.
       settings: the factory's numbers, every field given.
-      plan: B, exploration and quotas; see `selection.make_plan`.
-      num_domains, expiry, dtype: as in `bots`.
+      batch_size: B, tasks a step.
       static: further static settings that a checkpoint must agree with.
+      shared: see `Shared`.
 
     Raises:
       ValueError: naming the argument and its value.
     """
-    expiry = None if expiry is None else check_count("expiry", expiry)
-    dtype = None if dtype is None else _check_dtype(dtype)
+    plan = plan_of(batch_size, shared)
+    num_domains = shared.get("num_domains")
+    expiry = None if (age := shared.get("expiry")) is None else check_count("expiry", age)
+    dtype = None if (wanted := shared.get("dtype")) is None else _check_dtype(wanted)
 
     def init(
         reference: ArrayLike | None = None,
@@ -265,7 +318,9 @@ def compose(
     def select(
         rng_key: Array, state: State, eligible: ArrayLike | None = None
     ) -> tuple[State, Selection]:
-        return select_arrays(check_key(rng_key), state, as_mask(eligible, _capacity(state)))
+        check_state(state)
+        mask = beside(as_mask(eligible, _capacity(state)), state.pool.trials)
+        return select_arrays(check_key(rng_key), state, mask)
 
     def observe(state: State, evidence: Evidence) -> State:
         return observe_arrays(state, _admit(state, evidence))
@@ -286,7 +341,8 @@ def compose(
 
 def check_ids(state: State, task_ids: ArrayLike) -> Array:
     """Task ids as i32; refused on the host where they are out of range."""
-    return as_ids("task_ids", task_ids, _capacity(state))
+    check_state(state)
+    return as_ids("task_ids", beside(task_ids, state.pool.trials), _capacity(state))
 
 
 def check_state(state: Any) -> None:
@@ -303,21 +359,16 @@ def _capacity(state: State) -> int:
 
 
 def _admit(state: State, evidence: Evidence) -> Rows:
-    """Evidence as arrays, refused where it can be seen to be poison."""
+    """Evidence as arrays. What is on the host is refused where it makes no sense.
+
+    Arrays of a device are not looked at, or each call would wait for it: their rows that make no
+    sense are ignored and counted in `Info.invalid`, as in traced code.
+    """
     check_state(state)
-    rows = as_rows(evidence, state.pool.trials.dtype, _capacity(state))
-    if is_concrete(evidence, state.pool.active):
-        with jax.ensure_compile_time_eval():  # also while something else is being traced
-            exists = np.asarray(_exists(state.pool, rows.task_ids))
-        validate_evidence(evidence, exists, _capacity(state))
-    return rows
-
-
-@jax.jit
-def _exists(tasks: visits.PoolState, task_ids: Array) -> Array:
-    """bool[M], looked up where the pool lives: it may be large, and far from the host."""
-    inside = (task_ids >= 0) & (task_ids < tasks.active.shape[0])
-    return replicated(inside & tasks.active[jnp.where(inside, task_ids, 0)])
+    check_evidence(evidence)
+    validate_evidence(evidence, _capacity(state))
+    evidence = beside(evidence, state.pool.trials)
+    return as_rows(evidence, state.pool.trials.dtype)
 
 
 def check_key(rng_key: Array) -> Array:
@@ -355,7 +406,7 @@ def with_features(reference: Any, features: Any, static: Mapping[str, Any]) -> A
     if isinstance(reference, TaskFeatures):
         raise ValueError("features were given beside reference=TaskFeatures(...): give one of them")
     rates = expand_reference(reference, None, None)[0]
-    return TaskFeatures(rates, feature_columns(features))
+    return TaskFeatures(rates, *encode(features))
 
 
 def own_buffers(state: State) -> State:

@@ -17,6 +17,7 @@ from bots_jax.compose import check_ids
 from bots_jax.grouped import selector as grouped
 from bots_jax.grouped.groups import find_codes
 from bots_jax.pool import visits
+from bots_jax.pool.features import encode_as
 from bots_jax.pool.reference import Reference, broadcast_trials, check_rates
 from bots_jax.types import Array, ArrayLike, State
 
@@ -27,6 +28,7 @@ def add_tasks(
     num_tasks: int | None = None,
     reference_trials: ArrayLike | None = None,
     domains: ArrayLike | None = None,
+    features: Any = None,
 ) -> tuple[State, Array]:
     """Add A tasks, each with a fresh belief.
 
@@ -37,6 +39,9 @@ def add_tasks(
       num_tasks: A, where `reference` does not tell it.
       reference_trials: f[K] or f[K, A].
       domains: i32[A], needed if the pool has domains.
+      features: of the new tasks, as they were given to `init`; None if nothing is known of them.
+        Numbers are taken relative to the mean and deviation of the first tasks, and a kind that
+        was not among them says nothing. Of a pool made with `TaskFeatures`: f[E, A], as they are.
 
     Returns:
       The state, and the i32[A] ids of the new tasks. Ids of retired tasks are used again
@@ -46,7 +51,12 @@ def add_tasks(
       ValueError: if the shapes do not fit, or there is no room.
     """
     models = state.reference.rates.shape[0]
+    columns = _encode_new(state.reference, features)
+    if columns is not None and reference is None and num_tasks is None:
+        num_tasks = columns.shape[1]
     count = _count_new(reference, num_tasks, models)
+    if columns is not None and columns.shape[1] != count:
+        raise ValueError(f"features has {columns.shape[1]} rows, expected one for {count} tasks")
     if state.representation == "grouped":
         return _add_grouped(state, reference, reference_trials, domains, count)
     capacity = state.pool.active.shape[0]
@@ -56,7 +66,7 @@ def add_tasks(
     rows = jnp.where(ids >= 0, ids, capacity)
     state = state._replace(
         pool=bookkeeping,
-        reference=_set_reference(state.reference, rows, reference, reference_trials),
+        reference=_set_reference(state.reference, rows, reference, reference_trials, columns),
         belief=state.belief.restart(state.settings, rows),
     )
     return state, ids
@@ -149,19 +159,47 @@ def _check_domains(state: State, domains: ArrayLike | None, count: int) -> Array
     return jnp.clip(array, 0, known - 1)
 
 
+def _encode_new(known: Reference, features: Any) -> np.ndarray | None:
+    """f[E, A] columns of the new tasks."""
+    if features is None:
+        return None
+    if known.embeddings is None:
+        raise ValueError("features was given, but the pool was made without: drop it")
+    if known.code is not None:
+        if not is_concrete(known.code):
+            raise ValueError(
+                "features of new tasks are made ready on the host: call outside of jit"
+            )
+        return encode_as(features, known.code)
+    columns = np.asarray(features)
+    size = known.embeddings.shape[0]
+    if columns.ndim != 2 or columns.shape[0] != size or not np.isfinite(columns).all():
+        raise ValueError(
+            f"features has shape {columns.shape}, expected finite [{size}, A]: embeddings like "
+            "those of the TaskFeatures that the pool was made with"
+        )
+    return columns
+
+
 def _set_reference(
-    known: Reference, rows: Array, rates: ArrayLike | None, trials: ArrayLike | None
+    known: Reference,
+    rows: Array,
+    rates: ArrayLike | None,
+    trials: ArrayLike | None,
+    columns: np.ndarray | None,
 ) -> Reference:
     models, dtype = known.rates.shape[0], known.rates.dtype
-    if known.embeddings is not None:
-        raise ValueError("add_tasks: a pool with embeddings does not grow: make a new one")
     if (trials is not None) and known.trials is None:
         raise ValueError("reference_trials was given, but the pool was made without: drop it")
     new = jnp.nan if rates is None else jnp.asarray(rates, dtype)
-    updated = known.rates.at[:, rows].set(new, mode="drop")
+    known = known._replace(rates=known.rates.at[:, rows].set(new, mode="drop"))
+    if known.embeddings is not None:
+        described = 0 if columns is None else jnp.asarray(columns, dtype)
+        embeddings = known.embeddings.at[:, rows].set(described, mode="drop")
+        known = known._replace(embeddings=embeddings)
     if known.trials is None:
-        return Reference(updated, None)
+        return known
     if trials is None and rates is not None:
         raise ValueError("reference_trials is missing: the pool was made with them")
     attempts = 1 if trials is None else broadcast_trials(trials, models, rows.shape[0], dtype)
-    return Reference(updated, known.trials.at[:, rows].set(attempts, mode="drop"))
+    return known._replace(trials=known.trials.at[:, rows].set(attempts, mode="drop"))

@@ -114,6 +114,26 @@ def _put(leaf: Array, sharding: NamedSharding) -> Array:
     return jax.make_array_from_callback(whole.shape, sharding, lambda part: whole[part])
 
 
+def beside(value: PyTree, pool_leaf: Array) -> PyTree:
+    """Arrays of a user's as the pool's functions take them: a copy on each of its devices.
+
+    What is on one device, on the host, or traced is left as it is. An array that is spread over
+    another mesh, such as rewards on that of the model, would not meet the pool's.
+    """
+
+    def move(leaf: Any) -> Any:
+        if not isinstance(leaf, jax.Array) or not is_concrete(leaf, pool_leaf):
+            return leaf
+        if len(leaf.sharding.device_set) == 1 and not isinstance(leaf.sharding, NamedSharding):
+            return leaf
+        target: jax.sharding.Sharding = pool_leaf.sharding
+        if isinstance(target, NamedSharding):
+            target = NamedSharding(target.mesh, PartitionSpec())
+        return leaf if leaf.sharding == target else jax.device_put(leaf, target)
+
+    return jax.tree.map(move, value)
+
+
 def gather_evidence(evidence: Evidence) -> Evidence:
     """On several hosts: the rows of all of them, in the order of the hosts, on each.
 

@@ -184,8 +184,7 @@ class InitFn(Protocol):
           capacity: C >= N, rows to keep for `add_tasks`; None for exactly N.
           features: what else is known of each task, one row a task: numbers f[N, F], NaN where
             missing, or kinds i[N], or a tuple of both; `bots_jax.features.text(prompts)` makes
-            them of prompts. For `auto` and `bots(estimator="glm")`; such a pool is dense, and
-            does not grow.
+            them of prompts. For `auto` and `bots(estimator="glm")`; such a pool is dense.
 
         Raises:
           ValueError: naming the argument, its value and the way out.

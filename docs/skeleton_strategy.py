@@ -9,7 +9,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from bots_jax.choice.batch import make_plan
 from bots_jax.compose import BeliefModel, Choice, compose
 from bots_jax.numerics.arithmetic import safe_ratio
 from bots_jax.strategies.counting import counting_settings, no_inference
@@ -66,6 +65,6 @@ def skeleton(*, batch_size=32, rollouts=16, keep=0.5, target=0.5, **pool):
         model=BeliefModel(init, fuse, predict, draw),
         choice=Choice(score),
         settings=counting_settings(rollouts, keep=keep, target=target),
-        plan=make_plan(batch_size, 0.0, None),
+        batch_size=batch_size,
         **pool,  # num_domains, expiry, dtype
     )

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from benchmarks.sharding import crossings
 from bots_jax import Evidence, State, auto, bots
@@ -244,3 +244,21 @@ def test_processes_select_and_believe_the_same(tmp_path: Path) -> None:
             else:
                 for result in each:
                     np.testing.assert_array_equal(result[name], expected)
+
+
+@pytest.mark.parametrize("method", [auto, bots])
+def test_arrays_on_the_mesh_of_a_model_are_taken(method: Any) -> None:
+    """Rewards, masks and ids that lie on another mesh, whose axes may be explicit."""
+    mesh = jax.make_mesh((4,), ("data",))
+    spread = NamedSharding(mesh, PartitionSpec("data"))
+    selector = method(batch_size=8, rollouts=8)
+    for state in (selector.init(make_reference(64)), over(selector.init(make_reference(SIZE)), 2)):
+        rows = state.pool.active.shape[0]
+        mask = jax.device_put(jnp.ones(rows, bool), spread)
+        state, batch = selector.select(jax.random.key(0), state, mask)
+        there = jax.device_put(jnp.full((8,), 3.0), spread)
+        after, info = selector.update(state, Evidence(batch.task_ids, there, 8.0, batch.visit))
+        assert float(info.trials) == 64
+        ids = jax.device_put(batch.task_ids, spread)
+        assert np.isfinite(selector.predict(after, ids).mean).all()
+        assert int(selector.abandon(state, ids).pool.in_flight) == 0

@@ -218,11 +218,7 @@ class TaskSampler:
             numbers = _column("visits", ANY_VISIT if visits is None else visits, shape, np.int32)
             order = None if pieces is None else _column("pieces", pieces, shape, np.int32)
             rows_checked = np.maximum(rows, 0)
-            validate_evidence(
-                Evidence(rows_checked, s, n),
-                np.ones(shape, bool),
-                self._names.num_rows,
-            )
+            validate_evidence(Evidence(rows_checked, s, n), self._names.num_rows)
             counted = self._ledger.report(
                 rows, s, n, numbers, order, complete=complete, unsolicited=unsolicited,
                 rollouts=self._engine.rollouts, step=self.step,

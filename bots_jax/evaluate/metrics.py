@@ -1,7 +1,7 @@
 """What a run achieved, and how sure that is.
 
 In: NumPy arrays of what was selected, rolled out, believed and scored. Out: numbers
-and intervals, in float64 on the host; nothing here needs JAX or SciPy.
+and intervals, in float64 on the host, by `scipy.stats` where it has them.
 
     ETR      share of the rolled-out tasks with 0 < successes < trials
     breadth  exp(-sum_k q_k log q_k), q = visit counts / their sum
@@ -19,12 +19,12 @@ never dropped, so an interval of censored times rests on ranks (`censored_interv
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from functools import lru_cache
+import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import scipy  # which loads `scipy.stats` at its first use
 
 Floats = npt.NDArray[np.float64]
 LEVEL = 0.95
@@ -268,14 +268,18 @@ def pearson(x: npt.ArrayLike, y: npt.ArrayLike) -> Floats:
 
     NaN where x or y is constant, as then there is nothing to correlate.
     """
-    a, b = _centred(_floats("x", x)), _centred(_floats("y", y))
-    spread = np.sqrt(np.sum(a * a, axis=-1)) * np.sqrt(np.sum(b * b, axis=-1))
-    return np.clip(_ratio(np.sum(a * b, axis=-1), spread), -1.0, 1.0)
+    a, b = np.broadcast_arrays(_floats("x", x), _floats("y", y))
+    if a.shape[-1] < 2:
+        return np.full(a.shape[:-1], math.nan)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", scipy.stats.DegenerateDataWarning)
+        return np.asarray(scipy.stats.pearsonr(a, b, axis=-1).statistic)
 
 
 def spearman(x: npt.ArrayLike, y: npt.ArrayLike) -> Floats:
     """Spearman's correlation: Pearson's of the ranks, ties getting their mean rank."""
-    return pearson(_ranks(_floats("x", x)), _ranks(_floats("y", y)))
+    a, b = _floats("x", x), _floats("y", y)
+    return pearson(scipy.stats.rankdata(a, axis=-1), scipy.stats.rankdata(b, axis=-1))
 
 
 def auc(scores: npt.ArrayLike, labels: npt.ArrayLike) -> float:
@@ -295,11 +299,12 @@ def auc(scores: npt.ArrayLike, labels: npt.ArrayLike) -> float:
         raise ValueError(
             f"scores and labels need one equal length, not {values.shape} and {positive.shape}"
         )
-    pos, neg = int(positive.sum()), int((~positive).sum())
-    if not pos or not neg:
+    above, below = values[positive], values[~positive]
+    if not above.size or not below.size:
         return math.nan
-    above = _ranks(values)[positive].sum() - pos * (pos + 1) / 2
-    return float(above / (pos * neg))
+    # Of Mann and Whitney's test only U is wanted; the exact p value would take long.
+    wins = scipy.stats.mannwhitneyu(above, below, method="asymptotic").statistic
+    return float(wins / (above.size * below.size))
 
 
 def expected_calibration_error(
@@ -366,20 +371,6 @@ def _forecasts(
             f"successes must lie in [0, trials], but there are {s[bad][0]} of {n[bad][0]}"
         )
     return p, s, n
-
-
-def _centred(x: Floats) -> Floats:
-    centred = x - x.mean(axis=-1, keepdims=True)
-    # The mean of equal numbers can be off by a rounding, which would pass for a spread.
-    return np.where(np.ptp(x, axis=-1, keepdims=True) > 0, centred, 0.0)
-
-
-def _ranks(x: Floats) -> Floats:
-    """Ranks from 1 along the last axis; ties share their mean rank."""
-    if x.ndim > 1:
-        return np.stack([_ranks(row) for row in x])
-    _, inverse, counts = np.unique(x, return_inverse=True, return_counts=True)
-    return np.asarray(np.cumsum(counts) - (counts - 1) / 2)[inverse]
 
 
 # ------------------------------------------------------------------ intervals over seeds
@@ -514,19 +505,17 @@ def paired_p(values: npt.ArrayLike, baseline: npt.ArrayLike = 0.0) -> float:
     difference, n = a - b, len(a)
     if n < 2 or not np.all(np.isfinite(difference)):
         return math.nan
-    mean, spread = float(difference.mean()), float(difference.std(ddof=1))
-    if spread == 0:
+    mean, error = float(difference.mean()), float(scipy.stats.sem(difference))
+    if error == 0:
         return 1.0 if mean == 0 else 0.0
-    t = abs(mean) * math.sqrt(n) / spread
-    return max(0.0, 1.0 - _t_coverage(n - 1)(math.atan(t / math.sqrt(n - 1))))
+    return 2 * float(scipy.stats.t.sf(abs(mean) / error, n - 1))
 
 
 def sign_p(later: int, earlier: int) -> float:
     """Two-sided p value of the sign test: as many below as above, ties left out."""
-    n, few = later + earlier, min(later, earlier)
-    if n == 0:
+    if later + earlier == 0:
         return 1.0
-    return min(1.0, 2 * sum(math.comb(n, i) for i in range(few + 1)) / 2**n)
+    return float(scipy.stats.binomtest(later, later + earlier).pvalue)
 
 
 def holm(p_values: npt.ArrayLike) -> Floats:
@@ -554,56 +543,26 @@ def holm(p_values: npt.ArrayLike) -> Floats:
     return adjusted
 
 
-@lru_cache(maxsize=1024)
 def t_quantile(freedom: int, level: float = LEVEL) -> float:
     """t with P(|T| <= t) = level for Student's T of `freedom` degrees of freedom.
 
-    With theta = atan(t / sqrt(freedom)) and c = cos(theta) the probability is a finite
-    sum of positive terms (Abramowitz and Stegun 26.7.3 and 26.7.4):
-
-        odd:  2/pi (theta + sin theta (c + 2/3 c^3 + (2 4)/(3 5) c^5 + ...))
-        even: sin theta (1 + 1/2 c^2 + (1 3)/(2 4) c^4 + ...)
-
-    up to the power freedom - 2. It rises with theta, so bisection finds theta.
-
     Args:
-      freedom: whole, from 1 to 100,000.
+      freedom: whole, at least 1.
       level: two-sided coverage, in (0, 1).
     """
-    if not 1 <= freedom <= 100_000 or freedom != int(freedom):
-        raise ValueError(f"freedom must be whole and in [1, 100000], not {freedom}")
+    if not freedom >= 1 or freedom != int(freedom):
+        raise ValueError(f"freedom must be whole and at least 1, not {freedom}")
     _level(level)
-    coverage = _t_coverage(int(freedom))
-    low, high = 0.0, math.pi / 2
-    while low < (middle := (low + high) / 2) < high:
-        low, high = (middle, high) if coverage(middle) < level else (low, middle)
-    return math.sqrt(freedom) * math.tan(low)
-
-
-def _t_coverage(freedom: int) -> Callable[[float], float]:
-    """P(|T| <= sqrt(freedom) tan(theta)) as a function of theta."""
-    odd = freedom % 2
-    powers = np.arange(odd, freedom - 1, 2, dtype=np.float64)
-    # Term r of the sum is the one before it times (r - 1) / r cos^2 theta.
-    factors = np.cumprod(np.concatenate([[1.0], (powers[1:] - 1) / powers[1:]]))[: len(powers)]
-
-    def coverage(theta: float) -> float:
-        series = float(np.sum(factors * math.cos(theta) ** powers)) * math.sin(theta)
-        return 2 / math.pi * (theta + series) if odd else series
-
-    return coverage
+    return float(scipy.stats.t.isf((1 - level) / 2, freedom))
 
 
 def _sign_rank(n: int, level: float) -> tuple[int, float]:
     """(j from 0, coverage) of the j-th smallest to the j-th largest of n values."""
     _level(level)
-    rank, attained, tail = 0, 1.0 - 2.0 ** (1 - n), 2.0**-n
-    for j in range(1, n // 2):
-        tail += math.comb(n, j) * 2.0**-n
-        if 1.0 - 2.0 * tail < level:
-            break
-        rank, attained = j, 1.0 - 2.0 * tail
-    return rank, attained
+    ranks = np.arange(max(1, n // 2))
+    coverage = 1 - 2 * scipy.stats.binom.cdf(ranks, n, 0.5)
+    rank = max(0, int(np.sum(coverage >= level)) - 1)
+    return rank, float(coverage[rank])
 
 
 def _t_interval(values: Floats, level: float, method: str) -> Interval:
@@ -614,7 +573,7 @@ def _t_interval(values: Floats, level: float, method: str) -> Interval:
     mean = float(values.mean())
     if n < 2:
         return Interval(mean, math.nan, math.nan, math.nan, n, "one seed")
-    half = t_quantile(n - 1, level) * float(values.std(ddof=1)) / math.sqrt(n)
+    half = t_quantile(n - 1, level) * float(scipy.stats.sem(values))
     return Interval(mean, mean - half, mean + half, level, n, method)
 
 

@@ -517,7 +517,7 @@ def replay_command(args: argparse.Namespace) -> int:
     """Run `bots-jax replay`: the exit status, 0, or 2 with one line on stderr."""
     try:
         _replay(args)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ModuleNotFoundError) as error:
         _say(f"bots-jax replay: {error}")
         return 2
     return 0

@@ -18,7 +18,7 @@ import numpy as np
 
 from bots_jax.checks import is_concrete
 from bots_jax.choice.batch import Plan
-from bots_jax.compose import TOUCHED_PER_SELECTED, check_state, settings_of, with_features
+from bots_jax.compose import TOUCHED_PER_SELECTED, Shared, check_state, settings_of, with_features
 from bots_jax.grouped import selector as grouped
 from bots_jax.grouped.groups import MOST_GROUPS, Groups, find_codes, groups_of_sizes, make_groups
 from bots_jax.grouped.slots import GroupModel, slots_needed
@@ -47,9 +47,7 @@ class Grouping(NamedTuple):
     plan: Plan
     can_group: bool  # whether the choice has a grouped form
     serves: str  # and which choices have one, in words: "... without this, that"
-    num_domains: int | None
-    expiry: int | None
-    dtype: Any
+    shared: Shared
     tolerance: float
     slots: int | None
 
@@ -67,7 +65,7 @@ def with_grouped(dense: Selector, grouping: Grouping) -> Selector:
             "representation='dense' or 'auto' for the others"
         )
     few = grouped.grouped_functions(
-        grouping.model, grouping.plan, grouping.expiry, grouping.tolerance
+        grouping.model, grouping.plan, grouping.shared.get("expiry"), grouping.tolerance
     )
 
     def init(
@@ -82,7 +80,7 @@ def with_grouped(dense: Selector, grouping: Grouping) -> Selector:
         reference = with_features(reference, features, dense.static)
         check_given(reference, reference_trials)
         numbers = settings_of(
-            grouping.settings, settings, reference_dtype(grouping.dtype, reference)
+            grouping.settings, settings, reference_dtype(grouping.shared.get("dtype"), reference)
         )
         if capacity is None and reference is not None:
             state = _try_grouped(grouping, numbers, reference, reference_trials, domains)
@@ -155,9 +153,9 @@ def _try_grouped(
     if tasks < grouping.plan.batch_size:
         raise ValueError(f"batch_size={grouping.plan.batch_size} exceeds the pool of {tasks} tasks")
     count = 1 if groups.domain is None else int(jnp.max(groups.domain)) + 1
-    count = grouping.num_domains or count
+    count = grouping.shared.get("num_domains") or count
     touched_capacity = TOUCHED_PER_SELECTED * grouping.plan.batch_size
-    track_expiry = grouping.expiry is not None
+    track_expiry = grouping.shared.get("expiry") is not None
     return grouped.make_grouped(
         settings, groups, grouping.model, count, size, touched_capacity, track_expiry
     )

@@ -51,10 +51,12 @@ from bots_jax.pool.evidence import (
     Rows,
     as_ids,
     as_rows,
+    check_evidence,
     sound_numbers,
     validate_evidence,
 )
 from bots_jax.pool.reference import Reference
+from bots_jax.sharding import beside
 from bots_jax.types import Array, ArrayLike, Belief, Evidence, Info, Selection, Settings, State
 
 __all__ = [
@@ -274,11 +276,6 @@ def _with_room(state: State) -> State:
     return enlarge(state) if used > _FULL * state.pool.slot_ids.shape[0] else state
 
 
-@jax.jit
-def _exists(groups: Groups, task_ids: Array) -> Array:
-    return group_of(groups, task_ids) < groups.sizes.shape[0]
-
-
 def _as_mask(eligible: ArrayLike, state: State) -> Array:
     mask = jnp.asarray(eligible)
     groups = state.pool.groups
@@ -295,17 +292,15 @@ def _as_mask(eligible: ArrayLike, state: State) -> Array:
 
 
 def _admit(state: State, evidence: Evidence) -> Rows:
-    rows = as_rows(evidence, state.pool.slots.trials.dtype, _num_tasks(state))
-    if is_concrete(evidence, state.pool.groups.num_tasks):
-        with jax.ensure_compile_time_eval():
-            exists = np.asarray(_exists(state.pool.groups, rows.task_ids))
-        validate_evidence(evidence, exists, int(state.pool.groups.num_tasks))
-    return rows
+    slots, tasks = state.pool.slots, _num_tasks(state)
+    check_evidence(evidence)
+    validate_evidence(evidence, tasks)
+    return as_rows(beside(evidence, slots.trials), slots.trials.dtype)
 
 
 def check_task_ids(state: State, task_ids: ArrayLike) -> Array:
     """Task ids as i32; refused on the host where they are out of range."""
-    return as_ids("task_ids", task_ids, _num_tasks(state))
+    return as_ids("task_ids", beside(task_ids, state.pool.slots.trials), _num_tasks(state))
 
 
 def _num_tasks(state: State) -> int:

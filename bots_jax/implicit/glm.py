@@ -18,6 +18,15 @@ more drifts back:
 w_k is the number of independent trials that a task's n are worth (overdispersion). A priori the
 policy is a mean of its references: weights 1 / K, uncertain in their sum and, less, each.
 
+How far embeddings are trusted is learned. Their E weights are a priori N(0, s / E) each, and as L
+holds its prior in full at every step, what L was told says how likely each s of a grid is (type II
+likelihood, MacKay 1992): with a = E / s on the diagonal of the embeddings, and y = L m as told,
+
+    log p(s) = (E log a - log |L_a| + y' L_a^-1 y) / 2 + const,    L_a = L + a - (a in force)
+
+s is then the mean of log s under these, and L is L_a. So embeddings that say nothing soon weigh
+nothing, and those that say much are let go.
+
 Each task has one domain, so the part of L among the u is diagonal, and stays so: with F
 features and D domains a step costs F^3 + F^2 (D + tasks evaluated), and no D^2.
 """
@@ -63,7 +72,8 @@ class Prior(NamedTuple):
     total: float = 0.5  # of the sum of the references' weights, about 1
     each: float = 0.25  # of one weight about the mean of all
     domain: float = 1.0  # of what sets a domain apart
-    embeddings: float = 1.0  # of what all embeddings, each of variance 1, say together
+    # Of what all embeddings, each of variance 1, say together; tried from 1/16 to twice that
+    embeddings: float = 1.0
 
 
 class Precision(NamedTuple):
@@ -89,8 +99,11 @@ class Regression(NamedTuple):
     covariance: Array  # f[F, F], of the weights: a block of L^-1
     levels: Levels
     dispersion: Overdispersion
+    trust: Array | None = None  # f, a: precision of each embedding's weight; None without any
 
 
+# The variances s that are tried, of `Prior.embeddings` squared.
+_VARIANCES = tuple(4.0**power for power in range(-4, 2))
 _ITERATIONS = 8
 
 
@@ -112,13 +125,15 @@ def glm(
     scales = Prior() if prior is None else prior
 
     def init(reference: Reference, num_domains: int) -> Regression:
-        mean, precision = _prior(scales, reference, num_domains)
+        trust = _first_trust(scales, reference)
+        mean, precision = _prior(scales, reference, num_domains, trust)
         return Regression(
             mean,
             precision,
             _covariance(precision),
             no_levels(reference),
             overdispersion.no_overdispersion(reference.rates.dtype),
+            trust,
         )
 
     def fit(
@@ -128,11 +143,14 @@ def glm(
         fused: StepEvidence,
         own: TaskCounts | None = None,
     ) -> Regression:
-        at_first = _prior(scales, reference, fused.num_domains)
+        at_first = _prior(scales, reference, fused.num_domains, params.trust)
         levels = learn_levels(params.levels, reference, fused.trials > 0)
         x = _features(levels, reference)
         before = _forget(params, at_first, keep)
-        return _learn(before, params.dispersion, levels, x, fused, own)
+        after = _learn(before, params.dispersion, levels, x, fused, own)
+        if params.trust is None:
+            return after
+        return _learn_trust(after, params.trust, _trusts(scales, reference))
 
     def infer(params: Regression, reference: Reference, domain: Array | None) -> Inferred:
         return _infer(params, reference, domain, least_counts)
@@ -170,27 +188,80 @@ def _feature_rows(levels: Levels, reference: Reference) -> list[Array] | Array:
     return [ones, *filled_rows(levels, reference), *rest]
 
 
-def _prior(scales: Prior, reference: Reference, num_domains: int) -> tuple[Coefficients, Precision]:
+def _prior(
+    scales: Prior, reference: Reference, num_domains: int, trust: Array | None
+) -> tuple[Coefficients, Precision]:
     models, dtype = reference.rates.shape[0], reference.rates.dtype
-    more = 0 if reference.embeddings is None else reference.embeddings.shape[0]
-    size = 1 + models + more
-    covariance, mean = np.zeros((size, size)), np.zeros(size)
+    more = _num_embeddings(reference)
+    size, known = 1 + models + more, 1 + models
+    covariance, mean = np.zeros((known, known)), np.zeros(size)
     covariance[0, 0] = scales.intercept**2
     if models:
-        weights = slice(1, 1 + models)
-        covariance[weights, weights] = (scales.total / models) ** 2
-        covariance[weights, weights] += scales.each**2 * np.eye(models)
-        mean[weights] = 1 / models
-    rest = np.arange(1 + models, size)
-    covariance[rest, rest] = scales.embeddings**2 / max(more, 1)
+        covariance[1:, 1:] = (scales.total / models) ** 2 + scales.each**2 * np.eye(models)
+        mean[1:known] = 1 / models
+    weights = jnp.asarray(np.pad(np.linalg.inv(covariance), (0, more)), dtype)
+    if trust is not None:
+        weights += trust * _on_embeddings(size, more, dtype)
     effects = num_domains if num_domains > 1 else 0
     return (
         Coefficients(jnp.asarray(mean, dtype), jnp.zeros((effects,), dtype)),
         Precision(
-            jnp.asarray(np.linalg.inv(covariance), dtype),
+            weights,
             jnp.zeros((size, effects), dtype),
             jnp.full((effects,), scales.domain**-2, dtype),
         ),
+    )
+
+
+# --- how far embeddings are trusted ---------------------------------------------------------
+
+
+def _num_embeddings(reference: Reference) -> int:
+    return 0 if reference.embeddings is None else reference.embeddings.shape[0]
+
+
+def _on_embeddings(size: int, more: int, dtype: jnp.dtype) -> Array:
+    """1 on the diagonal of the last `more` of `size` weights."""
+    return jnp.asarray(np.diag(np.arange(size) >= size - more), dtype)
+
+
+def _trusts(scales: Prior, reference: Reference) -> np.ndarray:
+    """The grid of a, from much trust to little."""
+    return _num_embeddings(reference) / (scales.embeddings**2 * np.array(_VARIANCES))
+
+
+def _first_trust(scales: Prior, reference: Reference) -> Array | None:
+    """Before any evidence, all s are alike."""
+    if not _num_embeddings(reference):
+        return None
+    first = np.exp(np.mean(np.log(_trusts(scales, reference))))
+    return jnp.asarray(first, reference.rates.dtype)
+
+
+def _learn_trust(params: Regression, before: Array, grid: np.ndarray) -> Regression:
+    """The regression under the mean of log a over the grid, by its likelihood."""
+    mean, precision = params.mean, params.precision
+    dtype, size = mean.weights.dtype, mean.weights.shape[0]
+    more = size - 1 - params.levels.sums.shape[0]
+    diagonal = _on_embeddings(size, more, dtype)
+    told = _apply(precision, mean)
+    rest = told.weights - precision.cross @ (told.domains / precision.domains)
+
+    def trusting(trust: Array) -> Precision:
+        return precision._replace(weights=precision.weights + (trust - before) * diagonal)
+
+    def log_likelihood(trust: Array) -> Array:
+        factor = _factor(trusting(trust))
+        scaled = jax.scipy.linalg.solve_triangular(factor, rest, lower=True)
+        room = 0.5 * more * jnp.log(trust) - jnp.sum(jnp.log(jnp.diagonal(factor)))
+        return room + 0.5 * jnp.sum(scaled * scaled)
+
+    trusts = jnp.asarray(grid, dtype)
+    weights = jax.nn.softmax(jax.vmap(log_likelihood)(trusts))
+    trust = jnp.exp(jnp.sum(weights * jnp.log(trusts)))
+    after = trusting(trust)
+    return params._replace(
+        mean=_solve(after, told), precision=after, covariance=_covariance(after), trust=trust
     )
 
 

@@ -6,7 +6,7 @@ explicit visit column; on the host, poison rows are refused before anything is c
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -53,21 +53,12 @@ def as_ids(name: str, task_ids: ArrayLike, capacity: int) -> Array:
     return jnp.asarray(given).astype(jnp.int32)
 
 
-def as_rows(evidence: Evidence, dtype: jnp.dtype, capacity: int) -> Rows:
-    """Evidence as JAX arrays of one length.
-
-    Args:
-      capacity: rows of the pool.
+def as_rows(evidence: Evidence, dtype: jnp.dtype) -> Rows:
+    """Evidence as JAX arrays of one length, narrowed; see `validate_evidence` before it is.
 
     Raises:
       ValueError: if the shapes do not agree. `trials` and `visit` may be scalars.
     """
-    if not isinstance(evidence, Evidence):
-        raise ValueError(
-            f"evidence is a {type(evidence).__name__}, expected a bots_jax.Evidence: the order is "
-            "update(state, evidence); make it by batch.evidence(rewards)"
-        )
-    _refuse_wide(evidence.task_ids, capacity)
     task_ids = jnp.asarray(evidence.task_ids)
     if not jnp.issubdtype(task_ids.dtype, jnp.integer):
         raise ValueError(f"evidence.task_ids has dtype {task_ids.dtype}, expected integers")
@@ -82,16 +73,6 @@ def as_rows(evidence: Evidence, dtype: jnp.dtype, capacity: int) -> Rows:
         trials=_column("trials", evidence.trials, task_ids.shape, dtype),
         visit=_column("visit", visit, task_ids.shape, jnp.dtype(jnp.int32)),
     )
-
-
-def _refuse_wide(task_ids: ArrayLike, capacity: int) -> None:
-    """Ids of 64 bits are looked at before they are narrowed to 32: 2**32 + 5 is not task 5."""
-    if isinstance(task_ids, jax.Array):
-        return
-    values = np.asarray(task_ids)
-    if values.dtype.kind in "iu" and values.dtype.itemsize > 4:
-        wrong = (values < -(2**31)) | (values >= 2**31)
-        _refuse(wrong, "task_ids", values, f"is no task of this pool of {capacity} rows")
 
 
 def _column(name: str, value: ArrayLike, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
@@ -110,29 +91,42 @@ def sound_numbers(rows: Rows) -> Array:
     return finite & (s >= 0) & (n >= 0) & (n <= MOST_TRIALS) & (s <= n * (1 + _ROUNDING))
 
 
-def validate_evidence(
-    evidence: Evidence, exists: np.ndarray, capacity: int, *, unscored: bool = True
-) -> None:
-    """At the host boundary: raise on the first row that traced code would ignore.
+def check_evidence(evidence: Any) -> None:
+    """Arguments in another order, told by what they are."""
+    if not isinstance(evidence, Evidence):
+        raise ValueError(
+            f"evidence is a {type(evidence).__name__}, expected a bots_jax.Evidence: the order is "
+            "update(state, evidence); make it by batch.evidence(rewards)"
+        )
+
+
+def validate_evidence(evidence: Evidence, capacity: int, *, unscored: bool = True) -> None:
+    """At the host boundary: raise on the first row that makes no sense.
+
+    Only what is on the host is looked at, lists and NumPy arrays: looking at a device's would
+    wait for it. Ids first; without them it is not known which rows are padding.
 
     Args:
-      evidence: as given by the user, before `as_rows` rounds it.
-      exists: bool[M], whether the task of each row exists.
+      evidence: as given by the user, before `as_rows` rounds and narrows it.
       capacity: rows of the pool.
       unscored: whether successes may be NaN.
     """
+    if isinstance(evidence.task_ids, jax.Array):
+        return
     ids = np.atleast_1d(np.asarray(evidence.task_ids))
-    s, n = np.broadcast_arrays(
-        np.asarray(evidence.successes, np.float64), np.asarray(evidence.trials, np.float64)
-    )
     used = ids != PADDING
-    _refuse(used & ~exists, "task_ids", ids, f"is no task of this pool of {capacity} rows")
+    inside = (ids >= 0) & (ids < capacity)
+    _refuse(used & ~inside, "task_ids", ids, f"is no task of this pool of {capacity} rows")
+    if isinstance(evidence.successes, jax.Array) or isinstance(evidence.trials, jax.Array):
+        return
+    s, n = (np.asarray(x, np.float64) for x in (evidence.successes, evidence.trials))
+    if s.shape != ids.shape or n.shape not in ((), ids.shape):
+        return  # `as_rows` says so
+    n = np.broadcast_to(n, s.shape)
     wrong = np.isinf(s) | (np.isnan(s) & (not unscored))
     _refuse(used & wrong, "successes", s, "is not finite: drop or repair the row")
     _refuse(used & ~(np.isfinite(n) & (n >= 0)), "trials", n, "must be finite and not negative")
-    _refuse(
-        used & (n > MOST_TRIALS), "trials", n, f"is above {MOST_TRIALS:g}: no count of rollouts"
-    )
+    _refuse(used & (n > MOST_TRIALS), "trials", n, f"exceeds {MOST_TRIALS:g}, more than any count")
     _refuse(used & (s < 0), "successes", s, "is negative: map rewards to [0, 1] first")
     _refuse(used & (s > n * (1 + _ROUNDING)), "successes", s, "exceeds the trials of its row")
 

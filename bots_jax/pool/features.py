@@ -4,13 +4,17 @@ In: numbers f[N, F], kinds i[N] or i[N, F], or several of them. Out: f[E, N], fi
 
     a number   (x - mean) / standard deviation; 0 where it is missing (NaN)
     a kind     one column for each value, 1 where the task has it, less its share, over the
-               square root of that share; so rare kinds are told apart as well as frequent ones
+               square root of that share; so rare kinds are told apart as well as frequent ones;
+               0 for a value that was not there at first
+
+and the code by which tasks that come later get theirs.
 """
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,64 +22,164 @@ from bots_jax.checks import is_concrete
 
 # Values of one column of kinds: each takes a row and a column of the regression's covariance.
 MOST_KINDS = 64
+# Columns in all: a step costs their cube, and a state their product with the tasks.
+MOST_COLUMNS = 256
 
 
-def feature_columns(features: Any) -> np.ndarray:
-    """f32[E, N] of one array of features, or of several in a list, tuple or mapping.
+class FeatureCode(NamedTuple):
+    """How features become columns: (x - center) / scale, x a number or whether it is a kind."""
+
+    source: Any  # i32[E], the column of what was given
+    kind: Any  # i32[E], a hash of the value that is marked; 0 for a number
+    is_kind: Any  # bool[E]
+    center: Any  # f32[2, E], whose sum it is: a date in seconds needs more digits than 7
+    scale: Any  # f32[E]; 0: the column is constant, and says nothing
+
+
+def encode(features: Any) -> tuple[np.ndarray, FeatureCode]:
+    """f32[E, N] of one array of features, or of several in a list, tuple or mapping; and the code.
 
     Args:
       features: floats [N] or [N, F], NaN = missing; integers, booleans or strings [N] or [N, F]
-        are kinds. A tuple, or a mapping by name, holds several such arrays.
+        are kinds. A tuple, a list of arrays, or a mapping by name, holds several such arrays.
 
     Raises:
       ValueError: naming what is wrong and the way out.
     """
+    columns = _columns_of(features)
+    codes = [_code_of(column, at) for at, column in enumerate(columns)]
+    size = sum(len(code.scale) for code in codes)
+    if size > MOST_COLUMNS:
+        raise ValueError(
+            f"features make {size} columns (one a number, one a kind), at most {MOST_COLUMNS}: "
+            "join rare kinds, or reduce numbers to their first principal components"
+        )
+    code = FeatureCode(*(np.concatenate(parts, axis=-1) for parts in zip(*codes, strict=True)))
+    return _apply(columns, code), code
+
+
+def encode_as(features: Any, code: FeatureCode) -> np.ndarray:
+    """f32[E, A] of tasks that came later, by the code of the first.
+
+    Raises:
+      ValueError: if the features are not columns of the same types.
+    """
+    code = FeatureCode(*(np.asarray(part) for part in code))
+    columns = _columns_of(features)
+    expected = dict(zip(code.source.tolist(), code.is_kind.tolist(), strict=True))
+    given = {at: column.dtype.kind != "f" for at, column in enumerate(columns)}
+    if given != expected:
+        shown = ["kinds" if kind else "numbers" for kind in expected.values()]
+        raise ValueError(
+            f"features has {len(columns)} column(s) of dtypes {[str(c.dtype) for c in columns]}, "
+            f"expected those that the pool was made with: {shown}"
+        )
+    return _apply(columns, code)
+
+
+def feature_columns(features: Any) -> np.ndarray:
+    """The columns of `encode` alone."""
+    return encode(features)[0]
+
+
+def _columns_of(features: Any) -> list[np.ndarray]:
+    """[N] each: floats in f64, or kinds."""
     if not is_concrete(features):
         raise ValueError("features are traced, and are made ready on the host: give NumPy arrays")
-    parts = features.values() if isinstance(features, Mapping) else features
-    if not isinstance(features, Mapping | tuple):
-        parts = (features,)
-    blocks = [_columns(np.asarray(part)) for part in parts]
-    sizes = {block.shape[1] for block in blocks}
+    if isinstance(features, Mapping):
+        parts = list(features.values())
+    elif isinstance(features, tuple) or _holds_arrays(features):
+        parts = list(features)
+    else:
+        parts = [features]
+    blocks = [_checked(np.asarray(part)) for part in parts]
+    sizes = {len(block) for block in blocks}
     if len(sizes) != 1:
         raise ValueError(f"features have {sorted(sizes)} rows, expected one row a task in each")
-    return np.concatenate(blocks).astype(np.float32)
+    return [column for block in blocks for column in block.T]
 
 
-def _columns(part: np.ndarray) -> np.ndarray:
+def _holds_arrays(features: Any) -> bool:
+    """Of a list: whether it holds arrays of tasks, not tasks."""
+    return isinstance(features, list) and any(len(getattr(x, "shape", ())) for x in features)
+
+
+def _checked(part: np.ndarray) -> np.ndarray:
     if part.ndim == 1:
         part = part[:, None]
     if part.ndim != 2 or not part.size:
         raise ValueError(f"features has shape {part.shape}, expected [N] or [N, F]: one row a task")
     if part.dtype.kind == "f":
-        return _numbers(part.astype(np.float64))
+        if np.isinf(part).any():
+            raise ValueError("features holds infinity: give finite numbers, NaN where unknown")
+        return part.astype(np.float64)
     if part.dtype.kind in "iubUS":
-        return np.concatenate([_kinds(column, at) for at, column in enumerate(part.T)])
+        return part
     raise ValueError(
         f"features has dtype {part.dtype}, expected floats for numbers, integers or strings for "
         "kinds; put arrays of different dtypes into a tuple"
     )
 
 
-def _numbers(part: np.ndarray) -> np.ndarray:
-    if np.isinf(part).any():
-        raise ValueError("features holds infinity: give finite numbers, NaN where unknown")
-    known = ~np.isnan(part)
-    count = np.maximum(known.sum(axis=0), 1)
-    filled = np.where(known, part, 0)
-    mean = filled.sum(axis=0) / count
-    away = np.where(known, part - mean, 0)
-    scale = np.sqrt((away**2).sum(axis=0) / count)
-    flat = scale <= 1e-9 * np.maximum(1, np.abs(mean))
-    return np.where(flat, 0, away / np.where(flat, 1, scale)).T
-
-
-def _kinds(column: np.ndarray, at: int) -> np.ndarray:
-    values, kind = np.unique(column, return_inverse=True)
+def _code_of(column: np.ndarray, at: int) -> FeatureCode:
+    if column.dtype.kind == "f":
+        center, scale = _moments(column)
+        return _as_code(at, np.zeros(1, np.int32), False, center[None], scale[None])
+    values, count = np.unique(column, return_counts=True)
     if len(values) > MOST_KINDS:
         raise ValueError(
             f"features column {at} has {len(values)} kinds, at most {MOST_KINDS}: join rare ones, "
             "or give numbers as floats"
         )
-    share = np.bincount(kind) / len(kind)
-    return ((kind == np.arange(len(values))[:, None]) - share[:, None]) / np.sqrt(share)[:, None]
+    share = count / len(column)
+    return _as_code(at, _hashes(values), True, share, np.sqrt(share))
+
+
+def _as_code(
+    at: int, kind: np.ndarray, is_kind: bool, center: np.ndarray, scale: np.ndarray
+) -> FeatureCode:
+    coarse = center.astype(np.float32)
+    fine = (center - coarse).astype(np.float32)
+    size = len(kind)
+    return FeatureCode(
+        np.full(size, at, np.int32),
+        kind,
+        np.full(size, is_kind),
+        np.stack([coarse, fine]),
+        scale.astype(np.float32),
+    )
+
+
+def _moments(column: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of what is known; 0 for that of a constant."""
+    known = ~np.isnan(column)
+    count = max(int(known.sum()), 1)
+    mean = np.where(known, column, 0).sum() / count
+    away = np.where(known, column - mean, 0)
+    scale = np.sqrt((away**2).sum() / count)
+    return np.asarray(mean), np.where(scale <= 1e-9 * max(1, abs(mean)), 0, scale)
+
+
+def _hashes(values: np.ndarray) -> np.ndarray:
+    """i32[...] of kinds, the same in every process and on every machine."""
+    hashes = [zlib.crc32(str(value).encode()) for value in values.tolist()]
+    return np.array(hashes, np.uint32).view(np.int32)
+
+
+def _apply(columns: list[np.ndarray], code: FeatureCode) -> np.ndarray:
+    rows = []
+    center = code.center.astype(np.float64).sum(axis=0)
+    scale = code.scale.astype(np.float64)
+    for at, column in enumerate(columns):
+        mine = np.flatnonzero(code.source == at)
+        if column.dtype.kind == "f":
+            usable = ~np.isnan(column) & (scale[mine] > 0)
+            away = np.where(usable, column - center[mine], 0)
+            rows.append((away / max(scale[mine[0]], np.finfo(np.float32).tiny))[None])
+            continue
+        values, which = np.unique(column, return_inverse=True)
+        same = _hashes(values)[:, None] == code.kind[mine]
+        # Of the values first, of which there are few: an array of all tasks is large.
+        table = np.where(same.any(axis=1, keepdims=True), same - center[mine], 0) / scale[mine]
+        rows.append(table.astype(np.float32).T[:, which])
+    return np.concatenate([row.astype(np.float32) for row in rows])

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bots_jax.checks import is_concrete
+from bots_jax.pool.features import FeatureCode
 from bots_jax.types import Array, ArrayLike
 
 
@@ -41,11 +42,12 @@ class TaskFeatures(NamedTuple):
     """References, and numbers that describe each task, for estimators that look at them.
 
     Embeddings are to be of mean about 0 and variance about 1, and few: 8 to 32 principal
-    components. Such a pool is dense and does not grow.
+    components. Such a pool is dense. `init(features=...)` makes them of what a user has.
     """
 
     rates: ArrayLike | None  # f[K, N] pass rates as elsewhere, or None
     embeddings: ArrayLike  # f[E, N], finite
+    code: FeatureCode | None = None  # how they were made, for tasks that come later
 
 
 class Reference(NamedTuple):
@@ -54,9 +56,10 @@ class Reference(NamedTuple):
     rates: Array  # f[K, C] in [0, 1], NaN = unknown; K = 0 without references
     trials: Array | None  # f[K, C], attempts behind each rate; None if not told
     embeddings: Array | None = None  # f[E, C]
+    code: FeatureCode | None = None  # how embeddings were made of features
 
     def take(self, rows: Array | None) -> Reference:
-        """The reference of some tasks, i32[R] in [0, C); of all for None."""
+        """The reference of some tasks, i32[R] in [0, C), without the code; of all for None."""
         if rows is None:
             return self
         return Reference(
@@ -111,7 +114,9 @@ def _with_embeddings(
         raise ValueError("TaskFeatures.embeddings holds NaN or infinity: give finite numbers")
     known, tasks = make_reference(given.rates, trials, shape[1], capacity, dtype)
     padding = ((0, 0), (0, known.rates.shape[1] - tasks))
-    return known._replace(embeddings=jnp.pad(jnp.asarray(given.embeddings, dtype), padding)), tasks
+    embeddings = jnp.pad(jnp.asarray(given.embeddings, dtype), padding)
+    code = None if given.code is None else FeatureCode(*map(jnp.asarray, given.code))
+    return known._replace(embeddings=embeddings, code=code), tasks
 
 
 # More reference models than this, and than four times the tasks, are taken for tasks.

@@ -111,11 +111,7 @@ MAIN_WORLD = "frontier"
 
 def add_finetune_parser(subparsers: Any) -> argparse.ArgumentParser:
     """Add the command `finetune` to what `ArgumentParser.add_subparsers` returned."""
-    from bots_jax.strategies import SETTINGS, STRATEGIES
-
     base = FinetuneConfig.of_world(MAIN_WORLD)
-    loop, warmup = base.loop, base.warmup
-    gradient = loop.gradient
     parser: argparse.ArgumentParser = subparsers.add_parser(
         "finetune",
         help="finetune a small policy under several strategies and compare what it learns",
@@ -124,73 +120,104 @@ def add_finetune_parser(subparsers: Any) -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    _add_compared(parser, base)
+    _add_tasks(parser, base)
+    _add_policy(parser, base)
+    _add_base_policy(parser, base)
+    _add_settings(parser)
+    _add_results(parser, base)
+    parser.set_defaults(run=finetune_command)
+    return parser
 
-    def add(group: Any, name: str, default: Any, text: str, **more: Any) -> None:
-        kind = more.pop("type", type(default))
-        group.add_argument(name, type=kind, default=default, help=f"{text} [%(default)s]", **more)
 
-    def of_world(group: Any, name: str, default: Any, text: str) -> None:
-        """A number whose default depends on the world, or on there being a file of tasks."""
-        text = f"{text} [{MAIN_WORLD}: {default}]"
-        group.add_argument(name, type=type(default), metavar="X", help=text)
+def _add(group: Any, name: str, default: Any, text: str, **more: Any) -> None:
+    kind = more.pop("type", type(default))
+    group.add_argument(name, type=kind, default=default, help=f"{text} [%(default)s]", **more)
+
+
+def _of_world(group: Any, name: str, default: Any, text: str) -> None:
+    """A number whose default depends on the world, or on there being a file of tasks."""
+    text = f"{text} [{MAIN_WORLD}: {default}]"
+    group.add_argument(name, type=type(default), metavar="X", help=text)
+
+
+def _add_compared(parser: argparse.ArgumentParser, base: FinetuneConfig) -> None:
+    from bots_jax.strategies import STRATEGIES
 
     what = parser.add_argument_group("what is compared")
     names = ",".join(base.strategies)
-    of_world(what, "--strategies", names,
+    _of_world(what, "--strategies", names,
         f"of {', '.join(STRATEGIES)}, each as it is or followed by what it is to know of "
         "the tasks: +nothing, +prompts, +references (as it is) or +everything")  # fmt: skip
-    of_world(what, "--seeds", base.seeds, "how many seeds; intervals need several")
-    add(what, "--first-seed", base.first_seed, "the seeds count up from here")
-    of_world(what, "--steps", base.steps, "training steps of each run")
-    of_world(what, "--batch-size", base.batch_size, "tasks selected a step")
-    of_world(what, "--rollouts", loop.group_size, "completions of each selected task")
-    of_world(what, "--eval-every", base.eval_every, "steps between held-out measurements")
-    of_world(what, "--eval-rollouts", base.eval_rollouts,
+    _of_world(what, "--seeds", base.seeds, "how many seeds; intervals need several")
+    _add(what, "--first-seed", base.first_seed, "the seeds count up from here")
+    _of_world(what, "--steps", base.steps, "training steps of each run")
+    _of_world(what, "--batch-size", base.batch_size, "tasks selected a step")
+    _of_world(what, "--rollouts", base.loop.group_size, "completions of each selected task")
+    _of_world(what, "--eval-every", base.eval_every, "steps between held-out measurements")
+    _of_world(what, "--eval-rollouts", base.eval_rollouts,
         "completions of each held-out task; 0: its exact pass rate")  # fmt: skip
 
+
+def _add_tasks(parser: argparse.ArgumentParser, base: FinetuneConfig) -> None:
+    warmup = base.warmup
     data = parser.add_argument_group("tasks")
     data.add_argument("--world", choices=tuple(WORLDS), metavar="NAME",
         help=f"whose tasks and base policy: {', '.join(WORLDS)} [{MAIN_WORLD}]")  # fmt: skip
-    of_world(data, "--num-tasks", base.num_tasks, "generated tasks to train on")
-    add(data, "--num-held-out", base.num_held_out, "tasks to measure on, at most")
-    of_world(data, "--data-seed", base.data_seed, "of the generated tasks")
+    _of_world(data, "--num-tasks", base.num_tasks, "generated tasks to train on")
+    _add(data, "--num-held-out", base.num_held_out, "tasks to measure on, at most")
+    _of_world(data, "--data-seed", base.data_seed, "of the generated tasks")
     none = {"type": str, "metavar": "FILE"}
-    add(data, "--tasks", None, "file of your own tasks, an eighth of them held out", **none)
+    _add(data, "--tasks", None, "file of your own tasks, an eighth of them held out", **none)
     none["metavar"] = "MODULE:FUNCTION"
-    add(data, "--verifier", None, "your judge of completions, instead of exact match", **none)
+    _add(data, "--verifier", None, "your judge of completions, instead of exact match", **none)
     kinds = finetune.VERIFIER_KINDS
-    add(data, "--verifier-kind", base.verifier_kind, "what your judge is, see below", choices=kinds)
-    add(data, "--max-prompt-tokens", warmup.policy.max_prompt,
+    _add(
+        data, "--verifier-kind", base.verifier_kind, "what your judge is, see below", choices=kinds
+    )
+    _add(data, "--max-prompt-tokens", warmup.policy.max_prompt,
         "room for a prompt, one token a character and one more")  # fmt: skip
-    add(data, "--max-answer-tokens", warmup.policy.max_answer,
+    _add(data, "--max-answer-tokens", warmup.policy.max_answer,
         "room for an answer, one token a character and one more")  # fmt: skip
 
+
+def _add_policy(parser: argparse.ArgumentParser, base: FinetuneConfig) -> None:
+    loop, gradient = base.loop, base.loop.gradient
     policy = parser.add_argument_group("policy gradient")
-    add(policy, "--estimator", gradient.estimator, "of the advantages", choices=get_args(Estimator))
-    of_world(policy, "--learning-rate", gradient.learning_rate, "of AdamW")
+    _add(
+        policy, "--estimator", gradient.estimator, "of the advantages", choices=get_args(Estimator)
+    )
+    _of_world(policy, "--learning-rate", gradient.learning_rate, "of AdamW")
     policy.add_argument("--lr-decay", type=int, metavar="X",
         help="steps by which it is 0 again; 0: constant [worlds: --steps, else 0]")  # fmt: skip
-    add(policy, "--weight-decay", gradient.weight_decay, "of AdamW")
-    add(policy, "--lr-warmup", gradient.lr_warmup, "steps over which the learning rate rises")
-    add(policy, "--max-grad-norm", gradient.max_grad_norm, "gradients are clipped to this norm")
-    add(policy, "--clip", gradient.clip_low, "probability ratios are clipped to 1 -+ this")
+    _add(policy, "--weight-decay", gradient.weight_decay, "of AdamW")
+    _add(policy, "--lr-warmup", gradient.lr_warmup, "steps over which the learning rate rises")
+    _add(policy, "--max-grad-norm", gradient.max_grad_norm, "gradients are clipped to this norm")
+    _add(policy, "--clip", gradient.clip_low, "probability ratios are clipped to 1 -+ this")
     policy.add_argument("--clip-high", type=float, metavar="X",
         help="to 1 + this above, if that is to differ [as --clip]")  # fmt: skip
-    add(policy, "--kl-weight", gradient.kl_weight, "of the divergence from the base policy")
-    add(policy, "--temperature-of-sampling", loop.temperature, "of the rollouts")
+    _add(policy, "--kl-weight", gradient.kl_weight, "of the divergence from the base policy")
+    _add(policy, "--temperature-of-sampling", loop.temperature, "of the rollouts")
 
+
+def _add_base_policy(parser: argparse.ArgumentParser, base: FinetuneConfig) -> None:
+    warmup = base.warmup
     base_policy = parser.add_argument_group("base policy and references")
-    of_world(
+    _of_world(
         base_policy, "--warmup-early", warmup.early_steps, "supervised steps to the weak reference"
     )
-    of_world(
+    _of_world(
         base_policy, "--warmup-steps", warmup.base_steps, "supervised steps to the base policy"
     )
-    of_world(
+    _of_world(
         base_policy, "--warmup-late", warmup.late_steps, "supervised steps to the strong reference"
     )
-    add(base_policy, "--reference-rollouts", base.reference_rollouts, "of each task by each")
-    add(base_policy, "--cache", default_cache(), "where the warm-up is kept", metavar="FOLDER")
+    _add(base_policy, "--reference-rollouts", base.reference_rollouts, "of each task by each")
+    _add(base_policy, "--cache", default_cache(), "where the warm-up is kept", metavar="FOLDER")
+
+
+def _add_settings(parser: argparse.ArgumentParser) -> None:
+    from bots_jax.strategies import SETTINGS
 
     selectors = parser.add_argument_group(
         "settings of the strategies", "they apply to those that have them and do not fix them"
@@ -201,15 +228,15 @@ def add_finetune_parser(subparsers: Any) -> argparse.ArgumentParser:
     selectors.add_argument("--by-domain", action="store_true",
         help="a capability of its own for each domain of your file, or family of ours")  # fmt: skip
 
+
+def _add_results(parser: argparse.ArgumentParser, base: FinetuneConfig) -> None:
     out = parser.add_argument_group("results")
-    add(out, "--out", "runs/finetune", "folder for results", metavar="FOLDER")
+    _add(out, "--out", "runs/finetune", "folder for results", metavar="FOLDER")
     out.add_argument("--resume", action="store_true", help="go on with what the folder holds")
     out.add_argument("--overwrite", action="store_true", help="delete what the folder holds")
-    of_world(
+    _of_world(
         out, "--checkpoint-every", base.checkpoint_every, "steps that a kill may cost, at most"
     )
-    parser.set_defaults(run=finetune_command)
-    return parser
 
 
 def default_cache() -> str:

@@ -10,13 +10,12 @@ a rater), 50 where nothing is known; ties of |d - T| are broken at random.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple, Unpack
 
 import jax.numpy as jnp
 
 from bots_jax.checks import check_number
-from bots_jax.choice.batch import make_plan
-from bots_jax.compose import BeliefModel, Choice, compose, factory
+from bots_jax.compose import BeliefModel, Choice, Shared, compose, factory
 from bots_jax.numerics.arithmetic import safe_ratio
 from bots_jax.pool.reference import Reference
 from bots_jax.pool.visits import StepEvidence
@@ -45,14 +44,12 @@ def adarft(
     step_size: float = 50.0,
     sensitivity: float = 2.0,
     start: float = 0.0,
-    num_domains: int | None = None,
-    expiry: int | None = None,
-    dtype: Any = None,
+    **shared: Unpack[Shared],
 ) -> Selector:
     """Tasks nearest a target difficulty that rises with success.
 
     Args:
-      batch_size: B. rollouts: m. num_domains, expiry, dtype: as in `bots`.
+      batch_size: B. rollouts: m. shared: see `compose.Shared`.
       target: p*, the success rate at which the target difficulty rests.
       step_size: eta, largest move of T in a step; static.
       sensitivity: a, static.
@@ -80,11 +77,9 @@ def adarft(
         model=counting_with(init, remember),
         choice=Choice(_score),
         settings=counting_settings(rollouts, target=target),
-        plan=make_plan(batch_size, 0.0, None),
-        num_domains=num_domains,
-        expiry=expiry,
-        dtype=dtype,
+        batch_size=batch_size,
         static={"step_size": eta, "sensitivity": slope, "start": first},
+        **shared,
     )
 
 

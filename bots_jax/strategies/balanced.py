@@ -11,14 +11,13 @@ to be compared with the others.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Unpack
 
 import jax.numpy as jnp
 
 from bots_jax.belief.beta import beta_belief, beta_rules
 from bots_jax.checks import check_number
-from bots_jax.choice.batch import make_plan
-from bots_jax.compose import BeliefModel, Choice, compose, factory
+from bots_jax.compose import BeliefModel, Choice, Shared, compose, factory
 from bots_jax.implicit import Estimator, make_estimator
 from bots_jax.pool.reference import Reference
 from bots_jax.pool.visits import StepEvidence
@@ -43,14 +42,12 @@ def balanced(
     estimator: str | Estimator = "none",
     breadth: float = 0.1,
     keep: float = 0.98,
-    num_domains: int | None = None,
-    expiry: int | None = None,
-    dtype: Any = None,
+    **shared: Unpack[Shared],
 ) -> Selector:
     """Likely mixed groups, spread over the tasks.
 
     Args:
-      batch_size: B. rollouts: m. num_domains, expiry, dtype: as in `bots`.
+      batch_size: B. rollouts: m. shared: see `compose.Shared`.
       forgetting: lambda.
       implicit_weight: rho, weight of implicit evidence; needs an estimator.
       estimator: of implicit evidence, as in `bots`; "none" counts only.
@@ -84,9 +81,7 @@ def balanced(
         settings=counting_settings(
             rollouts, forgetting=forgetting, implicit_weight=implicit_weight
         ),
-        plan=make_plan(batch_size, 0.0, None),
-        num_domains=num_domains,
-        expiry=expiry,
-        dtype=dtype,
+        batch_size=batch_size,
         static={"estimator": made.name, "breadth": cost, "keep": kept},
+        **shared,
     )

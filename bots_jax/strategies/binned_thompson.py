@@ -19,14 +19,13 @@ that fractional rewards that are all equal count as mixed. Weights are drawn ane
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
 
 from bots_jax.checks import check_count, check_number
-from bots_jax.choice.batch import make_plan
-from bots_jax.compose import BeliefModel, Choice, compose, factory
+from bots_jax.compose import BeliefModel, Choice, Shared, compose, factory
 from bots_jax.numerics import beta_draws
 from bots_jax.pool.reference import Reference
 from bots_jax.pool.visits import StepEvidence
@@ -56,14 +55,12 @@ def binned_thompson(
     keep: float = 0.95,
     floor: float = 0.05,
     reversion: float = 2.0,
-    num_domains: int | None = None,
-    expiry: int | None = None,
-    dtype: Any = None,
+    **shared: Unpack[Shared],
 ) -> Selector:
     """Bins by Thompson draws of their share of mixed groups, tasks of a bin at random.
 
     Args:
-      batch_size: B. rollouts: m. num_domains, expiry, dtype: as in `bots`.
+      batch_size: B. rollouts: m. shared: see `compose.Shared`.
       intervals: bins by reference pass rate, where there is only one domain. Static.
       keep: share of a bin's counts that survives a step, in [0, 1]. Static.
       floor: probability shared out among all bins whatever they are worth, in [0, 1]. Static.
@@ -81,11 +78,9 @@ def binned_thompson(
         model=_decayed_groups(intervals, keep, reversion),
         choice=_by_draw(intervals, floor),
         settings=counting_settings(rollouts),
-        plan=make_plan(batch_size, 0.0, None),
-        num_domains=num_domains,
-        expiry=expiry,
-        dtype=dtype,
+        batch_size=batch_size,
         static={"intervals": intervals, "keep": keep, "floor": floor, "reversion": reversion},
+        **shared,
     )
 
 

@@ -19,7 +19,6 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bots_jax.choice.batch import make_plan
 from bots_jax.compose import BeliefInfo, BeliefModel, Choice, compose, factory
 from bots_jax.numerics.arithmetic import masked_mean
 from bots_jax.numerics.random_bits import gumbel
@@ -46,9 +45,7 @@ class Learning(NamedTuple):
     """The attention, and what Adam remembers of its gradients."""
 
     attention: Attention
-    mean: Attention  # of the gradients
-    square: Attention  # of their squares
-    steps: Array  # i32, so far
+    optimizer: Any  # state of `optax.adam`
 
 
 class Anchors(NamedTuple):
@@ -64,8 +61,19 @@ def unlearned(size: int, dtype: Any) -> Learning:
     """Plain similarity of embeddings of `size` D, taken at its word: W = 1, a = 1, b = 0."""
     zero, one = jnp.zeros((), dtype), jnp.ones((), dtype)
     start = Attention(jnp.eye(size, dtype=dtype), one, zero)
-    none = jax.tree.map(jnp.zeros_like, start)
-    return Learning(start, none, none, jnp.zeros((), jnp.int32))
+    return Learning(start, _adam().init(start))
+
+
+def _adam(rate: float = 0.0) -> Any:
+    """Adam (Kingma & Ba 2015) with decays .9 and .99; the rate is no part of its state."""
+    try:
+        import optax
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "dots learns by Adam from optax, which is missing: pip install 'bots-jax[rl]'",
+            name=error.name,
+        ) from error
+    return optax.adam(rate, b1=0.9, b2=0.99, eps=1e-8)
 
 
 def predicted_logits(attention: Attention, embeddings: Array, anchors: Anchors) -> Array:
@@ -97,24 +105,16 @@ def left_out_loss(attention: Attention, anchors: Anchors) -> Array:
 
 
 def learn(learning: Learning, anchors: Anchors, steps: int, rate: float) -> Learning:
-    """`steps` of Adam (Kingma & Ba 2015) on `left_out_loss`; its decays are .9 and .99.
-
-    By hand: Optax comes with the extra `rl`, and the engine does without.
-    """
+    """`steps` of Adam on `left_out_loss`, with a step size of `rate`."""
     anchors = anchors._replace(successes=jnp.where(anchors.known, anchors.successes, 0))
+    adam = _adam(rate)
 
     def step(now: Learning, _: None) -> tuple[Learning, None]:
         gradient = jax.grad(left_out_loss)(now.attention, anchors)
-        mean = jax.tree.map(lambda old, g: 0.9 * old + 0.1 * g, now.mean, gradient)
-        square = jax.tree.map(lambda old, g: 0.99 * old + 0.01 * g * g, now.square, gradient)
-        number = now.steps + 1
-        turn = number.astype(gradient.scale.dtype)
-        first, second = 1 - 0.9**turn, 1 - 0.99**turn  # what is missing from averages so young
-        attention = jax.tree.map(
-            lambda x, m, s: x - rate * (m / first) / (jnp.sqrt(s / second) + 1e-8),
-            now.attention, mean, square,
-        )  # fmt: skip
-        return Learning(attention, mean, square, number), None
+        with jax.numpy_dtype_promotion("standard"):  # it takes powers of an i32 count
+            change, optimizer = adam.update(gradient, now.optimizer)
+        attention = jax.tree.map(jnp.add, now.attention, change)
+        return Learning(attention, optimizer), None
 
     return lax.scan(step, learning, length=steps)[0]
 
@@ -198,7 +198,7 @@ def predicted_selector(
         model=BeliefModel(_init, _fuse, _predict, _draw),
         choice=Choice(_score),
         settings=counting_settings(rollouts, target=target, temperature=temperature),
-        plan=make_plan(batch_size, 0.0, None),
+        batch_size=batch_size,
         static=static,
     )
 

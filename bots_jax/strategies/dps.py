@@ -21,13 +21,12 @@ decay; the choice does not look at it. All tasks compete unless `candidate_ratio
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import jax.numpy as jnp
 
 from bots_jax.checks import check_choice
-from bots_jax.choice.batch import make_plan
-from bots_jax.compose import BeliefModel, Choice, compose, factory
+from bots_jax.compose import BeliefModel, Choice, Shared, compose, factory
 from bots_jax.pool.reference import Reference
 from bots_jax.pool.visits import StepEvidence
 from bots_jax.strategies.choices import among_candidates, candidate_count
@@ -71,14 +70,12 @@ def dps(
     decay: Number = 0.7,
     prior: str = "uniform",
     candidate_ratio: int | None = None,
-    num_domains: int | None = None,
-    expiry: int | None = None,
-    dtype: Any = None,
+    **shared: Unpack[Shared],
 ) -> Selector:
     """The tasks that a hidden Markov model expects to be solved in part.
 
     Args:
-      batch_size: B. rollouts: m. num_domains, expiry, dtype: as in `bots`.
+      batch_size: B. rollouts: m. shared: see `compose.Shared`.
       decay: share of the transition counts that survives a step, .5 to .7 in the authors'
         runs; `Settings.forgetting` is 1 - decay.
       prior: of the transitions, one of `PRIORS`. Static.
@@ -93,11 +90,9 @@ def dps(
         model=_hidden_markov(counts),
         choice=_most_partial(candidate_count(candidate_ratio, batch_size)),
         settings=counting_settings(rollouts, keep=decay),
-        plan=make_plan(batch_size, 0.0, None),
-        num_domains=num_domains,
-        expiry=expiry,
-        dtype=dtype,
+        batch_size=batch_size,
         static={"prior": prior, "candidate_ratio": candidate_ratio},
+        **shared,
     )
 
 

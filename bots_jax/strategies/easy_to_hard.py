@@ -7,12 +7,11 @@ that of Trinity-RFT's easy-to-hard selector. Departure: tasks without references
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple, Unpack
 
 import jax.numpy as jnp
 
-from bots_jax.choice.batch import make_plan
-from bots_jax.compose import BeliefModel, compose, factory
+from bots_jax.compose import BeliefModel, Shared, compose, factory
 from bots_jax.pool.reference import Reference
 from bots_jax.pool.visits import StepEvidence
 from bots_jax.strategies.choices import among_allowed, mean_rate
@@ -39,24 +38,20 @@ def easy_to_hard(
     *,
     batch_size: int = 32,
     rollouts: ArrayLike = 16,
-    num_domains: int | None = None,
-    expiry: int | None = None,
-    dtype: Any = None,
+    **shared: Unpack[Shared],
 ) -> Selector:
     """Tasks in order of difficulty, from the easiest, pass after pass.
 
     Args:
-      batch_size: B. rollouts: m. num_domains, expiry, dtype: as in `bots`.
+      batch_size: B. rollouts: m. shared: see `compose.Shared`.
     """
     return compose(
         name="easy-to-hard",
         model=counting_with(_init, _remember),
         choice=among_allowed(_score),
         settings=counting_settings(rollouts),
-        plan=make_plan(batch_size, 0.0, None),
-        num_domains=num_domains,
-        expiry=expiry,
-        dtype=dtype,
+        batch_size=batch_size,
+        **shared,
     )
 
 

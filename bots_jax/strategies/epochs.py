@@ -12,12 +12,11 @@ out by the mask of `select`, are left out of the count.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple, Unpack
 
 import jax.numpy as jnp
 
-from bots_jax.choice.batch import make_plan
-from bots_jax.compose import BeliefModel, compose, factory
+from bots_jax.compose import BeliefModel, Shared, compose, factory
 from bots_jax.pool.reference import Reference
 from bots_jax.pool.visits import StepEvidence
 from bots_jax.strategies.choices import among_allowed, mean_rate, uniform_noise
@@ -40,24 +39,20 @@ def epochs(
     *,
     batch_size: int = 32,
     rollouts: ArrayLike = 16,
-    num_domains: int | None = None,
-    expiry: int | None = None,
-    dtype: Any = None,
+    **shared: Unpack[Shared],
 ) -> Selector:
     """Each task once a pass, at random and without replacement.
 
     Args:
-      batch_size: B. rollouts: m. num_domains, expiry, dtype: as in `bots`.
+      batch_size: B. rollouts: m. shared: see `compose.Shared`.
     """
     return compose(
         name="epochs",
         model=counting_with(_init, _remember),
         choice=among_allowed(_score),
         settings=counting_settings(rollouts),
-        plan=make_plan(batch_size, 0.0, None),
-        num_domains=num_domains,
-        expiry=expiry,
-        dtype=dtype,
+        batch_size=batch_size,
+        **shared,
     )
 
 

@@ -18,14 +18,13 @@ visits that turns into all-wrong starts again at 1.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
 
 from bots_jax.checks import check_number
-from bots_jax.choice.batch import make_plan
-from bots_jax.compose import BeliefModel, Choice, compose, factory
+from bots_jax.compose import BeliefModel, Choice, Shared, compose, factory
 from bots_jax.numerics.arithmetic import safe_ratio
 from bots_jax.numerics.random_bits import open_uniform, random_bits
 from bots_jax.pool.reference import Reference
@@ -59,14 +58,12 @@ def greso(
     zero_variance: float = 0.25,
     step_size: float = 0.01,
     start: float = 0.5,
-    num_domains: int | None = None,
-    expiry: int | None = None,
-    dtype: Any = None,
+    **shared: Unpack[Shared],
 ) -> Selector:
     """Uniform selection that skips tasks which have been all right or all wrong.
 
     Args:
-      batch_size: B. rollouts: m. num_domains, expiry, dtype: as in `bots`.
+      batch_size: B. rollouts: m. shared: see `compose.Shared`.
       zero_variance: goal for the share of groups that are not mixed, static.
       step_size: how far p_easy and p_hard move in a step, static.
       start: p_easy and p_hard before the first step, static.
@@ -104,11 +101,9 @@ def greso(
         model=counting_with(init, remember),
         choice=Choice(_score),
         settings=counting_settings(rollouts),
-        plan=make_plan(batch_size, 0.0, None),
-        num_domains=num_domains,
-        expiry=expiry,
-        dtype=dtype,
+        batch_size=batch_size,
         static={"zero_variance": goal, "step_size": step, "start": first},
+        **shared,
     )
 
 

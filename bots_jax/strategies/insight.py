@@ -24,14 +24,13 @@ unless `candidate_ratio` is given. In float32, I errs by about 1e-6 K nats.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Unpack
 
 import jax.numpy as jnp
 from jax.scipy.special import digamma
 
 from bots_jax.checks import check_choice, check_number
-from bots_jax.choice.batch import make_plan
-from bots_jax.compose import BeliefModel, Choice, compose, factory
+from bots_jax.compose import BeliefModel, Choice, Shared, compose, factory
 from bots_jax.numerics import beta_draws
 from bots_jax.strategies.choices import among_candidates, candidate_count
 from bots_jax.strategies.counting import counting_settings, group_size
@@ -50,14 +49,12 @@ def insight(
     horizon: int | None = None,
     base: str = "mean",
     candidate_ratio: int | None = None,
-    num_domains: int | None = None,
-    expiry: int | None = None,
-    dtype: Any = None,
+    **shared: Unpack[Shared],
 ) -> Selector:
     """The tasks whose next rewards tell most, weighted by their difficulty.
 
     Args:
-      batch_size: B. rollouts: m. num_domains, expiry, dtype: as in `bots`.
+      batch_size: B. rollouts: m. shared: see `compose.Shared`.
       target: mu, the success rate that is preferred; a number of `Settings`.
       keep: share of a task's posterior that survives its next visit; `Settings.forgetting`
         is 1 - keep.
@@ -79,16 +76,14 @@ def insight(
         model=discounted_beta(),
         choice=_most_informative(eta, horizon, base, count),
         settings=counting_settings(rollouts, keep=keep, target=target),
-        plan=make_plan(batch_size, 0.0, None),
-        num_domains=num_domains,
-        expiry=expiry,
-        dtype=dtype,
+        batch_size=batch_size,
         static={
             "eta": eta,
             "horizon": horizon,
             "base": base,
             "candidate_ratio": candidate_ratio,
         },
+        **shared,
     )
 
 

@@ -12,13 +12,12 @@ paced is ours; evidence in several pieces of one step is fused as one group.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Unpack
 
 import jax.numpy as jnp
 
 from bots_jax.checks import check_choice, check_count, check_number
-from bots_jax.choice.batch import make_plan
-from bots_jax.compose import BeliefModel, Choice, compose, factory
+from bots_jax.compose import BeliefModel, Choice, Shared, compose, factory
 from bots_jax.numerics.random_bits import gumbel
 from bots_jax.strategies.choices import mean_rate
 from bots_jax.strategies.counting import counting_settings
@@ -39,14 +38,12 @@ def kgps(
     adaptation: float = 0.01,
     start: float = 0.75,
     pace: int = 100,
-    num_domains: int | None = None,
-    expiry: int | None = None,
-    dtype: Any = None,
+    **shared: Unpack[Shared],
 ) -> Selector:
     """Tasks that a Kalman filter expects to be half solved.
 
     Args:
-      batch_size: B. rollouts: m. num_domains, expiry, dtype: as in `bots`.
+      batch_size: B. rollouts: m. shared: see `compose.Shared`.
       target: p*, where the "paced" target ends.
       temperature: tau of "paced"; 0 takes the nearest.
       scale: "arcsine" or "logit".
@@ -66,10 +63,7 @@ def kgps(
         model=kalman_belief(on, first, gain),
         choice=_expected(on) if choice == "expected" else _paced(easy, steps),
         settings=counting_settings(rollouts, target=target, temperature=temperature),
-        plan=make_plan(batch_size, 0.0, None),
-        num_domains=num_domains,
-        expiry=expiry,
-        dtype=dtype,
+        batch_size=batch_size,
         static={
             "scale": scale,
             "choice": choice,
@@ -78,6 +72,7 @@ def kgps(
             "start": easy,
             "pace": steps,
         },
+        **shared,
     )
 
 

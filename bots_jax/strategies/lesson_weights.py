@@ -17,13 +17,12 @@ of the reference pass rate: see `bins.py`.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple, Unpack
 
 import jax.numpy as jnp
 
 from bots_jax.checks import check_count, check_number
-from bots_jax.choice.batch import make_plan
-from bots_jax.compose import BeliefModel, Choice, compose, factory
+from bots_jax.compose import BeliefModel, Choice, Shared, compose, factory
 from bots_jax.numerics.arithmetic import safe_ratio
 from bots_jax.pool.reference import Reference
 from bots_jax.pool.visits import StepEvidence
@@ -52,14 +51,12 @@ def lesson_weights(
     intervals: int = 5,
     smoothing: float = 0.1,
     floor: float = 0.1,
-    num_domains: int | None = None,
-    expiry: int | None = None,
-    dtype: Any = None,
+    **shared: Unpack[Shared],
 ) -> Selector:
     """Lessons by 4 p (1 - p) and newness, tasks of a lesson at random.
 
     Args:
-      batch_size: B. rollouts: m. num_domains, expiry, dtype: as in `bots`.
+      batch_size: B. rollouts: m. shared: see `compose.Shared`.
       intervals: lessons by reference pass rate, where there is only one domain. Static.
       smoothing: weight of one rollout in p, in [0, 1]. Static.
       floor: least probability of a lesson before the last normalisation, in [0, 1]. Static.
@@ -75,11 +72,9 @@ def lesson_weights(
         model=_averages(intervals, smoothing),
         choice=_by_weight(intervals, floor),
         settings=counting_settings(rollouts),
-        plan=make_plan(batch_size, 0.0, None),
-        num_domains=num_domains,
-        expiry=expiry,
-        dtype=dtype,
+        batch_size=batch_size,
         static={"intervals": intervals, "smoothing": smoothing, "floor": floor},
+        **shared,
     )
 
 

@@ -19,12 +19,11 @@ draws of one task in a batch is not known to us.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Unpack
 
 import jax.numpy as jnp
 
-from bots_jax.choice.batch import make_plan
-from bots_jax.compose import BeliefModel, Choice, compose, factory
+from bots_jax.compose import BeliefModel, Choice, Shared, compose, factory
 from bots_jax.strategies.choices import drawn_by
 from bots_jax.strategies.counting import counting_settings, group_size
 from bots_jax.strategies.discounted import discounted_beta
@@ -39,14 +38,12 @@ def mapp(
     rollouts: ArrayLike = 16,
     keep: Number = 0.5,
     group: int | None = None,
-    num_domains: int | None = None,
-    expiry: int | None = None,
-    dtype: Any = None,
+    **shared: Unpack[Shared],
 ) -> Selector:
     """Draws without replacement, in proportion to the chance of a mixed group.
 
     Args:
-      batch_size: B. rollouts: m. num_domains, expiry, dtype: as in `bots`.
+      batch_size: B. rollouts: m. shared: see `compose.Shared`.
       keep: share of a task's posterior that survives its next visit; `Settings.forgetting`
         is 1 - keep.
       group: G, at least 2; None: m, which must then be whole and not traced. Static.
@@ -60,11 +57,9 @@ def mapp(
         model=discounted_beta(),
         choice=_in_proportion(group),
         settings=counting_settings(rollouts, keep=keep),
-        plan=make_plan(batch_size, 0.0, None),
-        num_domains=num_domains,
-        expiry=expiry,
-        dtype=dtype,
+        batch_size=batch_size,
         static={"group": group},
+        **shared,
     )
 
 

@@ -14,12 +14,11 @@ where the authors take the next chunk of a shuffled epoch. Ties are broken at ra
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Unpack
 
 import jax.numpy as jnp
 
-from bots_jax.choice.batch import make_plan
-from bots_jax.compose import BeliefModel, Choice, compose, factory
+from bots_jax.compose import BeliefModel, Choice, Shared, compose, factory
 from bots_jax.numerics import beta_draws
 from bots_jax.strategies.choices import among_candidates, candidate_count
 from bots_jax.strategies.counting import counting_settings
@@ -36,14 +35,12 @@ def mopps(
     keep: Number = 1.0,
     candidate_ratio: int | None = 16,
     band: tuple[float, float] | None = None,
-    num_domains: int | None = None,
-    expiry: int | None = None,
-    dtype: Any = None,
+    **shared: Unpack[Shared],
 ) -> Selector:
     """Thompson sampling among random candidates, nearest the target or within a band.
 
     Args:
-      batch_size: B. rollouts: m. num_domains, expiry, dtype: as in `bots`.
+      batch_size: B. rollouts: m. shared: see `compose.Shared`.
       target: p*, a number of `Settings`. Not used with a band.
       keep: share of a task's posterior that survives its next visit; `Settings.forgetting`
         is 1 - keep. The authors use 1 for mathematics and .5 to 1 elsewhere.
@@ -58,11 +55,9 @@ def mopps(
         model=discounted_beta(),
         choice=_nearest(candidate_count(candidate_ratio, batch_size), _check_band(band)),
         settings=counting_settings(rollouts, keep=keep, target=target),
-        plan=make_plan(batch_size, 0.0, None),
-        num_domains=num_domains,
-        expiry=expiry,
-        dtype=dtype,
+        batch_size=batch_size,
         static={"candidate_ratio": candidate_ratio, "band": band},
+        **shared,
     )
 
 

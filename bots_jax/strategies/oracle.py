@@ -12,14 +12,13 @@ is therefore not in `STRATEGIES` but in `ORACLES`.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import jax.numpy as jnp
 
 from bots_jax.bots_selector import nearest_target
 from bots_jax.checks import check_choice, check_number
-from bots_jax.choice.batch import make_plan
-from bots_jax.compose import BeliefInfo, BeliefModel, Choice, compose, factory
+from bots_jax.compose import BeliefInfo, BeliefModel, Choice, Shared, compose, factory
 from bots_jax.pool.reference import Reference
 from bots_jax.pool.visits import StepEvidence
 from bots_jax.strategies.counting import counting_settings, no_inference
@@ -53,14 +52,12 @@ def oracle(
     choice: str = "nearest",
     breadth: float = 0.0,
     keep: float = 0.98,
-    num_domains: int | None = None,
-    expiry: int | None = None,
-    dtype: Any = None,
+    **shared: Unpack[Shared],
 ) -> Selector:
     """Choice by the true rates.
 
     Args:
-      batch_size: B. rollouts: m. num_domains, expiry, dtype: as in `bots`.
+      batch_size: B. rollouts: m. shared: see `compose.Shared`.
       target: p*, for "nearest".
       choice: "nearest" or "mixed", as above.
       breadth: c >= 0, for "mixed"; static.
@@ -91,11 +88,9 @@ def oracle(
         model=BeliefModel(init, fuse, _predict, _draw),
         choice=nearest_target("mean") if chosen == "nearest" else Choice(mixed),
         settings=counting_settings(rollouts, target=target),
-        plan=make_plan(batch_size, 0.0, None),
-        num_domains=num_domains,
-        expiry=expiry,
-        dtype=dtype,
+        batch_size=batch_size,
         static={"choice": chosen, "breadth": cost, "keep": kept},
+        **shared,
     )
 
 

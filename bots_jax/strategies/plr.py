@@ -16,14 +16,13 @@ drawn without replacement; ties of |A| (all groups that are not mixed) are ranke
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
 
 from bots_jax.checks import check_number
-from bots_jax.choice.batch import make_plan
-from bots_jax.compose import BeliefModel, compose, factory
+from bots_jax.compose import BeliefModel, Shared, compose, factory
 from bots_jax.pool.reference import Reference
 from bots_jax.pool.visits import StepEvidence
 from bots_jax.strategies.choices import among_allowed, drawn_by, mean_rate, uniform_noise
@@ -52,14 +51,12 @@ def plr(
     temperature: ArrayLike = 0.3,
     staleness: float = 0.3,
     replay: float = 0.8,
-    num_domains: int | None = None,
-    expiry: int | None = None,
-    dtype: Any = None,
+    **shared: Unpack[Shared],
 ) -> Selector:
     """Replay of the tasks with the largest absolute advantage, mixed with new ones.
 
     Args:
-      batch_size: B. rollouts: m. num_domains, expiry, dtype: as in `bots`.
+      batch_size: B. rollouts: m. shared: see `compose.Shared`.
       temperature: tau of the ranks; 0 takes the largest score.
       staleness: c in [0, 1], static.
       replay: share of the draws that go to tasks seen before, static.
@@ -94,11 +91,9 @@ def plr(
         model=counting_with(init, remember),
         choice=among_allowed(score),
         settings=counting_settings(rollouts, temperature=temperature),
-        plan=make_plan(batch_size, 0.0, None),
-        num_domains=num_domains,
-        expiry=expiry,
-        dtype=dtype,
+        batch_size=batch_size,
         static={"staleness": stale, "replay": again},
+        **shared,
     )
 
 

@@ -13,13 +13,12 @@ drawn uniformly too.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple, Unpack
 
 import jax.numpy as jnp
 
 from bots_jax.checks import check_count, check_number
-from bots_jax.choice.batch import make_plan
-from bots_jax.compose import BeliefModel, Choice, compose, factory
+from bots_jax.compose import BeliefModel, Choice, Shared, compose, factory
 from bots_jax.pool.reference import Reference
 from bots_jax.pool.visits import StepEvidence
 from bots_jax.strategies.choices import mean_rate, uniform_noise
@@ -56,14 +55,12 @@ def prompt_replay(
     high: float = 0.75,
     cooldown: int = 10,
     max_reuses: int = 15,
-    num_domains: int | None = None,
-    expiry: int | None = None,
-    dtype: Any = None,
+    **shared: Unpack[Shared],
 ) -> Selector:
     """Half-solved tasks again after a while, mixed with uniform selection.
 
     Args:
-      batch_size: B. rollouts: m. num_domains, expiry, dtype: as in `bots`.
+      batch_size: B. rollouts: m. shared: see `compose.Shared`.
       target: p*, the pass rate that is reused first.
       share: of the batch that comes from the buffer, static.
       low, high: pass rates that enter the buffer, static.
@@ -102,15 +99,17 @@ def prompt_replay(
         otherwise = 1 + uniform_noise(rng_key, state.pool)
         return jnp.where(ready, distance, otherwise), mean_rate(model, state)
 
+    if "exploration" in shared:
+        raise ValueError(
+            f"exploration={shared['exploration']} is 1 - share={1 - share} here: give share"
+        )
+    shared["exploration"] = 1 - share
     return compose(
         name="prompt-replay",
         model=counting_with(init, remember),
         choice=Choice(score),
         settings=counting_settings(rollouts, target=target),
-        plan=make_plan(batch_size, 1 - share, None),
-        num_domains=num_domains,
-        expiry=expiry,
-        dtype=dtype,
+        batch_size=batch_size,
         static={
             "share": share,
             "low": least,
@@ -118,4 +117,5 @@ def prompt_replay(
             "cooldown": wait,
             "max_reuses": limit,
         },
+        **shared,
     )

@@ -14,13 +14,12 @@ without tasks in the batch keeps its Q.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple, Unpack
 
 import jax.numpy as jnp
 
 from bots_jax.checks import check_count, check_number
-from bots_jax.choice.batch import make_plan
-from bots_jax.compose import BeliefModel, compose, factory
+from bots_jax.compose import BeliefModel, Shared, compose, factory
 from bots_jax.numerics.arithmetic import safe_ratio
 from bots_jax.pool.reference import Reference
 from bots_jax.pool.visits import StepEvidence
@@ -49,14 +48,12 @@ def sec(
     temperature: ArrayLike = 1.0,
     learning_rate: float = 0.1,
     bins: int = 5,
-    num_domains: int | None = None,
-    expiry: int | None = None,
-    dtype: Any = None,
+    **shared: Unpack[Shared],
 ) -> Selector:
     """Categories of the largest absolute advantage, by a Boltzmann policy.
 
     Args:
-      batch_size: B. rollouts: m. num_domains, expiry, dtype: as in `bots`.
+      batch_size: B. rollouts: m. shared: see `compose.Shared`.
       temperature: tau; 0 takes the category of largest Q.
       learning_rate: a in [0, 1], static.
       bins: of difficulty, where the pool has a single domain; static.
@@ -85,11 +82,9 @@ def sec(
         model=counting_with(init, remember),
         choice=among_allowed(_score),
         settings=counting_settings(rollouts, temperature=temperature),
-        plan=make_plan(batch_size, 0.0, None),
-        num_domains=num_domains,
-        expiry=expiry,
-        dtype=dtype,
+        batch_size=batch_size,
         static={"learning_rate": rate, "bins": count},
+        **shared,
     )
 
 

@@ -6,13 +6,11 @@ that its belief can be compared too; the choice does not look at it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from typing import Unpack
 
 import jax
 
-from bots_jax.choice.batch import make_plan
-from bots_jax.compose import BeliefModel, Choice, compose, factory
+from bots_jax.compose import BeliefModel, Choice, Shared, compose, factory
 from bots_jax.strategies.counting import COUNTING, counting_settings
 from bots_jax.types import Array, ArrayLike, Selector, State
 
@@ -22,25 +20,20 @@ def uniform(
     *,
     batch_size: int = 32,
     rollouts: ArrayLike = 16,
-    quotas: Sequence[int] | None = None,
-    num_domains: int | None = None,
-    expiry: int | None = None,
-    dtype: Any = None,
+    **shared: Unpack[Shared],
 ) -> Selector:
     """Tasks drawn uniformly without replacement, independently at each step.
 
     Args:
-      batch_size: B. rollouts: m. quotas, num_domains, expiry, dtype: as in `bots`.
+      batch_size: B. rollouts: m. shared: see `compose.Shared`.
     """
     return compose(
         name="uniform",
         model=COUNTING,
         choice=Choice(_score),
         settings=counting_settings(rollouts),
-        plan=make_plan(batch_size, 0.0, quotas),
-        num_domains=num_domains,
-        expiry=expiry,
-        dtype=dtype,
+        batch_size=batch_size,
+        **shared,
     )
 
 

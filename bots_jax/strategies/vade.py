@@ -16,11 +16,10 @@ applies, and their rates are our reading of its summary.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Unpack
 
 from bots_jax.checks import check_number
-from bots_jax.choice.batch import make_plan
-from bots_jax.compose import BeliefModel, Choice, compose, factory
+from bots_jax.compose import BeliefModel, Choice, Shared, compose, factory
 from bots_jax.strategies.counting import counting_settings
 from bots_jax.strategies.discounted import discounted_beta
 from bots_jax.types import Array, ArrayLike, Number, Selector, State
@@ -33,14 +32,12 @@ def vade(
     rollouts: ArrayLike = 16,
     keep: Number = 0.9,
     keep_step: float = 0.99,
-    num_domains: int | None = None,
-    expiry: int | None = None,
-    dtype: Any = None,
+    **shared: Unpack[Shared],
 ) -> Selector:
     """The tasks with the largest p (1 - p)^2 of a draw from their posteriors.
 
     Args:
-      batch_size: B. rollouts: m. num_domains, expiry, dtype: as in `bots`.
+      batch_size: B. rollouts: m. shared: see `compose.Shared`.
       keep: share of a task's posterior that survives its next visit; `Settings.forgetting`
         is 1 - keep.
       keep_step: share that survives each step, in [0, 1]. Static.
@@ -54,11 +51,9 @@ def vade(
         model=discounted_beta(keep_step),
         choice=Choice(_score),
         settings=counting_settings(rollouts, keep=keep),
-        plan=make_plan(batch_size, 0.0, None),
-        num_domains=num_domains,
-        expiry=expiry,
-        dtype=dtype,
+        batch_size=batch_size,
         static={"keep_step": keep_step},
+        **shared,
     )
 
 

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 
 from bots_jax.bench import Environment, Measured
-from bots_jax.choice.batch import make_plan
 from bots_jax.compose import Choice, compose
 from bots_jax.strategies.counting import COUNTING, counting_settings
 from bots_jax.types import Evidence
@@ -22,7 +21,7 @@ def least_seen(*, batch_size=32, rollouts=16, power=1.0):
         model=COUNTING,
         choice=Choice(score),
         settings=counting_settings(rollouts),
-        plan=make_plan(batch_size, 0.0, None),
+        batch_size=batch_size,
     )
 
 

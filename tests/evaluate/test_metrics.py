@@ -1,18 +1,17 @@
-"""Metrics against hand-computed cases and SciPy; intervals against simulation."""
+"""Metrics against hand-computed cases and closed forms; intervals against simulation."""
 
 import math
+import statistics
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from scipy import stats
 
 from bots_jax.evaluate import metrics
 from bots_jax.evaluate.metrics import Curve, Time
-
-stats = pytest.importorskip("scipy.stats")
-
 
 # ---------------------------------------------------------------- what was selected
 
@@ -225,11 +224,39 @@ def test_forecast_errors_are_named(arguments, words):
 # ------------------------------------------------------------------ intervals over seeds
 
 
-@pytest.mark.parametrize("freedom", [1, 2, 3, 4, 5, 9, 10, 49, 100, 999, 100_000])
 @pytest.mark.parametrize("level", [0.5, 0.8, 0.95, 0.999])
-def test_t_quantile_agrees_with_scipy(freedom, level):
-    expected = stats.t.ppf((1 + level) / 2, freedom)
-    assert metrics.t_quantile(freedom, level) == pytest.approx(expected, rel=1e-10)
+def test_t_quantile_has_its_closed_forms(level):
+    """Of 1, 2 and 4 degrees of freedom, and of so many that it is a normal quantile."""
+    cube = math.cos(math.acos(math.sqrt(1 - level**2)) / 3) / math.sqrt(1 - level**2)
+    for freedom, expected, error in (
+        (1, math.tan(math.pi * level / 2), 1e-10),
+        (2, level * math.sqrt(2 / (1 - level**2)), 1e-10),
+        (4, 2 * math.sqrt(cube - 1), 1e-10),
+        (10**8, statistics.NormalDist().inv_cdf((1 + level) / 2), 1e-6),
+    ):
+        assert metrics.t_quantile(freedom, level) == pytest.approx(expected, rel=error)
+
+
+def test_t_quantile_is_that_of_the_tables():
+    found = [metrics.t_quantile(freedom) for freedom in (1, 4, 9, 19, 100)]
+    assert found == pytest.approx([12.706, 2.776, 2.262, 2.093, 1.984], abs=5e-4)
+
+
+def test_paired_p_by_hand():
+    # Differences 1 and 3: t = 2 / 1 with one degree of freedom, p = 1 - 2 / pi atan(2).
+    assert metrics.paired_p([2, 5], [1, 2]) == pytest.approx(1 - 2 / math.pi * math.atan(2))
+    assert metrics.paired_p([1, 2], [0, 1]) == 0.0
+    assert metrics.paired_p([1, 2], [1, 2]) == 1.0
+    assert math.isnan(metrics.paired_p([1], [0]))
+    assert math.isnan(metrics.paired_p([1, math.nan], [0, 0]))
+
+
+@pytest.mark.parametrize("n", range(12))
+def test_sign_p_counts_the_tails(n):
+    for later in range(n + 1):
+        few = min(later, n - later)
+        expected = min(1, 2 * sum(math.comb(n, i) for i in range(few + 1)) / 2**n)
+        assert metrics.sign_p(later, n - later) == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -312,11 +339,12 @@ def test_interval_errors_are_named(call, words):
 @pytest.mark.parametrize("n", range(2, 41))
 def test_sign_ranks_are_those_of_the_binomial(n):
     rank, attained = metrics._sign_rank(n, 0.95)
-    assert attained == pytest.approx(1 - 2 * stats.binom.cdf(rank, n, 0.5), abs=1e-12)
+    covers = [1 - 2 * sum(math.comb(n, i) for i in range(j + 1)) / 2**n for j in range(n)]
+    assert attained == pytest.approx(covers[rank], abs=1e-12)
     if rank:
         assert attained >= 0.95
     if rank + 1 < n / 2:
-        assert 1 - 2 * stats.binom.cdf(rank + 1, n, 0.5) < 0.95
+        assert covers[rank + 1] < 0.95
 
 
 def test_censored_interval_of_five_states_the_level_it_has():

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bots_jax import Evidence, Settings, add_tasks, bots
+from bots_jax import Evidence, Settings, bots
 from bots_jax.implicit import glm, linear_ls, logit, overdispersion
 from bots_jax.implicit.contract import Estimator, TaskCounts
 from bots_jax.pool.reference import Reference, TaskFeatures
@@ -200,6 +200,72 @@ def test_glm_is_the_posterior_of_a_dense_regression(
         np.testing.assert_allclose(told.concentration, expected, rtol=0.1)
 
 
+def trusted(told: Floats, precision: Floats, trust: float, size: int) -> tuple[Floats, float]:
+    """Mean and a after the embeddings' prior was weighed anew.
+
+    The integral over all weights and domains of exp(h w - w J w / 2) N(w; m0, P_a^-1), for the
+    (J, h) that the evidence told, by dense determinants. Embeddings come last.
+    """
+    block = np.zeros(len(told))
+    block[-size:] = 1
+    grid = size / 4.0 ** np.arange(-4, 2)
+    values = []
+    for a in grid:
+        whole = precision + np.diag((a - trust) * block)
+        _, log_whole = np.linalg.slogdet(whole)
+        values.append((size * np.log(a) - log_whole + told @ np.linalg.solve(whole, told)) / 2)
+    weights = np.exp(np.array(values) - max(values))
+    new = float(np.exp(weights @ np.log(grid) / weights.sum()))
+    after = precision + np.diag((new - trust) * block)
+    return np.linalg.solve(after, told), new
+
+
+@pytest.mark.parametrize(("useful", "domains"), [(True, False), (False, True)])
+def test_trust_in_embeddings_is_their_likelihood(useful: bool, domains: bool) -> None:
+    """Four steps with 5 embeddings, a weighed after each by a dense oracle."""
+    rng = np.random.default_rng(int(useful))
+    estimator, count = glm(), 3 if domains else 1
+    with jax.enable_x64(True):
+        reference = Reference(jnp.zeros((0, 24)), None, jnp.zeros((5, 24)))
+        params = estimator.init(reference, count)
+
+        @jax.jit
+        def fit(params: Any, x: Any, solved: Any, domain: Any) -> Any:
+            fused = StepEvidence(solved, jnp.full(24, 8.0), domain, count)
+            known = Reference(jnp.zeros((0, 24)), None, x)
+            return estimator.fit(params, SETTINGS, known, fused)
+
+        first = float(params.trust)
+        assert first == pytest.approx(5 * 2**3)
+        for _ in range(4):
+            x = rng.standard_normal((5, 24))
+            rate = sigmoid(1.5 * x[0] - x[2]) if useful else rng.beta(1, 1, 24)
+            domain = jnp.asarray(rng.integers(0, 3, 24), jnp.int32) if domains else None
+            solved = jnp.asarray(rng.binomial(8, rate).astype(float))
+            before = float(params.trust)
+            params = fit(params, jnp.asarray(x), solved, domain)
+            got = dense(params)
+            # Undo the last change of a: what was told stays, the prior alone differs.
+            block = np.zeros(len(got[0]))
+            block[1:6] = 1
+            told = got[1] @ got[0]
+            old = got[1] + np.diag((before - float(params.trust)) * block)
+            order = np.argsort(block, kind="stable")
+            mean, trust = trusted(told[order], old[np.ix_(order, order)], before, 5)
+            assert float(params.trust) == pytest.approx(trust, rel=1e-6)
+            np.testing.assert_allclose(got[0][order], mean, rtol=1e-6, atol=1e-9)
+            covariance = np.linalg.inv(got[1])[:6, :6]
+            np.testing.assert_allclose(params.covariance, covariance, rtol=1e-6, atol=1e-12)
+    assert (float(params.trust) < first) == useful
+
+
+def dense(params: Any) -> tuple[Floats, Floats]:
+    """Mean and precision of weights and domains as one vector and one matrix."""
+    weights, cross, domains = (np.asarray(part) for part in params.precision)
+    whole = np.block([[weights, cross], [cross.T, np.diag(domains)]])
+    return np.concatenate([np.asarray(part) for part in params.mean]), whole
+
+
 def test_logit_is_filtered_in_each_domain() -> None:
     batches = Batches(1)
     theta, variance, spread = np.full(3, 0.5), np.ones(3), Spread()
@@ -367,8 +433,5 @@ def test_embeddings_tell_without_references() -> None:
     mean = np.asarray(selector.predict(state).mean)[96:]
     # 768 rollouts place a slope of 2 within .3 at four standard errors: failure below 1e-3.
     assert np.corrcoef(mean, rate[96:])[0, 1] > 0.9
-    roomy = selector.init(TaskFeatures(None, embeddings), capacity=401)
-    with pytest.raises(ValueError, match="does not grow"):
-        add_tasks(roomy, num_tasks=1)
     with pytest.raises(ValueError, match="NaN"):
         selector.init(TaskFeatures(None, embeddings * np.nan))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -100,7 +103,36 @@ def test_learning_finds_the_coordinate_that_matters() -> None:
         learning = jax.jit(learn, static_argnums=(2, 3))(learning, anchors, 10, 0.01)
     before = error(unlearned(6, jnp.float32).attention, anchors)
     assert error(learning.attention, anchors) < 0.6 * before
-    assert int(learning.steps) == 200
+    assert int(learning.optimizer[0].count) == 200
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.002, 0.02])
+def test_learning_is_adam(rate) -> None:
+    """Against its equations, from the state that two earlier calls left."""
+    embeddings, attention, ids, successes = example()
+    anchors = anchors_of(embeddings, ids, successes)
+    learning = unlearned(5, jnp.float32)._replace(attention=attention)
+    mean = square = jax.tree.map(np.zeros_like, attention)
+    expected = attention
+    for turn in range(1, 10):
+        gradient = jax.grad(left_out_loss)(expected, anchors)
+        mean = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, mean, gradient)
+        square = jax.tree.map(lambda s, g: 0.99 * s + 0.01 * g * g, square, gradient)
+        first, second = 1 - 0.9**turn, 1 - 0.99**turn
+
+        def moved(x, m, s, first=first, second=second):
+            return x - rate * (m / first) / (jnp.sqrt(s / second) + 1e-8)
+
+        expected = jax.tree.map(moved, expected, mean, square)
+    for _ in range(3):
+        learning = learn(learning, anchors, 3, rate)
+    chex.assert_trees_all_close(learning.attention, expected, rtol=0, atol=1e-6)
+
+
+def test_without_optax_the_error_says_what_to_install(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "optax", None)
+    with pytest.raises(ModuleNotFoundError, match=r"optax, which is missing: .*bots-jax\[rl\]"):
+        dots(batch_size=2).selector.init(np.full((1, 8), 0.5, np.float32))
 
 
 def test_references_stand_in_for_embeddings() -> None:

@@ -88,19 +88,11 @@ def finetune_environment(
     from bots_jax.rl import finetune
     from bots_jax.rl.finetune import FinetuneConfig
     from bots_jax.rl.loop import LoopConfig
-    from bots_jax.rl.warmup import WarmupConfig
 
-    warmup = WarmupConfig()
-    if warmup_steps is not None:
-        warmup = WarmupConfig(
-            early_steps=max(1, warmup_steps * warmup.early_steps // warmup.base_steps),
-            base_steps=warmup_steps,
-            late_steps=max(1, warmup_steps * warmup.late_steps // warmup.base_steps),
-        )
     config = FinetuneConfig(
         strategies=(_BASE,), steps=steps, batch_size=batch_size, num_tasks=num_tasks,
         num_held_out=num_held_out, eval_every=eval_every, eval_rollouts=eval_rollouts,
-        reference_rollouts=reference_rollouts, checkpoint_every=10, warmup=warmup,
+        reference_rollouts=reference_rollouts, checkpoint_every=10, warmup=_warmup(warmup_steps),
         loop=LoopConfig(group_size=rollouts),
     )  # fmt: skip
     about = {k: v for k, v in config.saved().items() if k not in finetune.MAY_DIFFER}
@@ -135,6 +127,20 @@ def finetune_environment(
         chunk=1,
         curve="heldout",
         headline=("heldout", "etr"),
+    )
+
+
+def _warmup(base_steps: int | None) -> Any:
+    """A `WarmupConfig` of that many steps to the base policy, the references in proportion."""
+    from bots_jax.rl.warmup import WarmupConfig
+
+    usual = WarmupConfig()
+    if base_steps is None:
+        return usual
+    return WarmupConfig(
+        early_steps=max(1, base_steps * usual.early_steps // usual.base_steps),
+        base_steps=base_steps,
+        late_steps=max(1, base_steps * usual.late_steps // usual.base_steps),
     )
 
 
