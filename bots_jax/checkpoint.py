@@ -30,6 +30,9 @@ from bots_jax.checks import check_choice
 from bots_jax.types import PyTree, Selector, Settings, State
 
 VERSION = 2  # 2: names of generators, what a sampler needs to tell another pool
+# How a batch is put together: nothing that is believed depends on it, so a run may go on with
+# another batch size, other quotas or another share of exploration.
+CHOICE_ONLY = frozenset({"batch_size", "exploration", "quotas"})
 _HEADER = "header"
 _STEP_NAME = re.compile(r"step_(\d+)")
 
@@ -64,7 +67,7 @@ def save(
     """Write one checkpoint, then delete all but the newest `keep`.
 
     Args:
-      directory: holds one subdirectory a step; made if missing.
+      directory: holds one subdirectory a step; made if missing. A folder, no `gs://`.
       step: number of the checkpoint; one that exists is replaced.
       selector: its static settings are written down, and checked by `restore`.
       state: of that selector.
@@ -75,7 +78,7 @@ def save(
     Raises:
       CheckpointError: if it cannot be written; the earlier ones are then still there.
     """
-    directory = Path(directory).absolute()
+    directory = local_folder(directory)
     target = directory / f"step_{step:08d}"
     tree = {"state": state, "trainer": trainer}
     packed, leaves = _pack(tree)
@@ -107,11 +110,29 @@ def save(
 
 def found(directory: str | Path) -> list[int]:
     """Steps with a complete checkpoint, ascending."""
-    directory = Path(directory)
+    directory = local_folder(directory)
     if not directory.is_dir():
         return []
     names = (_STEP_NAME.fullmatch(path.name) for path in directory.iterdir() if path.is_dir())
     return sorted(int(name[1]) for name in names if name)
+
+
+def local_folder(directory: str | Path) -> Path:
+    """A folder of a file system that is mounted here.
+
+    Raises:
+      CheckpointError: for an address of a store, which would become a local folder "gs:".
+    """
+    if _ADDRESS.match(str(directory)):
+        raise CheckpointError(
+            f"directory={str(directory)!r} is an address, and checkpoints are written to folders: "
+            "mount the store (gcsfuse, s3fs) and give that path, or write "
+            "TaskSampler.state_dict() there by the trainer's own means"
+        )
+    return Path(directory).absolute()
+
+
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # also as a Path leaves it; "C:/" is none
 
 
 def restore(
@@ -128,8 +149,9 @@ def restore(
 
     Args:
       directory: as given to `save`.
-      selector: must agree with the saved one in every static setting.
-      like: a state of the expected shapes, for example from `selector.init`.
+      selector: must agree with the saved one in every static setting but `CHOICE_ONLY`.
+      like: a state of the expected shapes, for example from `selector.init`; it may have room
+        for more tasks.
       trainer: a pytree of the expected structure, shapes and dtypes.
       step: of the checkpoint; None skips damaged ones with a warning.
       settings: whose numbers win where they differ, "saved" or "given" (those of `like`).
@@ -141,7 +163,7 @@ def restore(
       DamagedCheckpointError: if `step`, or every one there is, is damaged.
     """
     check_choice("settings", settings, ("saved", "given"))
-    directory = Path(directory).absolute()
+    directory = local_folder(directory)
     steps = found(directory) if step is None else [step]
     if not steps:
         raise CheckpointError(
@@ -180,8 +202,8 @@ def from_named_arrays(
     Args:
       static: settings of the selector that it was saved with.
       arrays: by path.
-      selector: must agree with the saved one in every static setting.
-      like: a state of the expected structure.
+      selector: must agree with the saved one in every static setting but `CHOICE_ONLY`.
+      like: a state of the expected structure; it may have room for more tasks.
       settings: whose numbers win where they differ, "saved" or "given" (those of `like`).
 
     Raises:
@@ -192,10 +214,9 @@ def from_named_arrays(
     found = {path: np.asarray(array) for path, array in arrays.items()}
     leaves = [[path, a.dtype.name, list(a.shape)] for path, a in found.items()]
     template = _as_large(like, leaves, "")
-    _check_leaves(leaves, template)
-    pairs, structure = jax.tree_util.tree_flatten_with_path(template)
-    rebuilt = [_like(found[jax.tree_util.keystr(path)], leaf) for path, leaf in pairs]
-    state: State = jax.tree_util.tree_unflatten(structure, rebuilt)
+    found = _fit(found, template, "")
+    _check_leaves(found, template)
+    state: State = _fill(found, template)
     return state._replace(settings=Settings(*like.settings)) if settings == "given" else state
 
 
@@ -330,8 +351,9 @@ def _rebuild(
     _check_static(header["static"], _plain(selector.static))
     template = {"state": like, "trainer": trainer}
     _check_generators(header["generators"], template)
-    _check_leaves(header["leaves"], template)
-    tree = _unpack(packed, header["leaves"], template)
+    arrays = _fit(_cut(packed, header["leaves"]), like, "['state']")
+    _check_leaves(arrays, template)
+    tree = _fill(arrays, template)
     state: State = tree["state"]
     if settings == "given":
         state = state._replace(settings=Settings(*like.settings))
@@ -340,7 +362,8 @@ def _rebuild(
 
 def _check_static(saved: Mapping[str, Any], given: Mapping[str, Any]) -> None:
     # The strategy first: where it differs, so does much else.
-    for name in sorted(set(saved) | set(given), key=lambda name: (name != "strategy", name)):
+    names = (set(saved) | set(given)) - CHOICE_ONLY
+    for name in sorted(names, key=lambda name: (name != "strategy", name)):
         if saved.get(name) != given.get(name):
             raise CheckpointError(
                 f"the checkpoint was made with {name}={saved.get(name)!r}, this selector has "
@@ -348,12 +371,10 @@ def _check_static(saved: Mapping[str, Any], given: Mapping[str, Any]) -> None:
             )
 
 
-def _check_leaves(saved: list[list[Any]], template: PyTree) -> None:
-    expected = [
-        [path, _as_numpy(leaf).dtype.name, list(np.shape(_as_numpy(leaf)))]
-        for path, leaf in _named_leaves(template)
-    ]
-    names, wanted = {leaf[0]: leaf[1:] for leaf in saved}, {leaf[0]: leaf[1:] for leaf in expected}
+def _check_leaves(saved: Mapping[str, np.ndarray], template: PyTree) -> None:
+    ours = {path: _as_numpy(leaf) for path, leaf in _named_leaves(template)}
+    names = {path: [array.dtype.name, list(array.shape)] for path, array in saved.items()}
+    wanted = {path: [array.dtype.name, list(array.shape)] for path, array in ours.items()}
     for path in [*wanted, *names]:
         if names.get(path) != wanted.get(path):
             raise CheckpointError(
@@ -366,20 +387,64 @@ def _spell(leaf: list[Any] | None) -> str:
     return "nothing" if leaf is None else f"{leaf[0]}{leaf[1]}"
 
 
-def _unpack(
-    packed: Mapping[str, np.ndarray], leaves: list[list[Any]], template: PyTree
-) -> dict[str, Any]:
-    """Cut the flat arrays into the leaves of `template`, by path."""
+def _cut(packed: Mapping[str, np.ndarray], leaves: list[list[Any]]) -> dict[str, np.ndarray]:
+    """The leaves that were packed, by path."""
     offsets = dict.fromkeys(packed, 0)
     arrays: dict[str, np.ndarray] = {}
     for path, dtype, shape in leaves:
         size = int(np.prod(shape))
         arrays[path] = packed[dtype][offsets[dtype] : offsets[dtype] + size].reshape(shape)
         offsets[dtype] += size
+    return arrays
+
+
+def _fit(arrays: dict[str, np.ndarray], like: State, prefix: str) -> dict[str, np.ndarray]:
+    """The saved leaves of a dense pool, with the room for more tasks that `like` has.
+
+    Rows beyond the saved ones are those of `like`, which hold no task.
+    """
+    saved = arrays.get(f"{prefix}.pool.active")
+    if like.representation == "grouped" or saved is None or saved.ndim != 1:
+        return arrays
+    active = np.asarray(like.pool.active)
+    rows, room = len(saved), len(active)
+    if rows > room:
+        raise CheckpointError(
+            f"the checkpoint has {rows} rows, this pool has room for {room}: it belongs to another "
+            f"pool, or give capacity={rows} or more"
+        )
+    if active[rows:].any():
+        return arrays  # there are other tasks here: `_check_leaves` says so
+    fitted = dict(arrays)
+    for name, leaf in _named_leaves(like):
+        path, ours = prefix + name, np.shape(leaf)
+        theirs = np.shape(arrays.get(path, ours))
+        grown = len(ours) == len(theirs) and all(
+            (a, b) == (rows, room) or a == b for a, b in zip(theirs, ours, strict=True)
+        )
+        if grown and ours != theirs:
+            fitted[path] = np.array(_as_numpy(leaf))
+            fitted[path][tuple(slice(0, size) for size in theirs)] = arrays[path]
+    touched = f"{prefix}.pool.touched"
+    if touched in arrays and (rows != room or arrays[touched].shape != like.pool.touched.shape):
+        fitted.update(_list_touched(fitted, like, prefix))
+    return fitted
+
+
+def _list_touched(arrays: Mapping[str, np.ndarray], like: State, prefix: str) -> dict[str, Any]:
+    """The list of rows with pending evidence, as long as that of `like`: see `pool.visits`."""
+    pending = np.flatnonzero(arrays[f"{prefix}.pool.trials"] > 0).astype(np.int32)
+    listed = np.full(like.pool.touched.shape, len(like.pool.active), np.int32)
+    listed[: len(pending)] = pending[: len(listed)]
+    count = np.asarray(len(pending), np.int32)
+    return {f"{prefix}.pool.touched": listed, f"{prefix}.pool.num_touched": count}
+
+
+def _fill(arrays: Mapping[str, np.ndarray], template: PyTree) -> Any:
+    """`template` with other leaves, by path."""
     pairs, structure = jax.tree_util.tree_flatten_with_path(template)
-    restored = [_like(arrays[jax.tree_util.keystr(path)], leaf) for path, leaf in pairs]
-    tree: dict[str, Any] = jax.tree_util.tree_unflatten(structure, restored)
-    return tree
+    leaves = [_like(arrays[jax.tree_util.keystr(path)], leaf) for path, leaf in pairs]
+    return jax.tree_util.tree_unflatten(structure, leaves)
 
 
 def _like(array: np.ndarray, leaf: Any) -> Any:

@@ -12,8 +12,11 @@ import jax
 import numpy as np
 import pytest
 
-from bots_jax import Evidence, Selector, State, bots, checkpoint
+from bots_jax import Evidence, Selector, State, add_tasks, bots, checkpoint
+from bots_jax.adapters import TaskSampler
+from bots_jax.adapters.tunix import TunixTasks
 from bots_jax.checkpoint import CheckpointError, DamagedCheckpointError
+from bots_jax.strategies import make_strategy
 
 SELECTOR = bots(batch_size=4, rollouts=8)
 ROOT = Path(__file__).resolve().parents[1]
@@ -95,8 +98,8 @@ def test_refuses_what_is_no_checkpoint(tmp_path: Path, busy: State) -> None:
 
 def test_refuses_other_static_settings(tmp_path: Path, busy: State) -> None:
     checkpoint.save(tmp_path, 1, SELECTOR, busy)
-    other = bots(batch_size=5, rollouts=8)
-    with pytest.raises(CheckpointError, match=r"made with batch_size=4, this selector .*=5"):
+    other = bots(batch_size=4, rollouts=8, choice="mean")
+    with pytest.raises(CheckpointError, match=r"made with choice='thompson', this selector .*mean"):
         checkpoint.restore(tmp_path, other, busy)
     smaller = SELECTOR.init(num_tasks=30)
     with pytest.raises(CheckpointError, match="belongs to another pool"):
@@ -111,6 +114,77 @@ def test_the_caller_says_which_numbers_win(
     like = SELECTOR.init(reference, {"forgetting": 0.4})
     found = checkpoint.restore(tmp_path, SELECTOR, like, settings=wins)
     assert float(found.state.settings.forgetting) == pytest.approx(expected)
+
+
+def dense(state: State) -> dict[str, np.ndarray]:
+    return {path: np.asarray(leaf) for path, leaf in checkpoint.named_arrays(state).items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "batch_size", "room"),
+    [("bots", 2, 100), ("bots", 11, 60), ("auto", 11, 2000), ("dps", 4, 100)],
+)
+def test_more_room_and_another_batch_size(
+    tmp_path: Path, reference: np.ndarray, name: str, batch_size: int, room: int
+) -> None:
+    """What was believed is believed, evidence that waited counts, and the new rows are empty."""
+    selector = make_strategy(name, batch_size=4)
+    state = selector.init(reference)
+    for step in range(3):
+        state, chosen = selector.select(jax.random.key(step), state)
+        state = selector.observe(state, chosen.evidence(np.full((4, 8), step / 2)))
+        state = selector.advance(state)[0] if step < 2 else state
+    checkpoint.save(tmp_path, 1, selector, state)
+    other = make_strategy(name, batch_size=batch_size)
+    fresh = other.init(reference, capacity=room)
+    found = checkpoint.restore(tmp_path, other, fresh).state
+    before, empty, after = dense(state), dense(fresh), dense(found)
+    for path, array in after.items():
+        assert (array.dtype, array.shape) == (empty[path].dtype, empty[path].shape)
+        if "touched" not in path:
+            size = before[path].shape
+            np.testing.assert_array_equal(array[tuple(map(slice, size))], before[path])
+            if array.shape != size:
+                np.testing.assert_array_equal(array[60:], empty[path][60:])
+    np.testing.assert_allclose(
+        other.predict(found, np.arange(60)).mean, selector.predict(state).mean, rtol=1e-6
+    )
+    (new, told), (_, expected) = other.advance(found), selector.advance(state)
+    assert (float(told.trials), int(told.evaluated)) == (32, 4)
+    assert float(told.success_rate) == float(expected.success_rate)
+    new, chosen = other.select(jax.random.key(9), new)
+    assert np.all(chosen.valid)
+    assert np.all(np.asarray(chosen.task_ids) < 60)
+    if room > 60:
+        new, ids = add_tasks(new, reference[:, :5])
+        assert ids.tolist() == [60, 61, 62, 63, 64]
+    else:
+        with pytest.raises(CheckpointError, match=r"has 60 rows, .* give capacity=60 or more"):
+            checkpoint.restore(tmp_path, other, other.init(reference[:, :40]))
+    with pytest.raises(CheckpointError, match="belongs to another pool"):
+        checkpoint.restore(tmp_path, other, other.init(num_tasks=90))
+
+
+@pytest.mark.parametrize(
+    "address", ["gs://bucket/run", "s3://bucket", "file:///tmp/x", Path("gs://bucket/run")]
+)
+def test_an_address_is_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, busy: State, address: str | Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    sampler = TaskSampler(SELECTOR, num_tasks=60)
+    for call in (
+        lambda: checkpoint.save(address, 1, SELECTOR, busy),
+        lambda: checkpoint.restore(address, SELECTOR, busy),
+        lambda: checkpoint.found(address),
+        lambda: sampler.save(address),
+        lambda: sampler.restore(address),
+        lambda: TunixTasks(sampler, {"prompts": np.array([""] * 60)}, directory=address),
+    ):
+        with pytest.raises(CheckpointError, match="is an address, and checkpoints are written to"):
+            call()
+    assert list(tmp_path.iterdir()) == []
+    assert checkpoint.local_folder("a:b/c") == tmp_path / "a:b/c"
 
 
 FULL_DISK = """

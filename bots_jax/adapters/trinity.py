@@ -31,6 +31,7 @@ from trinity.buffer.selector.selector import BaseSelector
 from bots_jax.adapters.flat import flatten, unflatten
 from bots_jax.adapters.host import NotEnoughTasksError, TaskSampler
 from bots_jax.bots_selector import bots
+from bots_jax.checkpoint import local_folder
 from bots_jax.checks import check_count
 
 _LOG = logging.getLogger(__name__)
@@ -74,10 +75,8 @@ class BotsSelector(BaseSelector):
             np.asarray(list(data_source.dataset[k]), np.float64) for k in config.feature_keys
         ]
         self._reference = np.stack(columns).astype(np.float32) if columns else None
-        self._folder = Path(
-            self._options.state_dir
-            or Path("bots_jax_state") / (getattr(data_source, "name", "") or "tasks")
-        ).absolute()
+        name = getattr(data_source, "name", "") or "tasks"
+        self._folder = local_folder(self._options.state_dir or Path("bots_jax_state") / name)
         self._sampler: TaskSampler | None = None
 
     # --- what Trinity calls ------------------------------------------------------------------

@@ -87,7 +87,7 @@ class TunixTasks:
         self.sampler = sampler
         self._columns = columns if callable(columns) else _by_row(columns)
         self._delay = delay
-        self._directory = None if directory is None else Path(directory)
+        self._directory = None if directory is None else checkpoint.local_folder(directory)
         self._save_every, self._keep = save_every, keep
         self._success = success
         self._ahead: deque[Batch] = deque()

@@ -419,8 +419,8 @@ def test_what_becomes_of_tasks_in_flight(reference: np.ndarray) -> None:
     freed = make(reference)
     freed.load_state_dict(saved, in_flight="abandon")
     assert len(freed.next_batch(60).rows) == 60
-    with pytest.raises(CheckpointError, match="batch_size=4, this selector has batch_size=5"):
-        TaskSampler(bots(batch_size=5), reference).load_state_dict(saved)
+    with pytest.raises(CheckpointError, match="expiry=None, this selector has expiry=5"):
+        TaskSampler(bots(batch_size=B, expiry=5), reference).load_state_dict(saved)
     with pytest.raises(CheckpointError, match="belongs to another pool"):
         TaskSampler(SELECTOR, reference).load_state_dict(saved)
 

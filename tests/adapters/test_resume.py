@@ -152,6 +152,46 @@ def test_keys_of_the_trainer(tmp_path: Path) -> None:
             checkpoint.restore(tmp_path, SELECTOR, state, trainer=like)
 
 
+# --- another batch, more tasks -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", ["state_dict", "orbax"])
+def test_batches_made_up_otherwise_and_room_for_more_tasks(tmp_path: Path, way: str) -> None:
+    names = [f"task-{i}" for i in range(N)]
+    saved = make(task_ids=names)
+    for _ in range(3):
+        batch = saved.next_batch()
+        saved.observe(batch.task_ids, [8, 4, 0, 2], M, batch.visits)
+    out = saved.next_batch(3)  # one is left over
+    saved.save(tmp_path)
+    other = make(
+        task_ids=names, capacity=80, selector=bots(batch_size=6, rollouts=M, quotas=(2, 4))
+    )
+    if way == "orbax":
+        other.restore(tmp_path, in_flight="keep")
+    else:
+        other.load_state_dict(saved.state_dict(), in_flight="keep")
+    assert other.observe(out.task_ids, [1, 2, 3], M, out.visits).all()
+    believed = saved.predict().mean
+    np.testing.assert_allclose(other.predict(names).mean, believed[:N], rtol=1e-6)
+    added = other.add_tasks([f"new-{i}" for i in range(20)], RATES[:, :20], domains=[0, 1] * 10)
+    assert len(added) == 20
+    other.next_batch(2)  # the one left over, and another
+    other.advance()
+    batch = other.next_batch()
+    assert np.bincount(batch.rows % 2).tolist() == [2, 4]
+    assert other.observe(batch.task_ids, [1] * 6, M, batch.visits).all()
+    again = make(
+        task_ids=names, capacity=80, selector=bots(batch_size=6, rollouts=M, quotas=(2, 4))
+    )
+    again.load_state_dict(other.state_dict(), in_flight="keep")
+    assert told(again) == told(other)
+    with pytest.raises(
+        CheckpointError, match=r"has 80 rows, .* room for 48: .*capacity=80 or more"
+    ):
+        make(task_ids=names).load_state_dict(other.state_dict())
+
+
 # --- other tasks ---------------------------------------------------------------------------
 
 
