@@ -22,9 +22,9 @@ How far embeddings are trusted is learned. Their E weights are a priori N(0, s /
 holds its prior in full at every step, what L was told says how likely each s of a grid is (type II
 likelihood, MacKay 1992): with a = E / s on the diagonal of the embeddings, and y = L m as told,
 
-    log p(s) = (E log a - log |L_a| + y' L_a^-1 y) / 2 + const,    L_a = L + a - (a in force)
+    log p(y | s) = (E log a - log |L_a| + y' L_a^-1 y) / 2 + const,    L_a = L + a - (a in force)
 
-s is then the mean of log s under these, and L is L_a. So embeddings that say nothing soon weigh
+log s is then its mean under these, and L is L_a. So embeddings that say nothing soon weigh
 nothing, and those that say much are let go.
 
 Each task has one domain, so the part of L among the u is diagonal, and stays so: with F
@@ -72,7 +72,7 @@ class Prior(NamedTuple):
     total: float = 0.5  # of the sum of the references' weights, about 1
     each: float = 0.25  # of one weight about the mean of all
     domain: float = 1.0  # of what sets a domain apart
-    # Of what all embeddings, each of variance 1, say together; tried from 1/16 to twice that
+    # Of what all embeddings, each of variance 1, say together: the most that is tried
     embeddings: float = 1.0
 
 
@@ -102,8 +102,9 @@ class Regression(NamedTuple):
     trust: Array | None = None  # f, a: precision of each embedding's weight; None without any
 
 
-# The variances s that are tried, of `Prior.embeddings` squared.
-_VARIANCES = tuple(4.0**power for power in range(-4, 2))
+# The variances s that are tried, in `Prior.embeddings` squared. None above what was given: a few
+# successes among many failures say too much in Laplace's form, and s would follow them.
+_VARIANCES = np.array([4.0**power for power in range(-4, 1)])
 _ITERATIONS = 8
 
 
@@ -227,7 +228,7 @@ def _on_embeddings(size: int, more: int, dtype: jnp.dtype) -> Array:
 
 def _trusts(scales: Prior, reference: Reference) -> np.ndarray:
     """The grid of a, from much trust to little."""
-    return _num_embeddings(reference) / (scales.embeddings**2 * np.array(_VARIANCES))
+    return _num_embeddings(reference) / (scales.embeddings**2 * _VARIANCES)
 
 
 def _first_trust(scales: Prior, reference: Reference) -> Array | None:
