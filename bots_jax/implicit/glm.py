@@ -154,7 +154,7 @@ def glm(
         return _learn_trust(after, params.trust, _trusts(scales, reference))
 
     def infer(params: Regression, reference: Reference, domain: Array | None) -> Inferred:
-        return _infer(params, reference, domain, least_counts)
+        return _infer_in_chunks(params, reference, domain, least_counts)
 
     return Estimator("glm", 0, init, fit, infer, _capability, uses_momentum=False)
 
@@ -393,6 +393,37 @@ def _learn(
     precision: Precision = jax.tree.map(jnp.add, prior, _observed(x, bend, domain, effects))
     learned = overdispersion.learn(spread, expected, fused.successes, trials, overdispersion.KEEP)
     return Regression(mean, precision, _covariance(precision), levels, learned)
+
+
+# Tasks looked at together where features are many: those of 32 numbers stay in a core's cache: a
+# million take a tenth of the time that they take at once.
+_CHUNK = 4096
+
+
+def _infer_in_chunks(
+    params: Regression, reference: Reference, domain: Array | None, least: float
+) -> Inferred:
+    """`_infer`, a chunk after the other where all at once would be moved through memory."""
+    tasks = reference.rates.shape[1]
+    whole = tasks // _CHUNK
+    few = 1 + reference.rates.shape[0] + _num_embeddings(reference) <= FEW_ROWS
+    if few or whole < 2 or mesh_of(reference.rates) is not None:
+        return _infer(params, reference, domain, least)
+
+    def part(start: Array | int, size: int) -> Inferred:
+        def cut(values: Array) -> Array:
+            return lax.dynamic_slice_in_dim(values, start, size, axis=-1)
+
+        known = jax.tree.map(cut, reference._replace(code=None))
+        return _infer(params, known, None if domain is None else cut(domain), least)
+
+    starts = _CHUNK * jnp.arange(whole, dtype=jnp.int32)
+    chunks = lax.map(lambda start: part(start, _CHUNK), starts)
+    told = jax.tree.map(jnp.ravel, chunks)
+    rest = tasks - whole * _CHUNK
+    if not rest:
+        return told
+    return jax.tree.map(lambda *x: jnp.concatenate(x), told, part(whole * _CHUNK, rest))
 
 
 def _infer(
