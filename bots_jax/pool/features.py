@@ -3,9 +3,9 @@
 In: numbers f[N, F], kinds i[N] or i[N, F], or several of them. Out: f[E, N], finite:
 
     a number   (x - mean) / standard deviation; 0 where it is missing (NaN)
-    a kind     one column for each value, 1 where the task has it, less its share, over the
-               square root of that share; so rare kinds are told apart as well as frequent ones;
-               0 for a value that was not there at first
+    a kind     one column for each value, 1 where the task has it, less its share, over half the
+               square root of that share; so rare kinds are told apart as well as frequent ones,
+               and up to twice as far as numbers; 0 for a value that was not there at first
 
 and the code by which tasks that come later get theirs.
 """
@@ -21,9 +21,12 @@ import numpy as np
 from bots_jax.checks import is_concrete
 
 # Values of one column of kinds: each takes a row and a column of the regression's covariance.
-MOST_KINDS = 64
+MOST_KINDS = 128
 # Columns in all: a step costs their cube, and a state their product with the tasks.
 MOST_COLUMNS = 256
+
+# Kinds of tasks differ more than one number tells: logits, where all numbers together have 1.
+_KIND_SPREAD = 2.0
 
 
 class FeatureCode(NamedTuple):
@@ -132,7 +135,7 @@ def _code_of(column: np.ndarray, at: int) -> FeatureCode:
             "or give numbers as floats"
         )
     share = count / len(column)
-    return _as_code(at, _hashes(values), True, share, np.sqrt(share))
+    return _as_code(at, _hashes(values), True, share, np.sqrt(share) / _KIND_SPREAD)
 
 
 def _as_code(

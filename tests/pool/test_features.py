@@ -70,7 +70,7 @@ def test_later_tasks_are_told_by_the_moments_of_the_first() -> None:
 @pytest.mark.parametrize(
     ("features", "message"),
     [
-        (np.arange(200), "has 200 kinds, at most 64"),
+        (np.arange(200), "has 200 kinds, at most 128"),
         (np.zeros((4, 4, 4)), "expected"),
         (np.arange(900).reshape(15, 60), "make 900 columns .* at most 256"),
         (np.zeros((9, 257)), "make 257 columns"),
