@@ -62,7 +62,7 @@ from bots_jax.compose import BeliefInfo, BeliefModel
 from bots_jax.implicit.contract import Estimator, TaskCounts
 from bots_jax.implicit.features import shrink, unshrink
 from bots_jax.numerics.arithmetic import masked_mean, safe_ratio
-from bots_jax.numerics.control_flow import lazy_cond
+from bots_jax.numerics.control_flow import either, lazy_cond
 from bots_jax.pool.reference import Reference
 from bots_jax.pool.visits import Evaluated, StepEvidence, take
 from bots_jax.sharding import totals
@@ -421,12 +421,14 @@ def _own(prior: _Prior, expected: Expected, explained_fraction: Array) -> TaskCo
 def _visited(expected: Expected, successes: Array, trials: Array) -> tuple[Array, Array]:
     """u and v after s of n."""
     line, start, variance = expected
-    offset = start
-    for _ in range(_NEWTON_STEPS):
+
+    def closer(_: int, offset: Array) -> Array:
         rate = jax.nn.sigmoid(line + offset)
         slope = successes - trials * rate - (offset - start) / variance
         bend = trials * rate * (1 - rate) + 1 / variance
-        offset += jnp.clip(slope / bend, -_LONGEST_STEP, _LONGEST_STEP)
+        return offset + jnp.clip(slope / bend, -_LONGEST_STEP, _LONGEST_STEP)
+
+    offset = lax.fori_loop(0, _NEWTON_STEPS, closer, start)
     rate = jax.nn.sigmoid(line + offset)
     return offset, 1 / (trials * rate * (1 - rate) + 1 / variance)
 
@@ -537,10 +539,8 @@ def _reset_on_changepoint(
     better = foresight(fresh, history.forgotten()) - foresight(old, history)
     cusum = jnp.maximum(old.cusum + better, 0)
     begin = cusum > _CUSUM_LIMIT
-    shared = jax.tree.map(
-        lambda new, old: jnp.where(begin, new, old),
-        fresh._replace(num_resets=old.num_resets + 1),
-        old._replace(cusum=cusum),
+    shared = either(
+        begin, fresh._replace(num_resets=old.num_resets + 1), old._replace(cusum=cusum)
     )
     return belief._replace(
         shared=shared, history=lazy_cond(begin, History.forgotten, belief.history)
@@ -570,11 +570,7 @@ def _learn(
     tried = batch.trials > 0
     off = jnp.abs(prior.mean - safe_ratio(batch.successes, batch.trials))
     anything = jnp.any(tried)  # if not, no policy was trained, and nothing is forgotten
-    after = jax.tree.map(
-        lambda new, old: jnp.where(anything, new, old),
-        shared._replace(estimator=params),
-        belief.shared,
-    )
+    after = either(anything, shared._replace(estimator=params), belief.shared)
     return after, masked_mean(off, tried), anything
 
 
