@@ -314,7 +314,7 @@ def _admit(state: State, evidence: Evidence) -> Rows:
     return rows
 
 
-@jax.jit
+@jit_by_size
 def _exists(tasks: visits.PoolState, task_ids: Array) -> Array:
     """bool[M], looked up where the pool lives: it may be large, and far from the host."""
     inside = (task_ids >= 0) & (task_ids < tasks.active.shape[0])

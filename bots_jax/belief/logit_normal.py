@@ -539,9 +539,7 @@ def _reset_on_changepoint(
     better = foresight(fresh, history.forgotten()) - foresight(old, history)
     cusum = jnp.maximum(old.cusum + better, 0)
     begin = cusum > _CUSUM_LIMIT
-    shared = either(
-        begin, fresh._replace(num_resets=old.num_resets + 1), old._replace(cusum=cusum)
-    )
+    shared = either(begin, fresh._replace(num_resets=old.num_resets + 1), old._replace(cusum=cusum))
     return belief._replace(
         shared=shared, history=lazy_cond(begin, History.forgotten, belief.history)
     )

@@ -43,18 +43,6 @@ def key_words(rng_key: Array, count: int | None = None) -> Array:
     return jnp.stack(pair, axis=-1).reshape(shape)
 
 
-def split(rng_key: Array, count: int = 2) -> Array:
-    """`jax.random.split`, the same keys; of Threefry keys compiled in a third of the time."""
-    data = jax.random.key_data(rng_key)
-    if data.shape != (2,) or not jax.config.read("jax_threefry_partitionable"):
-        return jax.random.split(rng_key, count)
-    pair = threefry(data, jnp.uint32(0), jnp.arange(count, dtype=jnp.uint32))
-    keys = jnp.stack(pair, axis=-1)
-    if not jnp.issubdtype(rng_key.dtype, jax.dtypes.prng_key):
-        return keys
-    return jax.random.wrap_key_data(keys, impl=jax.random.key_impl(rng_key))
-
-
 def lane_bits(words: Array, lanes: Array, attempt: Array, dtype: jnp.dtype) -> tuple[Array, Array]:
     """Two independent random integers a lane, a function of key, lane and attempt alone.
 

@@ -17,11 +17,11 @@ less than could be.
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from bots_jax.checks import is_concrete
+from bots_jax.numerics.compiling import jit_by_size
 from bots_jax.types import Array, ArrayLike, Evidence
 
 MOST_WORTH = 16.0  # flips that a graded reward may count for
@@ -58,10 +58,8 @@ def evidence_of_rewards(
     return Evidence(task_ids, successes, trials, visit, tokens)
 
 
-@jax.jit  # or each operation would be compiled by itself at the first call, for a second in all
-def _counts(
-    task_ids: Array, values: Array, low: ArrayLike, high: ArrayLike
-) -> tuple[Array, Array]:
+@jit_by_size  # or each operation would be compiled by itself at the first call, for a second in all
+def _counts(task_ids: Array, values: Array, low: ArrayLike, high: ArrayLike) -> tuple[Array, Array]:
     """Successes and trials, f[M] each."""
     scored = jnp.isfinite(values)
     low, high = jnp.asarray(low, values.dtype), jnp.asarray(high, values.dtype)

@@ -246,9 +246,7 @@ def _is_small(pool: PoolState) -> bool:
     return pool.active.shape[0] <= _SMALL
 
 
-def _add_counts(
-    pool: PoolState, evidence: Rows, counts: Array, again: Array | None
-) -> PoolState:
+def _add_counts(pool: PoolState, evidence: Rows, counts: Array, again: Array | None) -> PoolState:
     capacity = pool.active.shape[0]
     if again is None:
         rows = jnp.where(counts, evidence.task_ids, capacity)
