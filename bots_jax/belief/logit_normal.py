@@ -421,14 +421,12 @@ def _own(prior: _Prior, expected: Expected, explained_fraction: Array) -> TaskCo
 def _visited(expected: Expected, successes: Array, trials: Array) -> tuple[Array, Array]:
     """u and v after s of n."""
     line, start, variance = expected
-
-    def closer(_: int, offset: Array) -> Array:
+    offset = start
+    for _ in range(_NEWTON_STEPS):
         rate = jax.nn.sigmoid(line + offset)
         slope = successes - trials * rate - (offset - start) / variance
         bend = trials * rate * (1 - rate) + 1 / variance
-        return offset + jnp.clip(slope / bend, -_LONGEST_STEP, _LONGEST_STEP)
-
-    offset = lax.fori_loop(0, _NEWTON_STEPS, closer, start)
+        offset += jnp.clip(slope / bend, -_LONGEST_STEP, _LONGEST_STEP)
     rate = jax.nn.sigmoid(line + offset)
     return offset, 1 / (trials * rate * (1 - rate) + 1 / variance)
 

@@ -32,7 +32,7 @@ from bots_jax.types import Array, PyTree
 NO_VISIT = -1
 # Pools of so many rows at most are gone through at each step: the list of rows with pending
 # evidence, and what is needed where it is incomplete, would be most of what is compiled.
-_SMALL = 2**14
+_SMALL = 2**13
 
 
 class PoolState(NamedTuple):
