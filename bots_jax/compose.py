@@ -21,6 +21,7 @@ import numpy as np
 from bots_jax.checks import check_count, is_concrete
 from bots_jax.choice.batch import Plan, Ranking, as_mask, check_quotas, choose, lowest, make_plan
 from bots_jax.numerics.arithmetic import safe_ratio
+from bots_jax.numerics.compiling import jit_by_size
 from bots_jax.numerics.control_flow import sequencing_zero
 from bots_jax.pool import visits
 from bots_jax.pool.evidence import (
@@ -273,7 +274,7 @@ def compose(
         )
         return own_buffers(State(numbers, tasks_state, known, model.init(numbers, known, count)))
 
-    @jax.jit
+    @jit_by_size
     def select_arrays(
         rng_key: Array, state: State, eligible: Array | None
     ) -> tuple[State, Selection]:
@@ -286,12 +287,12 @@ def compose(
             (state._replace(pool=opened), Selection(ids, draws, valid, visit))
         )
 
-    @jax.jit
+    @jit_by_size
     def observe_arrays(state: State, evidence: Rows) -> State:
         observed = visits.observe(state.pool, evidence, state.settings.rollouts)
         return constrain_sharding(state._replace(pool=observed))
 
-    @jax.jit
+    @jit_by_size
     def advance_arrays(state: State) -> tuple[State, Info]:
         closed, fused, counts = visits.close_step(state.pool, expiry)
         belief, told = model.fuse(state.belief, state.settings, state.reference, fused)
@@ -300,7 +301,7 @@ def compose(
         closed = visits.clear_pending(closed, fused, belief_is_done)
         return constrain_sharding((state._replace(pool=closed, belief=belief), info))
 
-    @jax.jit
+    @jit_by_size
     def update_arrays(state: State, evidence: Rows) -> tuple[State, Info]:
         return advance_arrays(observe_arrays(state, evidence))
 

@@ -77,7 +77,7 @@ def reporting(reward: Callable[..., list[float]], sampler: TaskSampler) -> Calla
         if "task_id" in columns:
             ids = gather_object(list(columns["task_id"]))  # of all processes, to each of them
             values = gather_object([float("nan" if v is None else v) for v in rewards])
-            solved = [float("nan") if np.isnan(value) else float(value > 0) for value in values]
+            solved = np.where(np.isnan(values), np.nan, np.asarray(values) > 0)
             sampler.observe(ids, solved, trials=1)
         return rewards
 

@@ -62,7 +62,7 @@ from bots_jax.compose import BeliefInfo, BeliefModel
 from bots_jax.implicit.contract import Estimator, TaskCounts
 from bots_jax.implicit.features import shrink, unshrink
 from bots_jax.numerics.arithmetic import masked_mean, safe_ratio
-from bots_jax.numerics.control_flow import lazy_cond
+from bots_jax.numerics.control_flow import either, lazy_cond
 from bots_jax.pool.reference import Reference
 from bots_jax.pool.visits import Evaluated, StepEvidence, take
 from bots_jax.sharding import totals
@@ -537,11 +537,7 @@ def _reset_on_changepoint(
     better = foresight(fresh, history.forgotten()) - foresight(old, history)
     cusum = jnp.maximum(old.cusum + better, 0)
     begin = cusum > _CUSUM_LIMIT
-    shared = jax.tree.map(
-        lambda new, old: jnp.where(begin, new, old),
-        fresh._replace(num_resets=old.num_resets + 1),
-        old._replace(cusum=cusum),
-    )
+    shared = either(begin, fresh._replace(num_resets=old.num_resets + 1), old._replace(cusum=cusum))
     return belief._replace(
         shared=shared, history=lazy_cond(begin, History.forgotten, belief.history)
     )
@@ -570,11 +566,7 @@ def _learn(
     tried = batch.trials > 0
     off = jnp.abs(prior.mean - safe_ratio(batch.successes, batch.trials))
     anything = jnp.any(tried)  # if not, no policy was trained, and nothing is forgotten
-    after = jax.tree.map(
-        lambda new, old: jnp.where(anything, new, old),
-        shared._replace(estimator=params),
-        belief.shared,
-    )
+    after = either(anything, shared._replace(estimator=params), belief.shared)
     return after, masked_mean(off, tried), anything
 
 

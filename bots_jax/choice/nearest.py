@@ -56,6 +56,8 @@ def nearest_target(base: str = "thompson", noisy: bool = False, of_betas: bool =
 # From this many tasks to a place in the batch on, a race finds the nearest draws sooner than
 # drawing all; below, it would seldom get far enough.
 _TASKS_TO_RACE = 32
+# Up to this many tasks all are drawn in any case: sooner compiled, and in less than a millisecond.
+_FEW_TASKS = 2**14
 
 
 def _nearest_draws(
@@ -63,5 +65,6 @@ def _nearest_draws(
 ) -> tuple[Array, Array, Array]:
     """Step 1 for Beta posteriors, without drawing every task's."""
     alpha, beta = state.belief.posterior
-    find = thinning.nearest if alpha.shape[0] >= _TASKS_TO_RACE * count else thinning.nearest_of_all
+    races = alpha.shape[0] >= max(_TASKS_TO_RACE * count, _FEW_TASKS)
+    find = thinning.nearest if races else thinning.nearest_of_all
     return find(rng_key, alpha, beta, allowed, state.settings.target, count)

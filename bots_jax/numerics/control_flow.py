@@ -37,3 +37,11 @@ def lazy_cond(needed: Array, repair: Callable[[PyTree], PyTree], value: PyTree) 
             return jnp.zeros_like(carry[0]), repair(carry[1])
 
     return lax.while_loop(lambda carry: carry[0], turn, (needed, value))[1]
+
+
+def either(which: Array, first: PyTree, second: PyTree) -> PyTree:
+    """`first` where the scalar `which`, else `second`, both at hand already.
+
+    Copied, not computed: XLA on CPU compiles a function for each array that `jnp.where` makes.
+    """
+    return lax.cond(which, lambda pair: pair[0], lambda pair: pair[1], (first, second))

@@ -10,7 +10,8 @@ arrives after that is recognised as stale.
 
 A step brings evidence of few of the C rows. They are listed in `touched`, so that means
 over the batch cost what the batch does, and are summed in one order on any number of
-devices; if more than its R places are needed, all rows are gone through instead.
+devices; if more than its R places are needed, all rows are gone through instead. Small pools
+are gone through in any case.
 """
 
 from __future__ import annotations
@@ -25,10 +26,13 @@ from jax import lax
 from bots_jax.numerics.control_flow import lazy_cond
 from bots_jax.numerics.short_lists import repeats, seen_before, times_before
 from bots_jax.pool.evidence import MOST_TRIALS, PADDING, UNNUMBERED, Rows, sound_numbers
-from bots_jax.sharding import mesh_of, total
+from bots_jax.sharding import mesh_of, top_k, total
 from bots_jax.types import Array, PyTree
 
 NO_VISIT = -1
+# Pools of so many rows at most are gone through at each step: the list of rows with pending
+# evidence, and what is needed where it is incomplete, would be most of what is compiled.
+_SMALL = 2**13
 
 
 class PoolState(NamedTuple):
@@ -61,7 +65,8 @@ class StepEvidence(NamedTuple):
     domain: Array | None  # i32[C]
     num_domains: int  # D, static
     rows: Array | None = None  # i32[R], the tasks with trials, ascending, C beyond; None: any
-    overflow: Array | None = None  # bool, whether `rows` is incomplete
+    # bool, whether `rows` is incomplete; None: nobody knows, and all rows are gone through
+    overflow: Array | None = None
 
 
 class Evaluated(NamedTuple):
@@ -197,7 +202,7 @@ def observe(pool: PoolState, evidence: Rows, rollouts: Array) -> PoolState:
     countable = (evidence.trials > 0) & (evidence.trials <= MOST_TRIALS)
     attempts = jnp.where(sound | countable, evidence.trials, rollouts)
     attempts = jnp.where(attached, attempts, 0)
-    again = repeats(ids, exists)
+    again = None if _is_small(pool) else repeats(ids, exists)
     counts = sound & (trials > 0) & (attached | ~numbered)
     pool = _add_counts(pool, evidence, counts, again)
     pool = _add_to_visits(pool, ids, attempts, attached, rollouts, again)
@@ -236,8 +241,22 @@ def first_of_each(values: Array, again: Array | None) -> Array:
     return lazy_cond(again, look, all_are)
 
 
-def _add_counts(pool: PoolState, evidence: Rows, counts: Array, again: Array) -> PoolState:
+def _is_small(pool: PoolState) -> bool:
+    """Whether going through all rows costs less than compiling what would spare it."""
+    return pool.active.shape[0] <= _SMALL
+
+
+def _add_counts(pool: PoolState, evidence: Rows, counts: Array, again: Array | None) -> PoolState:
     capacity = pool.active.shape[0]
+    if again is None:
+        rows = jnp.where(counts, evidence.task_ids, capacity)
+        successes = jnp.minimum(evidence.successes, evidence.trials)
+        return pool._replace(
+            successes=pool.successes.at[rows].add(successes, mode="drop"),
+            trials=pool.trials.at[rows].add(evidence.trials, mode="drop"),
+            # The list is not kept: incomplete, if the pool should grow before the next step.
+            num_touched=jnp.full_like(pool.num_touched, pool.touched.shape[0] + 1),
+        )
     rows = jnp.where(counts, evidence.task_ids, capacity)
     before = pool.trials[jnp.minimum(rows, capacity - 1)]
     new = counts & (before == 0) & first_of_each(rows, again)
@@ -254,7 +273,12 @@ def _add_counts(pool: PoolState, evidence: Rows, counts: Array, again: Array) ->
 
 
 def _add_to_visits(
-    pool: PoolState, ids: Array, trials: Array, attached: Array, rollouts: Array, again: Array
+    pool: PoolState,
+    ids: Array,
+    trials: Array,
+    attached: Array,
+    rollouts: Array,
+    again: Array | None,
 ) -> PoolState:
     capacity = pool.active.shape[0]
     rows = jnp.where(attached, ids, capacity)
@@ -274,10 +298,15 @@ def _close(pool: PoolState, rows: Array, again: Array | None) -> PoolState:
     capacity = pool.active.shape[0]
     is_open = (rows < capacity) & (pool.visit[jnp.minimum(rows, capacity - 1)] != NO_VISIT)
     rows = jnp.where(is_open, rows, capacity)
+    visit = pool.visit.at[rows].set(NO_VISIT, mode="drop")
+    if _is_small(pool):
+        in_flight = _count(visit != NO_VISIT)
+    else:
+        in_flight = pool.in_flight - _count(is_open & first_of_each(rows, again))
     return pool._replace(
-        visit=pool.visit.at[rows].set(NO_VISIT, mode="drop"),
+        visit=visit,
         visit_trials=pool.visit_trials.at[rows].set(0, mode="drop"),
-        in_flight=pool.in_flight - _count(is_open & first_of_each(rows, again)),
+        in_flight=in_flight,
     )
 
 
@@ -299,7 +328,11 @@ def close_step(pool: PoolState, expiry: int | None) -> tuple[PoolState, StepEvid
     """
     capacity, step = pool.active.shape[0], pool.step + 1
     fused = StepEvidence(pool.successes, pool.trials, pool.domain, pool.domain_sizes.shape[0])
-    if pool.touched.shape[0] < capacity:
+    if pool.touched.shape[0] < capacity and _is_small(pool):
+        first = top_k((pool.trials > 0).astype(jnp.float32), pool.touched.shape[0])[1]
+        rows = jnp.where(pool.trials[first] > 0, first.astype(jnp.int32), capacity)
+        fused = fused._replace(rows=rows)
+    elif pool.touched.shape[0] < capacity:
         rows = jnp.sort(pool.touched)
         repeated = jnp.concatenate([jnp.zeros(1, bool), rows[1:] == rows[:-1]])
         fused = fused._replace(
