@@ -49,6 +49,7 @@ from bots_jax.types import (
     Belief,
     Evidence,
     Info,
+    InitFn,
     PyTree,
     Recipe,
     Selection,
@@ -74,20 +75,18 @@ class BeliefModel(NamedTuple):
 
     init(settings, reference, num_domains) -> belief
     fuse(belief, settings, reference, fused) -> (belief, BeliefInfo); one time step
-    predict(belief, settings, reference, rows) -> Belief; rows i32[...] or slice(None)
-    draw(rng_key, belief, settings, reference) -> f[C], one draw of each p
-    at(belief, settings, reference, domain, rows) -> Belief: `predict`, for beliefs that are made
-      when they are asked for and so have to be told the domains; None: `predict` is all there is
+    predict(state, rows) -> Belief; rows i32[...] or slice(None)
+    draw(rng_key, state) -> f[C], one draw of each p
 
+    The two are asked with the whole state: what is believed may rest on domains and features.
     The pytree has a method restart(settings, rows i32[A]) -> pytree that makes those
     rows new, for `add_tasks`; rows >= C are dropped.
     """
 
     init: Callable[[Settings, Reference, int], PyTree]
     fuse: Callable[[PyTree, Settings, Reference, StepEvidence], tuple[PyTree, BeliefInfo]]
-    predict: Callable[[PyTree, Settings, Reference, Any], Belief]
-    draw: Callable[[Array, PyTree, Settings, Reference], Array]
-    at: Callable[[PyTree, Settings, Reference, Array | None, Any], Belief] | None = None
+    predict: Callable[[State, Any], Belief]
+    draw: Callable[[Array, State], Array]
 
 
 class Choice(NamedTuple):
@@ -244,9 +243,44 @@ def compose(
       ValueError: naming the argument and its value.
     """
     plan = plan_of(batch_size, shared)
-    num_domains = shared.get("num_domains")
     expiry = None if (age := shared.get("expiry")) is None else check_count("expiry", age)
     dtype = None if (wanted := shared.get("dtype")) is None else _check_dtype(wanted)
+
+    described = {"strategy": name, **plan._asdict(), "expiry": expiry, **(static or {})}
+    init = _init_of(model, settings, plan, described, shared.get("num_domains"), dtype)
+    traced = _traced_functions(model, choice, plan, expiry)
+
+    def select(
+        rng_key: Array, state: State, eligible: ArrayLike | None = None
+    ) -> tuple[State, Selection]:
+        check_state(state)
+        mask = beside(as_mask(eligible, _capacity(state)), state.pool.trials)
+        return traced.select(check_key(rng_key), state, mask)
+
+    def observe(state: State, evidence: Evidence) -> State:
+        return traced.observe(state, _admit(state, evidence))
+
+    def update(state: State, evidence: Evidence) -> tuple[State, Info]:
+        return traced.update(state, _admit(state, evidence))
+
+    def abandon(state: State, task_ids: ArrayLike) -> State:
+        return traced.abandon(state, check_ids(state, task_ids))
+
+    def predict(state: State, task_ids: ArrayLike | None = None) -> Belief:
+        return traced.predict(state, None if task_ids is None else check_ids(state, task_ids))
+
+    return Selector(init, select, observe, traced.advance, update, abandon, predict, described)
+
+
+def _init_of(
+    model: BeliefModel,
+    base: Settings,
+    plan: Plan,
+    static: Mapping[str, Any],
+    num_domains: int | None,
+    dtype: Any,
+) -> InitFn:
+    """`init`, on the host: everything that a user gives is checked, then laid out."""
 
     def init(
         reference: ArrayLike | None = None,
@@ -257,10 +291,10 @@ def compose(
         capacity: int | None = None,
         features: Any = None,
     ) -> State:
-        reference = with_features(reference, features, described)
+        reference = with_features(reference, features, static)
         check_given(reference, reference_trials)
         float_dtype = reference_dtype(dtype, reference)
-        numbers = settings_of(factory_settings, settings, float_dtype)
+        numbers = settings_of(base, settings, float_dtype)
         rates, trials, domains = expand_reference(reference, reference_trials, domains)
         known, tasks = make_reference(rates, trials, num_tasks, capacity, float_dtype)
         rows = known.rates.shape[1]
@@ -268,11 +302,30 @@ def compose(
         domain, count = _make_domains(domains, tasks, num_domains)
         check_quotas(plan, count)
         touched_capacity = max(TOUCHED_PER_SELECTED * plan.batch_size, _LEAST_TOUCHED)
-        track_expiry = expiry is not None
+        track_expiry = static["expiry"] is not None
         tasks_state = visits.make_pool(
             tasks, rows, domain, count, float_dtype, touched_capacity, track_expiry
         )
         return own_buffers(State(numbers, tasks_state, known, model.init(numbers, known, count)))
+
+    return init
+
+
+class _Traced(NamedTuple):
+    """The functions of a selector over arrays alone, jitted."""
+
+    select: Callable[[Array, State, Array | None], tuple[State, Selection]]
+    observe: Callable[[State, Rows], State]
+    advance: Callable[[State], tuple[State, Info]]
+    update: Callable[[State, Rows], tuple[State, Info]]
+    abandon: Callable[[State, Array], State]
+    predict: Callable[[State, Array | None], Belief]
+
+
+def _traced_functions(
+    model: BeliefModel, choice: Choice, plan: Plan, expiry: int | None
+) -> _Traced:
+    """What a selector does, each function compiled once a shape."""
 
     @jit_by_size
     def select_arrays(
@@ -314,30 +367,16 @@ def compose(
         rows = slice(None) if task_ids is None else task_ids
         if model.at is not None:
             return model.at(state.belief, state.settings, state.reference, state.pool.domain, rows)
-        return model.predict(state.belief, state.settings, state.reference, rows)
+        return model.predict(state, rows)
 
-    def select(
-        rng_key: Array, state: State, eligible: ArrayLike | None = None
-    ) -> tuple[State, Selection]:
-        check_state(state)
-        mask = beside(as_mask(eligible, _capacity(state)), state.pool.trials)
-        return select_arrays(check_key(rng_key), state, mask)
-
-    def observe(state: State, evidence: Evidence) -> State:
-        return observe_arrays(state, _admit(state, evidence))
-
-    def update(state: State, evidence: Evidence) -> tuple[State, Info]:
-        return update_arrays(state, _admit(state, evidence))
-
-    def abandon(state: State, task_ids: ArrayLike) -> State:
-        return abandon_arrays(state, check_ids(state, task_ids))
-
-    def predict(state: State, task_ids: ArrayLike | None = None) -> Belief:
-        return predict_arrays(state, None if task_ids is None else check_ids(state, task_ids))
-
-    factory_settings = settings
-    described = {"strategy": name, **plan._asdict(), "expiry": expiry, **(static or {})}
-    return Selector(init, select, observe, advance_arrays, update, abandon, predict, described)
+    return _Traced(
+        select_arrays,
+        observe_arrays,
+        advance_arrays,
+        update_arrays,
+        abandon_arrays,
+        predict_arrays,
+    )
 
 
 def check_ids(state: State, task_ids: ArrayLike) -> Array:

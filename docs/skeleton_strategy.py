@@ -41,19 +41,19 @@ def fuse(belief, settings, reference, fused):
     return Average(rate, belief.trials + fused.trials), no_inference(fused)
 
 
-def predict(belief, settings, reference, rows):
+def predict(state, rows):
     """What is believed of `rows`, i32[...] or a slice."""
-    return Belief(belief.rate[rows], belief.trials[rows] + 2)
+    return Belief(state.belief.rate[rows], state.belief.trials[rows] + 2)
 
 
-def draw(rng_key, belief, settings, reference):
+def draw(rng_key, state):
     """One draw of each success rate, for rules that explore by drawing; here the mean."""
-    return belief.rate
+    return state.belief.rate
 
 
 def score(rng_key, model, state):
     """f[C] scores, finite, lower is better, and f[C] rates to report beside them."""
-    rate = model.draw(rng_key, state.belief, state.settings, state.reference)
+    rate = model.draw(rng_key, state)
     novelty = 0.01 / (1 + state.belief.trials)
     return jnp.abs(rate - state.settings.target) - novelty, rate
 

@@ -13,7 +13,6 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "bots_jax"
 MOST_LINES = 60
-YET_TO_SPLIT = ("compose.py",)  # of `compose`
 FILES = [str(path.relative_to(PACKAGE)) for path in sorted(PACKAGE.rglob("*.py"))]
 
 
@@ -32,13 +31,7 @@ def lengths(source: str) -> Iterator[tuple[str, int]]:
             yield node.name, sum(is_code[node.lineno - 1 : node.end_lineno])
 
 
-@pytest.mark.parametrize(
-    "file",
-    [
-        pytest.param(file, marks=[pytest.mark.xfail(reason="long")] * (file in YET_TO_SPLIT))
-        for file in FILES
-    ],
-)
+@pytest.mark.parametrize("file", FILES)
 def test_no_function_is_long(file: str) -> None:
     found = dict(lengths((PACKAGE / file).read_text()))
     long = {name: count for name, count in found.items() if count > MOST_LINES}

@@ -27,7 +27,7 @@ from bots_jax.numerics.arithmetic import masked_mean, safe_ratio
 from bots_jax.numerics.beta_draws import beta as draw_beta
 from bots_jax.pool.reference import Reference
 from bots_jax.pool.visits import Evaluated, StepEvidence, over_evaluated, take
-from bots_jax.types import Array, Belief, PyTree, Settings
+from bots_jax.types import Array, Belief, PyTree, Settings, State
 
 
 class Learned(NamedTuple):
@@ -160,10 +160,11 @@ def beta_belief(rules: BetaRules) -> BeliefModel:
         after = rules.spread(belief.posterior, learned, settings, reference, fused)
         return BotsBelief(after, learned), info
 
-    def predict(belief: BotsBelief, settings: Settings, reference: Reference, rows: Any) -> Belief:
-        return posterior.belief(belief.posterior.alpha[rows], belief.posterior.beta[rows])
+    def predict(state: State, rows: Any) -> Belief:
+        alpha, beta = state.belief.posterior
+        return posterior.belief(alpha[rows], beta[rows])
 
-    def draw(rng_key: Array, belief: BotsBelief, settings: Settings, reference: Reference) -> Array:
-        return draw_beta(rng_key, *belief.posterior)
+    def draw(rng_key: Array, state: State) -> Array:
+        return draw_beta(rng_key, *state.belief.posterior)
 
     return BeliefModel(init, fuse, predict, draw)

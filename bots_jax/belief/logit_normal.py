@@ -66,7 +66,7 @@ from bots_jax.numerics.control_flow import either, lazy_cond
 from bots_jax.pool.reference import Reference
 from bots_jax.pool.visits import Evaluated, StepEvidence, take
 from bots_jax.sharding import totals
-from bots_jax.types import Array, Belief, PyTree, Settings
+from bots_jax.types import Array, Belief, PyTree, Settings, State
 
 # What is tried around `Settings.implicit_weight` and `Settings.forgetting`, as factors.
 _TRUSTS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
@@ -467,25 +467,20 @@ def logit_normal_belief(rules: AutoConfig) -> BeliefModel:
             lengths = learn_lengths(lengths, line, fused.trials > 0)
         return AutoBelief(learned, history, clock, lengths), info
 
-    def at(
-        belief: AutoBelief,
-        settings: Settings,
-        reference: Reference,
-        domain: Array | None,
-        rows: Any,
-    ) -> Belief:
+    def look(state: State, rows: Any = slice(None)) -> Expected:
+        belief, domain = state.belief, state.pool.domain
+        return expect(rules, belief, state.settings, state.reference, domain, rows)
+
+    def predict(state: State, rows: Any) -> Belief:
         if isinstance(rows, slice):
-            return as_belief(expect(rules, belief, settings, reference, domain))
-        flat = as_belief(expect(rules, belief, settings, reference, domain, rows.ravel()))
+            return as_belief(look(state))
+        flat = as_belief(look(state, rows.ravel()))
         return jax.tree.map(lambda values: values.reshape(rows.shape), flat)
 
-    def predict(belief: AutoBelief, settings: Settings, reference: Reference, rows: Any) -> Belief:
-        return at(belief, settings, reference, None, rows)
+    def draw(rng_key: Array, state: State) -> Array:
+        return draw_rate(rng_key, look(state))
 
-    def draw(rng_key: Array, belief: AutoBelief, settings: Settings, reference: Reference) -> Array:
-        return draw_rate(rng_key, expect(rules, belief, settings, reference, None))
-
-    return BeliefModel(init, fuse, predict, draw, at)
+    return BeliefModel(init, fuse, predict, draw)
 
 
 def _evaluated(fused: StepEvidence) -> Evaluated:

@@ -17,11 +17,11 @@ from bots_jax.types import Array, State
 
 
 def _drawn(rng_key: Array, model: BeliefModel, state: State) -> Array:
-    return model.draw(rng_key, state.belief, state.settings, state.reference)
+    return model.draw(rng_key, state)
 
 
 def _mean(rng_key: Array, model: BeliefModel, state: State) -> Array:
-    return model.predict(state.belief, state.settings, state.reference, slice(None)).mean
+    return model.predict(state, slice(None)).mean
 
 
 _BASES: dict[str, Callable[[Array, BeliefModel, State], Array]] = {

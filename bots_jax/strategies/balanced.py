@@ -67,7 +67,7 @@ def balanced(
         return count_visits(memory, fused, kept)
 
     def score(rng_key: Array, model: BeliefModel, state: State) -> tuple[Array, Array]:
-        belief = model.predict(state.belief, state.settings, state.reference, slice(None))
+        belief = model.predict(state, slice(None))
         alpha = belief.mean * belief.concentration
         beta = belief.concentration - alpha
         value = chance_of_mixed_group(alpha, jnp.maximum(beta, 0), state.settings.rollouts)

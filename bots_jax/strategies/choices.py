@@ -41,7 +41,7 @@ def uniform_noise(rng_key: Array, pool: PoolState) -> Array:
 
 def mean_rate(model: BeliefModel, state: State) -> Array:
     """f[C], the mean of the belief: what is reported beside scores that look at other things."""
-    return model.predict(state.belief, state.settings, state.reference, slice(None)).mean
+    return model.predict(state, slice(None)).mean
 
 
 def among_allowed(

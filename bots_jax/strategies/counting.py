@@ -21,7 +21,7 @@ from bots_jax.implicit import none
 from bots_jax.pool.reference import Reference
 from bots_jax.pool.visits import StepEvidence
 from bots_jax.settings import BOTS_DEFAULTS, check_settings, merge_settings
-from bots_jax.types import Array, ArrayLike, Belief, Number, PyTree, Settings
+from bots_jax.types import Array, ArrayLike, Belief, Number, PyTree, Settings, State
 
 COUNTING = beta_belief(beta_rules(none()))
 
@@ -110,12 +110,10 @@ def counting_with(
         memory = remember(belief.memory, settings, reference, fused)
         return Remembering(counted, memory), info
 
-    def predict(belief: Remembering, settings: Settings, reference: Reference, rows: Any) -> Belief:
-        return counts.predict(belief.counted, settings, reference, rows)
+    def predict(state: State, rows: Any) -> Belief:
+        return counts.predict(state._replace(belief=state.belief.counted), rows)
 
-    def draw(
-        rng_key: Array, belief: Remembering, settings: Settings, reference: Reference
-    ) -> Array:
-        return counts.draw(rng_key, belief.counted, settings, reference)
+    def draw(rng_key: Array, state: State) -> Array:
+        return counts.draw(rng_key, state._replace(belief=state.belief.counted))
 
     return BeliefModel(init, fuse, predict, draw)

@@ -21,7 +21,7 @@ from bots_jax.numerics import beta_draws
 from bots_jax.pool.reference import Reference
 from bots_jax.pool.visits import StepEvidence
 from bots_jax.strategies.counting import no_inference
-from bots_jax.types import Array, Belief, Settings
+from bots_jax.types import Array, Belief, Settings, State
 
 
 class Discounted(NamedTuple):
@@ -65,10 +65,11 @@ def _init(settings: Settings, reference: Reference, num_domains: int) -> Discoun
     )
 
 
-def _predict(belief: Discounted, settings: Settings, reference: Reference, rows: Any) -> Belief:
+def _predict(state: State, rows: Any) -> Belief:
+    belief: Discounted = state.belief
     alpha, beta = belief.alpha[rows], belief.beta[rows]
     return Belief(alpha / (alpha + beta), alpha + beta)
 
 
-def _draw(rng_key: Array, belief: Discounted, settings: Settings, reference: Reference) -> Array:
-    return beta_draws.beta(rng_key, belief.alpha, belief.beta)
+def _draw(rng_key: Array, state: State) -> Array:
+    return beta_draws.beta(rng_key, state.belief.alpha, state.belief.beta)

@@ -221,13 +221,14 @@ def _fuse(
     return belief, no_inference(fused)
 
 
-def _predict(belief: Predicted, settings: Settings, reference: Reference, rows: Any) -> Belief:
-    rate = belief.rate[rows]
+def _predict(state: State, rows: Any) -> Belief:
+    rate = state.belief.rate[rows]
     return Belief(rate, jnp.full_like(rate, _CONCENTRATION))
 
 
-def _draw(rng_key: Array, belief: Predicted, settings: Settings, reference: Reference) -> Array:
-    return belief.rate
+def _draw(rng_key: Array, state: State) -> Array:
+    rate: Array = state.belief.rate
+    return rate
 
 
 def _score(rng_key: Array, model: BeliefModel, state: State) -> tuple[Array, Array]:

@@ -135,7 +135,7 @@ def _observed(fused: StepEvidence) -> Array:
 
 def _most_partial(count: int | None) -> Choice:
     def score(rng_key: Array, model: BeliefModel, state: State, rows: Any) -> tuple[Array, Array]:
-        mean = model.predict(state.belief, state.settings, state.reference, rows).mean
+        mean = model.predict(state, rows).mean
         return -state.belief.memory.predicted[rows, SOME], mean
 
     return among_candidates(score, count)

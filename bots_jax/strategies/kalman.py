@@ -39,7 +39,7 @@ from bots_jax.numerics.arithmetic import safe_ratio
 from bots_jax.pool.reference import Reference
 from bots_jax.pool.visits import StepEvidence
 from bots_jax.strategies.counting import no_inference
-from bots_jax.types import Array, Belief, Settings
+from bots_jax.types import Array, Belief, Settings, State
 
 
 class Scale(NamedTuple):
@@ -168,11 +168,13 @@ def kalman_belief(scale: Scale, noise: float, adaptation: float) -> BeliefModel:
         )
         return updated, no_inference(fused)
 
-    def predict(belief: Tracked, settings: Settings, reference: Reference, rows: Any) -> Belief:
+    def predict(state: State, rows: Any) -> Belief:
+        belief: Tracked = state.belief
         x, variance = belief.mean[rows], belief.variance[rows]
         return moments(scale.expected(x, variance), scale.spread(x, variance))
 
-    def draw(rng_key: Array, belief: Tracked, settings: Settings, reference: Reference) -> Array:
+    def draw(rng_key: Array, state: State) -> Array:
+        belief: Tracked = state.belief
         noise = jax.random.normal(rng_key, belief.mean.shape, belief.mean.dtype)
         x = belief.mean + jnp.sqrt(belief.variance) * noise
         return scale.rate(jnp.clip(x, scale.low, scale.high))

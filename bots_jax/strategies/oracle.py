@@ -98,10 +98,10 @@ def _now(belief: Truth, reference: Reference) -> Array:
     return reference.rates[jnp.minimum(belief.step, reference.rates.shape[0] - 1)]
 
 
-def _predict(belief: Truth, settings: Settings, reference: Reference, rows: Any) -> Belief:
-    mean = _now(belief, reference)[rows]
+def _predict(state: State, rows: Any) -> Belief:
+    mean = _now(state.belief, state.reference)[rows]
     return Belief(mean, jnp.full_like(mean, jnp.inf))
 
 
-def _draw(rng_key: Array, belief: Truth, settings: Settings, reference: Reference) -> Array:
-    return _now(belief, reference)
+def _draw(rng_key: Array, state: State) -> Array:
+    return _now(state.belief, state.reference)

@@ -39,5 +39,5 @@ def uniform(
 
 def _score(rng_key: Array, model: BeliefModel, state: State) -> tuple[Array, Array]:
     scores = jax.random.uniform(rng_key, state.pool.active.shape, state.pool.trials.dtype)
-    mean = model.predict(state.belief, state.settings, state.reference, slice(None)).mean
+    mean = model.predict(state, slice(None)).mean
     return scores, mean

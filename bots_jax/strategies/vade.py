@@ -58,5 +58,5 @@ def vade(
 
 
 def _score(rng_key: Array, model: BeliefModel, state: State) -> tuple[Array, Array]:
-    draws = model.draw(rng_key, state.belief, state.settings, state.reference)
+    draws = model.draw(rng_key, state)
     return -draws * (1 - draws) ** 2, draws

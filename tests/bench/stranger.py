@@ -13,7 +13,7 @@ def least_seen(*, batch_size=32, rollouts=16, power=1.0):
     """The tasks with the fewest trials, ties at random."""
 
     def score(rng_key, model, state):
-        belief = model.predict(state.belief, state.settings, state.reference, slice(None))
+        belief = model.predict(state, slice(None))
         return belief.concentration ** jnp.asarray(power, jnp.float32), belief.mean
 
     return compose(
