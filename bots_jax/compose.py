@@ -44,6 +44,7 @@ from bots_jax.pool.visits import Evaluated, StepEvidence, over_evaluated
 from bots_jax.settings import check_settings, merge_settings
 from bots_jax.sharding import beside, constrain_sharding, total
 from bots_jax.types import (
+    AdvanceFn,
     Array,
     ArrayLike,
     Belief,
@@ -316,7 +317,7 @@ class _Traced(NamedTuple):
 
     select: Callable[[Array, State, Array | None], tuple[State, Selection]]
     observe: Callable[[State, Rows], State]
-    advance: Callable[[State], tuple[State, Info]]
+    advance: AdvanceFn
     update: Callable[[State, Rows], tuple[State, Info]]
     abandon: Callable[[State, Array], State]
     predict: Callable[[State, Array | None], Belief]
@@ -364,10 +365,7 @@ def _traced_functions(
 
     @jax.jit
     def predict_arrays(state: State, task_ids: Array | None) -> Belief:
-        rows = slice(None) if task_ids is None else task_ids
-        if model.at is not None:
-            return model.at(state.belief, state.settings, state.reference, state.pool.domain, rows)
-        return model.predict(state, rows)
+        return model.predict(state, slice(None) if task_ids is None else task_ids)
 
     return _Traced(
         select_arrays,
