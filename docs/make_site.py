@@ -41,6 +41,7 @@ GUIDES = (
     "worlds",
     "learning",
     "auto",
+    "features",
     "benchmarks",
     "new_strategy",
     "estimators",

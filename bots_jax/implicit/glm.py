@@ -395,7 +395,7 @@ def _learn(
     return Regression(mean, precision, _covariance(precision), levels, learned)
 
 
-# Tasks looked at together where features are many: those of 32 numbers stay in a core's cache: a
+# Tasks looked at together where features are many: 32 numbers of each stay in a core's cache, so a
 # million take a tenth of the time that they take at once.
 _CHUNK = 4096
 
