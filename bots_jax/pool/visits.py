@@ -242,8 +242,11 @@ def first_of_each(values: Array, again: Array | None) -> Array:
 
 
 def _is_small(pool: PoolState) -> bool:
-    """Whether going through all rows costs less than compiling what would spare it."""
-    return pool.active.shape[0] <= _SMALL
+    """Whether going through all rows costs less than compiling what would spare it.
+
+    Not in domains: their sums over all rows are taken in another order when spread over devices.
+    """
+    return pool.domain is None and pool.active.shape[0] <= _SMALL
 
 
 def _add_counts(pool: PoolState, evidence: Rows, counts: Array, again: Array | None) -> PoolState:
