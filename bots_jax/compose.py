@@ -21,7 +21,7 @@ import numpy as np
 from bots_jax.checks import check_count, is_concrete
 from bots_jax.choice.batch import Plan, Ranking, as_mask, check_quotas, choose, lowest, make_plan
 from bots_jax.numerics.arithmetic import safe_ratio
-from bots_jax.numerics.compiling import jit_by_size
+from bots_jax.numerics.compiling import is_small, jit_by_size
 from bots_jax.numerics.control_flow import sequencing_zero
 from bots_jax.pool import visits
 from bots_jax.pool.evidence import (
@@ -355,9 +355,16 @@ def _traced_functions(
         closed = visits.clear_pending(closed, fused, belief_is_done)
         return constrain_sharding((state._replace(pool=closed, belief=belief), info))
 
-    @jit_by_size
-    def update_arrays(state: State, evidence: Rows) -> tuple[State, Info]:
+    @jax.jit
+    def update_at_once(state: State, evidence: Rows) -> tuple[State, Info]:
         return advance_arrays(observe_arrays(state, evidence))
+
+    def update_arrays(state: State, evidence: Rows) -> tuple[State, Info]:
+        # Two programs are compiled sooner than one, and have the bits of two calls. In a large pool
+        # each would write the arrays of all tasks once.
+        if is_small((state, evidence)):
+            return advance_arrays(observe_arrays(state, evidence))
+        return update_at_once(state, evidence)
 
     @jax.jit
     def abandon_arrays(state: State, task_ids: Array) -> State:

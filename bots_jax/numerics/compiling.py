@@ -35,7 +35,7 @@ def jit_by_size(function: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         nonlocal refused
-        if refused or jax.default_backend() != "cpu" or not _is_small((args, kwargs)):
+        if refused or jax.default_backend() != "cpu" or not is_small((args, kwargs)):
             return usual(*args, **kwargs)
         try:
             return quick(*args, **kwargs)
@@ -48,6 +48,7 @@ def jit_by_size(function: Callable[P, R]) -> Callable[P, R]:
     return call
 
 
-def _is_small(arguments: object) -> bool:
+def is_small(arguments: object) -> bool:
+    """Whether all arrays are concrete and none is longer than `SMALL`."""
     leaves = jax.tree.leaves(arguments)
     return is_concrete(leaves) and all(max(np.shape(leaf), default=0) <= SMALL for leaf in leaves)
