@@ -326,62 +326,75 @@ class _Traced(NamedTuple):
 def _traced_functions(
     model: BeliefModel, choice: Choice, plan: Plan, expiry: int | None
 ) -> _Traced:
-    """What a selector does, each function compiled once a shape."""
+    """What a selector does, each function compiled once a shape.
+
+    A compiled program returns what it changes. The rest of the state, such as the references of
+    a large pool, is put beside it afterwards: returned by the program it would be copied.
+    """
 
     @jit_by_size
-    def select_arrays(
-        rng_key: Array, state: State, eligible: Array | None
-    ) -> tuple[State, Selection]:
+    def select_pool(rng_key: Array, state: State, eligible: Array | None) -> tuple[Any, Selection]:
         score_key, choice_key = jax.random.split(rng_key)
         rank = _ranking(score_key, choice, model, state)
         allowed = visits.selectable(state.pool, eligible)
         ids, draws, valid = choose(choice_key, rank, allowed, state.pool.domain, plan)
         opened, visit = visits.open_visits(state.pool, ids, valid)
-        return constrain_sharding(
+        state, selection = constrain_sharding(
             (state._replace(pool=opened), Selection(ids, draws, valid, visit))
         )
+        return state.pool, selection
 
     @jit_by_size
-    def observe_arrays(state: State, evidence: Rows) -> State:
+    def observe_pool(state: State, evidence: Rows) -> Any:
         observed = visits.observe(state.pool, evidence, state.settings.rollouts)
-        return constrain_sharding(state._replace(pool=observed))
+        return constrain_sharding(state._replace(pool=observed)).pool
 
     @jit_by_size
-    def advance_arrays(state: State) -> tuple[State, Info]:
+    def advance_parts(state: State) -> tuple[Any, Any, Info]:
         closed, fused, counts = visits.close_step(state.pool, expiry)
         belief, told = model.fuse(state.belief, state.settings, state.reference, fused)
         info = make_info(fused, counts, told)
         belief_is_done = sequencing_zero((closed.visit, belief, info), info.trials.dtype)
         closed = visits.clear_pending(closed, fused, belief_is_done)
-        return constrain_sharding((state._replace(pool=closed, belief=belief), info))
+        state, info = constrain_sharding((state._replace(pool=closed, belief=belief), info))
+        return state.pool, state.belief, info
 
     @jax.jit
-    def update_at_once(state: State, evidence: Rows) -> tuple[State, Info]:
-        return advance_arrays(observe_arrays(state, evidence))
+    def update_parts(state: State, evidence: Rows) -> tuple[Any, Any, Info]:
+        return advance_parts(state._replace(pool=observe_pool(state, evidence)))
 
-    def update_arrays(state: State, evidence: Rows) -> tuple[State, Info]:
+    @jax.jit
+    def abandon_pool(state: State, task_ids: Array) -> Any:
+        return constrain_sharding(state._replace(pool=visits.abandon(state.pool, task_ids))).pool
+
+    @jax.jit
+    def predict(state: State, task_ids: Array | None) -> Belief:
+        return model.predict(state, slice(None) if task_ids is None else task_ids)
+
+    def select(rng_key: Array, state: State, eligible: Array | None) -> tuple[State, Selection]:
+        tasks, selection = select_pool(rng_key, state, eligible)
+        return state._replace(pool=tasks), selection
+
+    def observe(state: State, evidence: Rows) -> State:
+        return state._replace(pool=observe_pool(state, evidence))
+
+    def advance(state: State) -> tuple[State, Info]:
+        check_state(state)
+        tasks, belief, info = advance_parts(state)
+        return state._replace(pool=tasks, belief=belief), info
+
+    def update(state: State, evidence: Rows) -> tuple[State, Info]:
         # Two programs are compiled sooner than one, and have the bits of two calls. In a large pool
         # each would write the arrays of all tasks once.
         if is_small((state, evidence)):
-            return advance_arrays(observe_arrays(state, evidence))
-        return update_at_once(state, evidence)
+            return advance(observe(state, evidence))
+        tasks, belief, info = update_parts(state, evidence)
+        return state._replace(pool=tasks, belief=belief), info
 
-    @jax.jit
-    def abandon_arrays(state: State, task_ids: Array) -> State:
-        return constrain_sharding(state._replace(pool=visits.abandon(state.pool, task_ids)))
+    def abandon(state: State, task_ids: Array) -> State:
+        return state._replace(pool=abandon_pool(state, task_ids))
 
-    @jax.jit
-    def predict_arrays(state: State, task_ids: Array | None) -> Belief:
-        return model.predict(state, slice(None) if task_ids is None else task_ids)
-
-    return _Traced(
-        select_arrays,
-        observe_arrays,
-        advance_arrays,
-        update_arrays,
-        abandon_arrays,
-        predict_arrays,
-    )
+    return _Traced(select, observe, advance, update, abandon, predict)
 
 
 def check_ids(state: State, task_ids: ArrayLike) -> Array:
