@@ -122,11 +122,11 @@ def _ranking(rng_key: Array, choice: Choice, model: BeliefModel, state: State) -
 class Shared(TypedDict, total=False):
     """What every factory takes beside its own arguments, and `compose` knows what to do with.
 
-    exploration: share of the batch drawn uniformly, in [0, 1] [0].
-    quotas: tasks of each domain in a batch, summing to B; None: no quotas [None].
-    num_domains: D, where `init` cannot count the domains because they are traced [None].
-    expiry: close visits older than this many steps; None: never [None].
-    dtype: float32 or float64; None follows the reference, float32 without one [None].
+    exploration: share of the batch drawn uniformly, between 0 and 1; default 0.
+    quotas: tasks of each domain in a batch, summing to B; None (default): no quotas.
+    num_domains: D, where `init` cannot count the domains because they are traced.
+    expiry: close visits older than this many steps; None (default): never.
+    dtype: float32 or float64; None follows the reference, float32 without one.
     """
 
     exploration: float
