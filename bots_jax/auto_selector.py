@@ -93,7 +93,7 @@ def auto(
       tolerance: grouped only: logits of its offset, and visits, that a task may lose when it
         returns to its group [1e-3].
       slots: grouped only: tasks that may differ from their group at a time, a multiple of 64.
-      shared: exploration, quotas, num_domains, expiry, dtype; see `compose.Shared`.
+      shared: exploration, quotas, num_domains, expiry, keep_open, dtype; see `compose.Shared`.
 
     Raises:
       ValueError: naming the argument and its value.

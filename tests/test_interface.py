@@ -66,6 +66,7 @@ OTHER: dict[Any, dict[str, Any]] = {
         "exploration": 0.5,
         "quotas": (4, 0),
         "expiry": 1,
+        "keep_open": True,
         "dtype": "float32",
     },
     auto: {
@@ -81,6 +82,7 @@ OTHER: dict[Any, dict[str, Any]] = {
         "exploration": 0.5,
         "quotas": (4, 0),
         "expiry": 1,
+        "keep_open": True,
     },
 }
 CASES = [(factory, name) for factory, values in OTHER.items() for name in values]
@@ -100,7 +102,8 @@ def trail(factory: Any, **arguments: Any) -> list[np.ndarray]:
         if step:
             draw = np.random.default_rng(step).random((len(batch.task_ids), 8))
             rewards = draw < rates[np.asarray(batch.task_ids)][:, None]
-            state, _ = selector.update(state, batch.evidence(rewards))
+            came = 4 if step == 5 else 8  # of the 8 rollouts, once a half
+            state, _ = selector.update(state, batch.evidence(rewards[:, :came]))
         told.append(np.asarray(selector.predict(state).mean))
     return told
 
