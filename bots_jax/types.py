@@ -10,6 +10,7 @@ C      capacity           rows of the state, C >= N; the others wait for `add_ta
 B      batch_size         tasks selected a step
 M                         rows of evidence handed over in one call, padding included
 m      rollouts           rollouts that a selected task is meant to get (one visit)
+G      group              rollouts of a group that is to be mixed; m where nothing is said
 K                         reference models, ordered weak to strong
 D      num_domains        domains, each with its own capability
 lambda forgetting         share of the posterior pulled back to the prior at a step
@@ -58,6 +59,8 @@ class Settings(NamedTuple):
     prior_successes: Number = None  # alpha0 > 0, pseudo-counts
     prior_failures: Number = None  # beta0 > 0, pseudo-counts
     breadth: Number = None  # c >= 0, what a task's recent visits cost it (choice="mixed")
+    # G >= 0, rollouts of a group that is to be mixed (choice="mixed"); 0: m, and at least 2
+    group: Number = None
 
 
 class Evidence(NamedTuple):
