@@ -547,8 +547,9 @@ def make_info(fused: StepEvidence, counts: visits.Counts, told: BeliefInfo) -> I
 
     def totals(batch: Evaluated) -> tuple[Array, Array, Array, Array]:
         tried = batch.trials > 0
-        mixed = tried & (batch.successes > 0) & (batch.successes < batch.trials)
-        evaluated, informative = (jnp.sum(which, dtype=jnp.int32) for which in (tried, mixed))
+        evaluated, informative = (
+            jnp.sum(which, dtype=jnp.int32) for which in (tried, tried & jnp.asarray(batch.mixed))
+        )
         return evaluated, informative, total(batch.successes), total(batch.trials)
 
     evaluated, mixed, successes, trials = over_evaluated(fused, totals)

@@ -79,6 +79,8 @@ class Evidence(NamedTuple):
     # f[M], rollouts that the row stands for, scored or not: a visit is complete when m of them are
     # in; infinity where no more will come; None: `trials`, or all where successes are NaN over 0
     attempts: ArrayLike | None = None
+    # bool[M], whether the rewards of the row's rollouts differ; None: where 0 < successes < trials
+    differ: ArrayLike | None = None
 
 
 class Selection(NamedTuple):
@@ -134,7 +136,9 @@ class Info(NamedTuple):
     evaluated: Array  # i32, tasks with explicit evidence
     trials: Array  # f, trials fused
     success_rate: Array  # f, successes / trials, 0 where there were none
-    effective_task_ratio: Array  # f, share of the evaluated with 0 < successes < trials
+    # f, share of the evaluated whose rewards differ, to 1/255; of rows that do not say whether they
+    # do, and are of more than one rollout, those with 0 < successes < trials
+    effective_task_ratio: Array
     stale: Array  # i32, rows dropped because their visit was closed
     unsolicited: Array  # i32, rows counted for tasks that had no open visit
     invalid: Array  # i32, rows that brought nothing: not scored, or impossible
