@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import importlib
 import pickle
+import warnings
 from functools import partial
 from typing import Any
 
@@ -180,6 +181,38 @@ def test_the_group_follows_the_visit_where_nothing_is_said() -> None:
     np.testing.assert_array_equal(first(rollouts=8), first(rollouts=1, group=8))
     np.testing.assert_array_equal(first(rollouts=1), first(rollouts=8, group=2))
     assert not np.array_equal(first(rollouts=8), first(rollouts=8, group=64))
+
+
+# --- what is forgotten within one pass ------------------------------------------------------
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    tasks=st.sampled_from([4, 160, 3999]),
+    batch=st.integers(1, 4),
+    forgetting=st.sampled_from([0.0, 0.001, 0.003, 0.03, 0.1, 1.0]),
+    how=st.sampled_from(["factory", "init", "grouped"]),
+)
+def test_bots_warns_once_where_a_pass_is_far_above_its_memory(
+    tasks: int, batch: int, forgetting: float, how: str
+) -> None:
+    numbers = {"settings": {"forgetting": forgetting}} if how == "init" else {}
+    build: dict[str, Any] = {} if how == "init" else {"forgetting": forgetting}
+    given: dict[str, Any] = {"num_tasks": tasks}
+    if how == "grouped":
+        build["representation"] = "grouped"
+        given = {"reference": np.full((2, tasks), 0.5, np.float32)}
+    selector = bots(batch_size=batch, **build)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        selector.init(**given, **numbers)
+    told = [str(warning.message) for warning in caught]
+    if tasks / batch * forgetting < 4 * (1 - 1e-5):
+        assert not told
+    elif tasks / batch * forgetting > 4 * (1 + 1e-5):
+        assert len(told) == 1
+        assert f"{tasks} / {batch} = {tasks / batch:.0f} steps" in told[0]
+        assert f"forgetting={batch / tasks:.1g} or less" in told[0]
 
 
 # --- evidence of a batch ----------------------------------------------------------------------
