@@ -14,7 +14,7 @@ No JAX, no locks: `host.py` has them.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -147,11 +147,25 @@ class Ledger:
         self.counts["handed_out"] += count
         return rows
 
-    def redeliver(self) -> None:
-        """Hand out again what is open, from the start: whoever had it has lost it."""
-        for visit in self.open.values():
-            visit.restart()
-        self.again = deque((row, visit.number) for row, visit in self.open.items())
+    def redeliver(self, visits: Collection[tuple[int, int]] | None = None) -> None:
+        """Hand out again what is open, from the start: whoever had it has lost it.
+
+        Args:
+          visits: rows and numbers; of these, those that have brought nothing. None: all.
+        """
+        lost = [(row, visit.number) for row, visit in self.open.items()]
+        if visits is not None:
+            wanted = set(visits)
+            lost = [at for at in lost if at in wanted and not self.open[at[0]].attempts]
+        for row, _ in lost:
+            self.open[row].restart()
+        others = [at for at in self.waiting_again() if at not in set(lost)]
+        self.again = deque(lost + others)
+
+    def waiting_again(self) -> list[tuple[int, int]]:
+        """Rows and numbers of open visits that are handed out once more."""
+        numbers = {row: visit.number for row, visit in self.open.items()}
+        return [(row, number) for row, number in self.again if numbers.get(row) == number]
 
     # --- coming back ---------------------------------------------------------------------
 
