@@ -18,7 +18,7 @@ from bots_jax.grouped import selector as grouped
 from bots_jax.grouped.groups import find_codes
 from bots_jax.pool import visits
 from bots_jax.pool.features import encode_as
-from bots_jax.pool.reference import Reference, broadcast_trials, check_rates
+from bots_jax.pool.reference import UNKNOWN, Reference, broadcast_trials, check_rates, without_nan
 from bots_jax.types import Array, ArrayLike, State
 
 
@@ -191,7 +191,7 @@ def _set_reference(
     models, dtype = known.rates.shape[0], known.rates.dtype
     if (trials is not None) and known.trials is None:
         raise ValueError("reference_trials was given, but the pool was made without: drop it")
-    new = jnp.nan if rates is None else jnp.asarray(rates, dtype)
+    new = UNKNOWN if rates is None else without_nan(rates, dtype)
     known = known._replace(rates=known.rates.at[:, rows].set(new, mode="drop"))
     if known.embeddings is not None:
         described = 0 if columns is None else jnp.asarray(columns, dtype)
