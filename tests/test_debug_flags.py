@@ -52,7 +52,8 @@ def test_a_step_with_room_and_unknown_references(name: str) -> None:
     a_step(selector, state)
 
 
-BOTH = {"quotas": (3, 1)}, {"domains": np.arange(9000) % 2}
+MANY = 20_000  # draws are made for some of so many tasks, not for all
+BOTH = {"quotas": (3, 1)}, {"domains": np.arange(MANY) % 2}
 LARGE = {
     "bots": (bots, {}, {}),
     "bots, quotas": (bots, *BOTH),
@@ -67,7 +68,7 @@ LARGE = {
 def test_a_step_of_a_large_pool(case: str) -> None:
     factory, build, given = LARGE[case]
     selector = factory(batch_size=4, rollouts=4, **{"representation": "dense", **build})
-    a_step(selector, selector.init(references(9000), **given))
+    a_step(selector, selector.init(references(MANY), **given))
 
 
 def test_pools_that_change_and_draws() -> None:
