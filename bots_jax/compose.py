@@ -254,7 +254,10 @@ def compose(
     described = {"strategy": name, **plan._asdict(), "expiry": expiry, **(static or {})}
     if keep_open:
         described["keep_open"] = True
-    init = _init_of(model, settings, plan, described, shared.get("num_domains"), dtype)
+    count = (
+        None if (given := shared.get("num_domains")) is None else check_count("num_domains", given)
+    )
+    init = _init_of(model, settings, plan, described, count, dtype)
     traced = _traced_functions(model, choice, plan, expiry, keep_open)
 
     def select(

@@ -12,7 +12,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from bots_jax.checks import is_concrete
+from bots_jax.checks import check_count, is_concrete
 from bots_jax.compose import check_ids
 from bots_jax.grouped import selector as grouped
 from bots_jax.grouped.groups import find_codes
@@ -120,9 +120,11 @@ def _add_grouped(
 
 
 def _count_new(reference: ArrayLike | None, num_tasks: int | None, models: int) -> int:
+    if num_tasks is not None:
+        num_tasks = check_count("num_tasks", num_tasks)
     if reference is None:
-        if num_tasks is None or num_tasks < 1:
-            raise ValueError(f"num_tasks={num_tasks}: give reference, or how many tasks to add")
+        if num_tasks is None:
+            raise ValueError("num_tasks is None: give reference, or how many tasks to add")
         return num_tasks
     shape = np.shape(reference)
     if len(shape) != 2 or shape[0] != models or num_tasks not in (None, shape[1]):

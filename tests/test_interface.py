@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import inspect
 import pickle
 import warnings
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,7 +20,7 @@ from hypothesis import strategies as st
 
 import bots_jax
 from bots_jax import Evidence, Selection, auto, bots, summary
-from bots_jax.strategies import STRATEGIES, make_strategy
+from bots_jax.strategies import SETTINGS, STRATEGIES, make_strategy, open_settings
 from bots_jax.strategies.oracle import oracle
 
 REFERENCE = np.sort(np.random.default_rng(0).random((2, 60)), axis=0).astype(np.float32)
@@ -181,6 +183,78 @@ def test_the_group_follows_the_visit_where_nothing_is_said() -> None:
     np.testing.assert_array_equal(first(rollouts=8), first(rollouts=1, group=8))
     np.testing.assert_array_equal(first(rollouts=1), first(rollouts=8, group=2))
     assert not np.array_equal(first(rollouts=8), first(rollouts=8, group=64))
+
+
+# --- sizes, which are fixed when a program is compiled ------------------------------------------
+
+
+@pytest.mark.parametrize("factory", [bots, auto, STRATEGIES["uniform"]])
+def test_sizes_that_are_traced_are_told(factory: Any) -> None:
+    selector = factory(batch_size=2)
+    known = REFERENCE[:, :9]
+    grown = selector.init(known, capacity=12)
+    made = {
+        "num_tasks": lambda n: selector.init(num_tasks=n),
+        "capacity": lambda n: selector.init(known, capacity=n),
+        "batch_size": lambda n: factory(batch_size=n),
+        "num_domains": lambda n: factory(num_domains=n),
+        "expiry": lambda n: factory(expiry=n),
+    }
+    for name, make in made.items():
+        with pytest.raises(ValueError, match=f"{name} is traced, and sizes are fixed"):
+            jax.jit(lambda n, make=make: (make(n), 0)[1])(12)
+    with pytest.raises(ValueError, match="num_tasks is traced, and sizes are fixed"):
+        jax.jit(lambda n: bots_jax.add_tasks(grown, num_tasks=n)[0])(2)
+    with pytest.raises(ValueError, match=r"num_tasks=9.5 must be an integer"):
+        selector.init(num_tasks=9.5)
+    assert selector.init(num_tasks=jnp.int32(9)).pool.active.shape == (9,)
+
+
+# --- what the command line says ------------------------------------------------------------------
+
+
+def test_help_tells_the_defaults_in_force() -> None:
+    """Of every strategy that has the setting and does not fix it."""
+    for name, text in SETTINGS.items():
+        common, *rest = text[text.rindex("[") + 1 : -1].split("; ")
+        others = dict(entry.rsplit(" ", 1) for entry in rest[0].split(", ")) if rest else {}
+        for label, factory in STRATEGIES.items():
+            if name not in open_settings(factory):
+                continue
+            told = others.get(label, others.get(label.rsplit("-", 1)[0], common))
+            arguments = inspect.signature(factory).parameters
+            if arguments[name].default is not None:
+                assert told == f"{arguments[name].default:g}", (label, name)
+            elif told == "learned":
+                described = factory().static
+                learns = {"forgetting": "learn_speed", "implicit_weight": "learn_trust"}
+                assert described[learns[name]]
+            else:
+                state = factory(batch_size=2).init(REFERENCE)
+                in_force = float(getattr(state.settings, name))
+                assert told == f"{in_force:g}", (label, name)
+
+
+@pytest.mark.parametrize("name", ["check", "check.json", "runs/check", "runs/check.json"])
+def test_results_have_the_name_that_was_asked_for(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from benchmarks import common
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(common, "RESULTS", tmp_path / "results")
+    common.save(name, [])
+    folder = "runs" if "/" in name else "results"
+    (written,) = (path for path in tmp_path.rglob("*") if path.is_file())
+    assert written == tmp_path / folder / "check.json"
+
+
+@pytest.mark.parametrize(
+    "module", ["", ".strategies", ".draws", ".levels", ".implicit", ".features", ".adapters"]
+)
+def test_public_names_exist(module: str) -> None:
+    found = importlib.import_module(f"bots_jax{module}")
+    assert all(hasattr(found, name) for name in found.__all__)
 
 
 # --- what is forgotten within one pass ------------------------------------------------------

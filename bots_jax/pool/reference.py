@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bots_jax.checks import is_concrete
+from bots_jax.checks import check_count, is_concrete
 from bots_jax.pool.features import FeatureCode
 from bots_jax.types import Array, ArrayLike
 
@@ -105,7 +105,7 @@ def make_reference(
     if isinstance(rates, TaskFeatures):
         return _with_embeddings(rates, trials, num_tasks, capacity, dtype)
     num_tasks = _num_tasks(rates, num_tasks)
-    capacity = num_tasks if capacity is None else capacity
+    capacity = num_tasks if capacity is None else check_count("capacity", capacity)
     if capacity < num_tasks:
         raise ValueError(f"capacity={capacity} is below the {num_tasks} tasks given: raise it")
     if rates is None:
@@ -124,6 +124,8 @@ def _with_embeddings(
     given: TaskFeatures, trials: Any, num_tasks: int | None, capacity: int | None, dtype: Any
 ) -> tuple[Reference, int]:
     shape = np.shape(given.embeddings)
+    if num_tasks is not None:
+        num_tasks = check_count("num_tasks", num_tasks)
     if len(shape) != 2 or num_tasks not in (None, shape[1]):
         raise ValueError(f"TaskFeatures.embeddings has shape {shape}, expected [E, {num_tasks}]")
     if is_concrete(given.embeddings) and not np.all(np.isfinite(np.asarray(given.embeddings))):
@@ -140,11 +142,11 @@ _MANY_MODELS = 32
 
 
 def _num_tasks(rates: ArrayLike | None, num_tasks: int | None) -> int:
+    if num_tasks is not None:
+        num_tasks = check_count("num_tasks", num_tasks)
     if rates is None:
         if num_tasks is None:
             raise ValueError("reference is None and num_tasks is None: give one of them")
-        if num_tasks < 1:
-            raise ValueError(f"num_tasks={num_tasks} must be at least 1")
         return num_tasks
     shape = np.shape(rates)
     if len(shape) != 2:
