@@ -30,11 +30,12 @@ from bots_jax.belief.lengths import add_tokens
 from bots_jax.belief.logit_normal import AutoConfig, logit_normal_belief
 from bots_jax.checks import check_choice, check_number
 from bots_jax.choice.mixed import mixed_groups, nearest_draws
-from bots_jax.compose import Choice, Shared, compose, factory, plan_of
+from bots_jax.compose import Choice, Shared, admit_rows, compose, factory, plan_of
 from bots_jax.grouped.logit_normal import AUTO_TOLERANCE, group_auto
 from bots_jax.grouped.representation import REPRESENTATIONS, Grouping, with_grouped
 from bots_jax.grouped.selector import check_slots, check_tolerance
 from bots_jax.implicit import Estimator, glm, make_estimator
+from bots_jax.pool.visits import admit
 from bots_jax.settings import (
     AUTO_DEFAULTS,
     check_settings,
@@ -42,6 +43,7 @@ from bots_jax.settings import (
     is_noisy,
     merge_settings,
 )
+from bots_jax.sharding import beside
 from bots_jax.types import ArrayLike, Evidence, Info, Selector, Settings, State
 
 CHOICES = ("mixed", "thompson", "mean")
@@ -195,8 +197,13 @@ def _with_tokens(selector: Selector) -> Selector:
     """`selector`, whose `observe` takes note of tokens too."""
 
     def observe(state: State, evidence: Evidence) -> State:
+        if evidence.tokens is None:
+            return selector.observe(state, evidence)
+        rows = admit_rows(state, evidence)
+        counts = admit(state.pool, rows).counts
+        tokens = beside(evidence.tokens, state.pool.trials)
+        lengths = add_tokens(state.belief.lengths, rows, tokens, counts)
         state = selector.observe(state, evidence)
-        lengths = add_tokens(state.belief.lengths, evidence)
         return state._replace(belief=state.belief._replace(lengths=lengths))
 
     def update(state: State, evidence: Evidence) -> tuple[State, Info]:

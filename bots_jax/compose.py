@@ -268,10 +268,10 @@ def compose(
         return traced.select(check_key(rng_key), state, mask)
 
     def observe(state: State, evidence: Evidence) -> State:
-        return traced.observe(state, _admit(state, evidence))
+        return traced.observe(state, admit_rows(state, evidence))
 
     def update(state: State, evidence: Evidence) -> tuple[State, Info]:
-        return traced.update(state, _admit(state, evidence))
+        return traced.update(state, admit_rows(state, evidence))
 
     def abandon(state: State, task_ids: ArrayLike) -> State:
         return traced.abandon(state, check_ids(state, task_ids))
@@ -425,7 +425,7 @@ def _capacity(state: State) -> int:
     return int(state.pool.active.shape[-1])
 
 
-def _admit(state: State, evidence: Evidence) -> Rows:
+def admit_rows(state: State, evidence: Evidence) -> Rows:
     """Evidence as arrays. What is on the host is refused where it makes no sense.
 
     Arrays of a device are not looked at, or each call would wait for it: their rows that make no

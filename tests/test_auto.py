@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bots_jax import Evidence, Selector, State, auto
+from bots_jax import Evidence, Selection, Selector, State, auto
 from bots_jax.belief.lengths import relative_length
 from bots_jax.choice.mixed import prob_zero_advantage
 from bots_jax.implicit.glm import glm
@@ -272,6 +274,50 @@ def test_steps_without_evidence_forget_nothing(reference: np.ndarray) -> None:
     for _ in range(5):
         later, _ = SELECTOR.advance(later)
     np.testing.assert_array_equal(SELECTOR.predict(later).mean, SELECTOR.predict(state).mean)
+
+
+# --- tokens ----------------------------------------------------------------------------------
+
+
+@given(
+    rows=st.lists(
+        st.tuples(
+            st.integers(0, 3),
+            st.sampled_from([0.0, 2.0, 9.0, np.nan]),
+            st.sampled_from([0.0, 4.0]),
+            st.sampled_from(["open", "late", "none"]),
+            st.sampled_from([10.0, 400.0, 0.0, np.nan, np.inf]),
+        ),
+        max_size=6,
+    )
+)
+@settings(max_examples=40, deadline=None)
+def test_tokens_are_learned_of_rows_that_count_alone(rows: list[tuple]) -> None:
+    """Not of those that are stale, impossible or not scored, which might as well not be there."""
+    selector, state, selection = token_pool()
+    padded = rows + [(-1, 0.0, 0.0, "none", 0.0)] * (6 - len(rows))
+    at, s, n, visit, tokens = map(np.array, zip(*padded, strict=True))
+    ids = np.where(at >= 0, np.asarray(selection.task_ids)[at], -1)
+    number = np.where(visit == "none", -1, np.asarray(selection.visit)[at] + 7 * (visit == "late"))
+    counts = (at >= 0) & (visit != "late") & (s <= n) & (n > 0)
+    counts &= np.isfinite(tokens) & (tokens > 0)
+
+    def pending(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        lengths = selector.observe(
+            state, Evidence(jnp.asarray(ids), jnp.asarray(s), jnp.asarray(n), number, tokens)
+        ).belief.lengths
+        return np.asarray(lengths.pending_tokens), np.asarray(lengths.pending_trials)
+
+    told, without = pending(ids), pending(np.where(counts, ids, -1))
+    np.testing.assert_array_equal(told, without)
+    assert told[0].sum() == pytest.approx(tokens[counts].sum())
+    assert told[1].sum() == n[counts].sum()
+
+
+@cache
+def token_pool() -> tuple[Selector, State, Selection]:
+    selector = auto(batch_size=4, rollouts=4, per_token=True)
+    return selector, *selector.select(jax.random.key(0), selector.init(num_tasks=12))
 
 
 # --- domains, tokens, compilation ------------------------------------------------------------

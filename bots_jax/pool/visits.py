@@ -207,6 +207,29 @@ def open_visits(pool: PoolState, task_ids: Array, valid: Array) -> tuple[PoolSta
     return pool, jnp.where(valid, number, NO_VISIT)
 
 
+class Admitted(NamedTuple):
+    """What becomes of each row of evidence, bool[M]."""
+
+    exists: Array  # its task is in the pool
+    sound: Array  # and its numbers make sense
+    attached: Array  # it is of the visit that is open
+    counts: Array  # its trials are learned from
+
+
+def admit(pool: PoolState, evidence: Rows) -> Admitted:
+    """Which rows count in a call that begins with this pool."""
+    capacity = pool.active.shape[0]
+    ids = evidence.task_ids
+    at = jnp.clip(ids, 0, capacity - 1)
+    exists = (ids >= 0) & (ids < capacity) & pool.active[at]
+    sound = exists & sound_numbers(evidence)
+    numbered = evidence.visit != UNNUMBERED
+    is_open = exists & (pool.visit[at] != NO_VISIT)
+    attached = is_open & jnp.where(numbered, pool.visit[at] == evidence.visit, sound)
+    counts = sound & (evidence.trials > 0) & (attached | ~numbered)
+    return Admitted(exists, sound, attached, counts)
+
+
 def observe(pool: PoolState, evidence: Rows, rollouts: Array) -> PoolState:
     """Add evidence to what is pending.
 
@@ -216,20 +239,13 @@ def observe(pool: PoolState, evidence: Rows, rollouts: Array) -> PoolState:
     visit like any others: a visit of which nothing is scored ends as one that is, and does not
     keep its task in flight for ever.
     """
-    capacity = pool.active.shape[0]
     ids = evidence.task_ids
-    at = jnp.clip(ids, 0, capacity - 1)
-    exists = (ids >= 0) & (ids < capacity) & pool.active[at]
-    sound = exists & sound_numbers(evidence)
-    numbered = evidence.visit != UNNUMBERED
-    is_open = exists & (pool.visit[at] != NO_VISIT)
-    attached = is_open & jnp.where(numbered, pool.visit[at] == evidence.visit, sound)
+    exists, sound, attached, counts = admit(pool, evidence)
     attempts = jnp.where(attached, attempts_of(evidence, sound, rollouts), 0)
     again = None if _is_small(pool) else repeats(ids, exists)
-    counts = sound & (evidence.trials > 0) & (attached | ~numbered)
     pool = _add_counts(pool, evidence, counts, counts | (attempts > 0), again)
     pool = _add_to_visits(pool, ids, attempts, attached, rollouts, again)
-    stale = sound & numbered & ~attached
+    stale = sound & (evidence.visit != UNNUMBERED) & ~attached
     return pool._replace(
         stale=pool.stale + _count(stale),
         unsolicited=pool.unsolicited + _count(counts & ~attached),
