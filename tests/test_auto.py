@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -274,6 +275,32 @@ def test_steps_without_evidence_forget_nothing(reference: np.ndarray) -> None:
     for _ in range(5):
         later, _ = SELECTOR.advance(later)
     np.testing.assert_array_equal(SELECTOR.predict(later).mean, SELECTOR.predict(state).mean)
+
+
+# --- how sure it is --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tasks", [1, 4])
+def test_of_few_tasks_visited_often_no_more_is_claimed_than_is_known(tasks: int) -> None:
+    """Rates that never move, ten runs: errors are as large as is claimed, within a factor."""
+    selector = auto(batch_size=tasks, rollouts=8)
+
+    def run(rng_key: jax.Array, rates: jax.Array) -> Any:
+        def step(state: State, rng_key: jax.Array) -> tuple[State, None]:
+            state, batch = selector.select(rng_key, state)
+            draws = jax.random.uniform(jax.random.fold_in(rng_key, 1), (tasks, 8))
+            rewards = (draws < rates[batch.task_ids][:, None]).astype(jnp.float32)
+            return selector.update(state, batch.evidence(rewards))[0], None
+
+        state = selector.init(num_tasks=tasks)
+        return selector.predict(jax.lax.scan(step, state, jax.random.split(rng_key, 2000))[0])
+
+    rates = np.random.default_rng(3).uniform(0.15, 0.85, (10, tasks)).astype(np.float32)
+    belief = jax.jit(jax.vmap(run))(jax.random.split(jax.random.key(3), 10), rates)
+    claimed = np.sqrt(belief.mean * (1 - belief.mean) / (belief.concentration + 1))
+    off = np.sqrt(np.mean(np.square((belief.mean - rates) / claimed)))
+    assert 0.4 < off < 1.6
+    assert np.all(np.abs(belief.mean - rates) < 0.1)
 
 
 # --- tokens ----------------------------------------------------------------------------------

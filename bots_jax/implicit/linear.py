@@ -177,7 +177,9 @@ def _infer_squares(params: LeastSquares, reference: Reference, domain: Array | N
     slope = (hi - lo) / (inner * (1 - inner))  # of logit p~ in mu
     of_mu = by_task(0.25 / (_PRIOR_SQUARE + params.square), domain)
     variance = jnp.square(slope) * of_mu
-    return Inferred(mean, known, overdispersion.concentration(params.dispersion, inner, variance))
+    return Inferred(
+        mean, known, overdispersion.concentration(params.dispersion, inner, variance), variance
+    )
 
 
 def none() -> Estimator:
