@@ -30,11 +30,12 @@ from bots_jax.belief.lengths import add_tokens
 from bots_jax.belief.logit_normal import AutoConfig, logit_normal_belief
 from bots_jax.checks import check_choice, check_number
 from bots_jax.choice.mixed import mixed_groups, nearest_draws
-from bots_jax.compose import Choice, Shared, compose, factory, plan_of
+from bots_jax.compose import Choice, Shared, admit_rows, compose, factory, plan_of
 from bots_jax.grouped.logit_normal import AUTO_TOLERANCE, group_auto
 from bots_jax.grouped.representation import REPRESENTATIONS, Grouping, with_grouped
 from bots_jax.grouped.selector import check_slots, check_tolerance
 from bots_jax.implicit import Estimator, glm, make_estimator
+from bots_jax.pool.visits import admit
 from bots_jax.settings import (
     AUTO_DEFAULTS,
     check_settings,
@@ -42,6 +43,7 @@ from bots_jax.settings import (
     is_noisy,
     merge_settings,
 )
+from bots_jax.sharding import beside
 from bots_jax.types import ArrayLike, Evidence, Info, Selector, Settings, State
 
 CHOICES = ("mixed", "thompson", "mean")
@@ -54,6 +56,7 @@ def auto(
     batch_size: int = 32,
     rollouts: ArrayLike | None = None,
     breadth: ArrayLike | None = None,
+    group: ArrayLike | None = None,
     forgetting: ArrayLike | None = None,
     implicit_weight: ArrayLike | None = None,
     temperature: ArrayLike | None = None,
@@ -74,9 +77,12 @@ def auto(
 
     Args:
       batch_size: B, tasks a step.
-      rollouts: * m, rollouts that each selected task is meant to get [16].
+      rollouts: * m, rollouts that each selected task is meant to get; its visit ends with them
+        [16].
       breadth: * c >= 0, what a task's recent visits cost it: more spreads the choice over more
         tasks; for choice="mixed" [0.1].
+      group: * G, at least 2: a task is worth the chance that G rollouts are not all alike, for
+        choice="mixed" [m; 2 where m is 1, such as a slot that plays a level once].
       forgetting: * lambda, share of what sets a task apart from the regression that is forgotten
         in a step of training [learned, around 0.004].
       implicit_weight: * rho, how far the regression is trusted [learned, around 1].
@@ -93,7 +99,7 @@ def auto(
       tolerance: grouped only: logits of its offset, and visits, that a task may lose when it
         returns to its group [1e-3].
       slots: grouped only: tasks that may differ from their group at a time, a multiple of 64.
-      shared: exploration, quotas, num_domains, expiry, dtype; see `compose.Shared`.
+      shared: exploration, quotas, num_domains, expiry, keep_open, dtype; see `compose.Shared`.
 
     Raises:
       ValueError: naming the argument and its value.
@@ -113,18 +119,16 @@ def auto(
         implicit_weight=implicit_weight,
         temperature=temperature,
         breadth=breadth,
+        group=group,
     )
     check_settings(given)
     check_choice("choice", choice, CHOICES)
-    _refuse_unused(choice, target=target, breadth=breadth, floor=floor, per_token=per_token)
+    _refuse_unused(choice, given, floor=floor, per_token=per_token)
     settings = merge_settings(AUTO_DEFAULTS, given)
-    model_of = glm(least_counts=0.0) if estimator == "glm" else make_estimator(estimator)
     noisy = is_noisy(settings)
     floor = check_number("floor", first_given(floor, _FLOOR), 1, 1e9)
     plan = plan_of(batch_size, shared)
-    config = AutoConfig(
-        model_of, implicit_weight is None, forgetting is None, plan.batch_size, bool(per_token)
-    )
+    config = _config(estimator, given, plan.batch_size, per_token)
     dense = compose(
         name="auto",
         model=logit_normal_belief(config),
@@ -148,6 +152,18 @@ def auto(
     return with_grouped(_with_tokens(dense) if per_token else dense, grouping)
 
 
+def _config(
+    estimator: str | Estimator, given: Settings, batch_size: int, per_token: bool
+) -> AutoConfig:
+    return AutoConfig(
+        glm(least_counts=0.0) if estimator == "glm" else make_estimator(estimator),
+        learn_trust=given.implicit_weight is None,
+        learn_speed=given.forgetting is None,
+        batch_size=batch_size,
+        per_token=bool(per_token),
+    )
+
+
 def _described(config: AutoConfig, choice: str, noisy: bool, floor: float) -> dict[str, Any]:
     """The static settings."""
     return {
@@ -161,12 +177,13 @@ def _described(config: AutoConfig, choice: str, noisy: bool, floor: float) -> di
     }
 
 
-def _refuse_unused(choice: str, *, target: Any, **of_mixed: Any) -> None:
+def _refuse_unused(choice: str, given: Settings, **of_mixed: Any) -> None:
     """Arguments that this choice has no use for."""
-    if choice == "mixed" and target is not None:
+    of_mixed |= {"breadth": given.breadth, "group": given.group}
+    if choice == "mixed" and given.target is not None:
         raise ValueError(
-            f"target={target} has no effect with choice='mixed', which takes likely mixed groups: "
-            "leave it out, or use choice='thompson'"
+            f"target={given.target} has no effect with choice='mixed', which takes likely mixed "
+            "groups: leave it out, or use choice='thompson'"
         )
     for name, value in of_mixed.items():
         if choice != "mixed" and value is not None and value is not False:
@@ -180,8 +197,13 @@ def _with_tokens(selector: Selector) -> Selector:
     """`selector`, whose `observe` takes note of tokens too."""
 
     def observe(state: State, evidence: Evidence) -> State:
+        if evidence.tokens is None:
+            return selector.observe(state, evidence)
+        rows = admit_rows(state, evidence)
+        counts = admit(state.pool, rows).counts
+        tokens = beside(evidence.tokens, state.pool.trials)
+        lengths = add_tokens(state.belief.lengths, rows, tokens, counts)
         state = selector.observe(state, evidence)
-        lengths = add_tokens(state.belief.lengths, evidence)
         return state._replace(belief=state.belief._replace(lengths=lengths))
 
     def update(state: State, evidence: Evidence) -> tuple[State, Info]:

@@ -140,7 +140,7 @@ def gather_evidence(evidence: Evidence) -> Evidence:
     Every host must call this, with as many rows (pad with task id -1), at the same step.
 
     Returns:
-      NumPy arrays of hosts x M rows; `visit` and `tokens` are given where they were given.
+      NumPy arrays of hosts x M rows; what may be None is given where it was given.
     """
     from jax.experimental import multihost_utils  # imports much, and is used on few machines
 
@@ -150,10 +150,10 @@ def gather_evidence(evidence: Evidence) -> Evidence:
         "successes": np.asarray(evidence.successes),
         "trials": np.broadcast_to(np.asarray(evidence.trials), rows),
     }
-    if evidence.visit is not None:
-        columns["visit"] = np.broadcast_to(np.asarray(evidence.visit, np.int32), rows)
-    if evidence.tokens is not None:
-        columns["tokens"] = np.broadcast_to(np.asarray(evidence.tokens), rows)
+    for name in ("visit", "tokens", "attempts", "differ"):
+        column = getattr(evidence, name)
+        if column is not None:
+            columns[name] = np.broadcast_to(np.asarray(column), rows)
     if jax.process_count() > 1:
         columns = multihost_utils.process_allgather(columns, tiled=True)
     return Evidence(**columns)

@@ -3,10 +3,11 @@
 In: selections, evidence, tasks added and retired. Out: a mask of tasks that may be
 selected, and at each `advance` the evidence to fuse. Written once for every selector.
 
-A visit is one group of rollouts of a selected task. It is open from `select` until its trials are
-complete, scored or not, a row with 0 trials or `abandon` closes it, an `advance` fuses its
-evidence, or it grows older than `expiry` steps. Its number is unique, so evidence that
-arrives after that is recognised as stale.
+A visit is one group of rollouts of a selected task. It is open from `select` until its m attempts
+are in, scored or not, `abandon` closes it, or it grows older than `expiry` steps. An `advance`
+after some of them came closes it too, unless visits are kept open: then a step may fuse a part, and
+the next step the rest. A row of 0 trials says that nothing has come yet. Numbers of visits are
+unique, so evidence that arrives after the end is recognised as stale.
 
 A step brings evidence of few of the C rows. They are listed in `touched`, so that means
 over the batch cost what the batch does, and are summed in one order on any number of
@@ -17,7 +18,7 @@ are gone through in any case.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +26,15 @@ from jax import lax
 
 from bots_jax.numerics.control_flow import lazy_cond
 from bots_jax.numerics.short_lists import repeats, seen_before, times_before
-from bots_jax.pool.evidence import MOST_TRIALS, PADDING, UNNUMBERED, Rows, sound_numbers
+from bots_jax.pool.evidence import (
+    PADDING,
+    PARTS,
+    UNNUMBERED,
+    Rows,
+    attempts_of,
+    extremes,
+    sound_numbers,
+)
 from bots_jax.sharding import mesh_of, top_k, total
 from bots_jax.types import Array, PyTree
 
@@ -43,10 +52,12 @@ class PoolState(NamedTuple):
     domain_sizes: Array  # i32[D], active tasks of each domain; its shape is what tells D
     visit: Array  # i32[C], number of the open visit, or -1
     opened: Array | None  # i32[C], step at which the last visit was opened; for expiry only
-    visit_trials: Array  # f[C], trials that the open visit has brought so far
+    visit_trials: Array  # f[C], attempts that the open visit has brought so far
     successes: Array  # f[C], pending
     trials: Array  # f[C], pending
-    touched: Array  # i32[R], rows with pending evidence, C beyond; in no order
+    most_failed: Array  # u8[C], pending: the highest share of failure among them, in 255ths
+    most_solved: Array  # u8[C], of success; together above 255 where the rewards differ
+    touched: Array  # i32[R], rows with pending evidence or attempts, C beyond; in no order
     num_touched: Array  # i32; above R the list is incomplete
     in_flight: Array  # i32, open visits
     step: Array  # i32, calls of advance so far
@@ -64,9 +75,12 @@ class StepEvidence(NamedTuple):
     trials: Array  # f[C]; 0 for tasks without explicit evidence
     domain: Array | None  # i32[C]
     num_domains: int  # D, static
-    rows: Array | None = None  # i32[R], the tasks with trials, ascending, C beyond; None: any
+    # i32[R], the tasks with trials, among others maybe, ascending, C beyond; None: any
+    rows: Array | None = None
     # bool, whether `rows` is incomplete; None: nobody knows, and all rows are gone through
     overflow: Array | None = None
+    most_failed: Array | None = None  # u8[C], see `PoolState`; None: nobody knows
+    most_solved: Array | None = None  # u8[C]
 
 
 class Evaluated(NamedTuple):
@@ -75,25 +89,35 @@ class Evaluated(NamedTuple):
     rows: Array | None  # i32[R]; None for all C rows in order
     successes: Array  # f[R]
     trials: Array  # f[R], 0 in padding
+    mixed: Array | None = None  # bool[R], tasks whose rewards differ
+
+
+def is_mixed(fused: StepEvidence, rows: Any = slice(None)) -> Array:
+    """bool[...]: the tasks whose rewards differ, as far as is known: see `Evidence.differ`."""
+    if fused.most_failed is None or fused.most_solved is None:
+        return (fused.successes[rows] > 0) & (fused.successes[rows] < fused.trials[rows])
+    return fused.most_failed[rows] > PARTS - fused.most_solved[rows]
 
 
 def over_evaluated(fused: StepEvidence, measure: Callable[[Evaluated], PyTree]) -> PyTree:
     """`measure` of the tasks with evidence: small numbers, such as means over the batch."""
     capacity = fused.trials.shape[0]
     if fused.rows is None or fused.overflow is None:
-        return measure(Evaluated(None, fused.successes, fused.trials))
+        return measure(Evaluated(None, fused.successes, fused.trials, is_mixed(fused)))
     at = jnp.minimum(fused.rows, capacity - 1)
     present = fused.rows < capacity
     few = Evaluated(
         at,
         jnp.where(present, fused.successes[at], 0),
         jnp.where(present, fused.trials[at], 0),
+        present & is_mixed(fused, at),
     )
 
     def all_rows(measured: PyTree) -> PyTree:
         # Tied to what is replaced, or XLA moves it in front of the loop that seldom turns.
-        successes, trials, _ = lax.optimization_barrier((fused.successes, fused.trials, measured))
-        return measure(Evaluated(None, successes, trials))
+        told = fused._replace(domain=None, rows=None, overflow=None, num_domains=0)
+        tied = lax.optimization_barrier((told, measured))[0]
+        return measure(Evaluated(None, tied.successes, tied.trials, is_mixed(tied)))
 
     return lazy_cond(fused.overflow, all_rows, measure(few))
 
@@ -142,6 +166,8 @@ def make_pool(
         visit_trials=zeros(),
         successes=zeros(),
         trials=zeros(),
+        most_failed=jnp.zeros((capacity,), jnp.uint8),
+        most_solved=jnp.zeros((capacity,), jnp.uint8),
         touched=jnp.full((min(touched_capacity, capacity),), capacity, jnp.int32),
         num_touched=zero(),
         in_flight=zero(),
@@ -181,6 +207,29 @@ def open_visits(pool: PoolState, task_ids: Array, valid: Array) -> tuple[PoolSta
     return pool, jnp.where(valid, number, NO_VISIT)
 
 
+class Admitted(NamedTuple):
+    """What becomes of each row of evidence, bool[M]."""
+
+    exists: Array  # its task is in the pool
+    sound: Array  # and its numbers make sense
+    attached: Array  # it is of the visit that is open
+    counts: Array  # its trials are learned from
+
+
+def admit(pool: PoolState, evidence: Rows) -> Admitted:
+    """Which rows count in a call that begins with this pool."""
+    capacity = pool.active.shape[0]
+    ids = evidence.task_ids
+    at = jnp.clip(ids, 0, capacity - 1)
+    exists = (ids >= 0) & (ids < capacity) & pool.active[at]
+    sound = exists & sound_numbers(evidence)
+    numbered = evidence.visit != UNNUMBERED
+    is_open = exists & (pool.visit[at] != NO_VISIT)
+    attached = is_open & jnp.where(numbered, pool.visit[at] == evidence.visit, sound)
+    counts = sound & (evidence.trials > 0) & (attached | ~numbered)
+    return Admitted(exists, sound, attached, counts)
+
+
 def observe(pool: PoolState, evidence: Rows, rollouts: Array) -> PoolState:
     """Add evidence to what is pending.
 
@@ -190,23 +239,13 @@ def observe(pool: PoolState, evidence: Rows, rollouts: Array) -> PoolState:
     visit like any others: a visit of which nothing is scored ends as one that is, and does not
     keep its task in flight for ever.
     """
-    capacity = pool.active.shape[0]
     ids = evidence.task_ids
-    at = jnp.clip(ids, 0, capacity - 1)
-    exists = (ids >= 0) & (ids < capacity) & pool.active[at]
-    sound = exists & sound_numbers(evidence)
-    numbered = evidence.visit != UNNUMBERED
-    is_open = exists & (pool.visit[at] != NO_VISIT) & (pool.visit_trials[at] < rollouts)
-    attached = is_open & jnp.where(numbered, pool.visit[at] == evidence.visit, sound)
-    trials = jnp.where(sound, evidence.trials, 0)
-    countable = (evidence.trials > 0) & (evidence.trials <= MOST_TRIALS)
-    attempts = jnp.where(sound | countable, evidence.trials, rollouts)
-    attempts = jnp.where(attached, attempts, 0)
+    exists, sound, attached, counts = admit(pool, evidence)
+    attempts = jnp.where(attached, attempts_of(evidence, sound, rollouts), 0)
     again = None if _is_small(pool) else repeats(ids, exists)
-    counts = sound & (trials > 0) & (attached | ~numbered)
-    pool = _add_counts(pool, evidence, counts, again)
+    pool = _add_counts(pool, evidence, counts, counts | (attempts > 0), again)
     pool = _add_to_visits(pool, ids, attempts, attached, rollouts, again)
-    stale = sound & numbered & ~attached
+    stale = sound & (evidence.visit != UNNUMBERED) & ~attached
     return pool._replace(
         stale=pool.stale + _count(stale),
         unsolicited=pool.unsolicited + _count(counts & ~attached),
@@ -249,28 +288,37 @@ def _is_small(pool: PoolState) -> bool:
     return pool.domain is None and pool.active.shape[0] <= _SMALL
 
 
-def _add_counts(pool: PoolState, evidence: Rows, counts: Array, again: Array | None) -> PoolState:
+def _add_counts(
+    pool: PoolState, evidence: Rows, counts: Array, listed: Array, again: Array | None
+) -> PoolState:
+    """Add what counts, and list the rows that this step has to look at."""
     capacity = pool.active.shape[0]
+    failed, solved = extremes(evidence)
     if again is None:
         rows = jnp.where(counts, evidence.task_ids, capacity)
         successes = jnp.minimum(evidence.successes, evidence.trials)
         return pool._replace(
             successes=pool.successes.at[rows].add(successes, mode="drop"),
             trials=pool.trials.at[rows].add(evidence.trials, mode="drop"),
+            most_failed=pool.most_failed.at[rows].max(failed, mode="drop"),
+            most_solved=pool.most_solved.at[rows].max(solved, mode="drop"),
             # The list is not kept: incomplete, if the pool should grow before the next step.
             num_touched=jnp.full_like(pool.num_touched, pool.touched.shape[0] + 1),
         )
-    rows = jnp.where(counts, evidence.task_ids, capacity)
-    before = pool.trials[jnp.minimum(rows, capacity - 1)]
-    new = counts & (before == 0) & first_of_each(rows, again)
-    rows = jnp.where(before >= 0, rows, capacity)  # always; read first, then written in place
+    looked_at = jnp.where(listed, evidence.task_ids, capacity)
+    before = pool.trials[jnp.minimum(looked_at, capacity - 1)]
+    new = listed & (before == 0) & first_of_each(looked_at, again)
+    # Always: read first, then written in place.
+    rows = jnp.where(counts & (before >= 0), evidence.task_ids, capacity)
     place = pool.num_touched + jnp.cumsum(new, dtype=jnp.int32) - 1
     place = jnp.where(new, place, pool.touched.shape[0])
     successes = jnp.minimum(evidence.successes, evidence.trials)  # rounding, see sound_numbers
     return pool._replace(
         successes=pool.successes.at[rows].add(successes, mode="drop"),
         trials=pool.trials.at[rows].add(evidence.trials, mode="drop"),
-        touched=pool.touched.at[place].set(rows, mode="drop"),
+        most_failed=pool.most_failed.at[rows].max(failed, mode="drop"),
+        most_solved=pool.most_solved.at[rows].max(solved, mode="drop"),
+        touched=pool.touched.at[place].set(looked_at, mode="drop"),
         num_touched=pool.num_touched + _count(new),
     )
 
@@ -278,16 +326,15 @@ def _add_counts(pool: PoolState, evidence: Rows, counts: Array, again: Array | N
 def _add_to_visits(
     pool: PoolState,
     ids: Array,
-    trials: Array,
+    attempts: Array,
     attached: Array,
     rollouts: Array,
     again: Array | None,
 ) -> PoolState:
     capacity = pool.active.shape[0]
     rows = jnp.where(attached, ids, capacity)
-    visit_trials = pool.visit_trials.at[rows].add(trials, mode="drop")
-    complete = visit_trials[jnp.clip(ids, 0, capacity - 1)] >= rollouts
-    done = attached & (complete | (trials == 0))
+    visit_trials = pool.visit_trials.at[rows].add(attempts, mode="drop")
+    done = attached & (visit_trials[jnp.clip(ids, 0, capacity - 1)] >= rollouts)
     pool = pool._replace(visit_trials=visit_trials)
     return _close(pool, jnp.where(done, ids, capacity), again)
 
@@ -324,13 +371,21 @@ def _rows(task_ids: Array, capacity: int) -> Array:
     return jnp.where((task_ids >= 0) & (task_ids < capacity), task_ids, capacity)
 
 
-def close_step(pool: PoolState, expiry: int | None) -> tuple[PoolState, StepEvidence, Counts]:
+def close_step(
+    pool: PoolState, expiry: int | None, keep_open: bool
+) -> tuple[PoolState, StepEvidence, Counts]:
     """Hand over what is pending, and end the visits that brought it or are too old.
 
     What was handed over is still in the pool until `clear_pending`.
+
+    Args:
+      keep_open: whether a visit that brought some of it waits for the rest of its attempts.
     """
     capacity, step = pool.active.shape[0], pool.step + 1
-    fused = StepEvidence(pool.successes, pool.trials, pool.domain, pool.domain_sizes.shape[0])
+    fused = StepEvidence(
+        pool.successes, pool.trials, pool.domain, pool.domain_sizes.shape[0],
+        most_failed=pool.most_failed, most_solved=pool.most_solved,
+    )  # fmt: skip
     if pool.touched.shape[0] < capacity and _is_small(pool):
         first = top_k((pool.trials > 0).astype(jnp.float32), pool.touched.shape[0])[1]
         rows = jnp.where(pool.trials[first] > 0, first.astype(jnp.int32), capacity)
@@ -342,20 +397,24 @@ def close_step(pool: PoolState, expiry: int | None) -> tuple[PoolState, StepEvid
             rows=jnp.where(repeated, capacity, rows),
             overflow=pool.num_touched > pool.touched.shape[0],
         )
-    pool = _close_evaluated(pool, fused)
+    if not keep_open:
+        pool = _close_evaluated(pool, fused)
     expired = jnp.zeros((), jnp.int32)
     if expiry is not None and pool.opened is not None:
         too_old = (pool.visit != NO_VISIT) & (step - pool.opened > expiry)
         expired = _count(too_old)
         visit = jnp.where(too_old, NO_VISIT, pool.visit)
         pool = pool._replace(visit=visit, in_flight=pool.in_flight - expired)
+        if keep_open:
+            none = jnp.where(too_old, 0, pool.visit_trials)
+            pool = pool._replace(visit_trials=none)
     counts = Counts(pool.stale, pool.unsolicited, pool.invalid, expired, pool.in_flight)
     zero = jnp.zeros((), jnp.int32)
     return pool._replace(step=step, stale=zero, unsolicited=zero, invalid=zero), fused, counts
 
 
 def _close_evaluated(pool: PoolState, fused: StepEvidence) -> PoolState:
-    """End the open visits that brought evidence; only rows with evidence can have one."""
+    """End the open visits of which some attempts are in; only rows that are listed can have one."""
 
     def close_all(visits: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         visit, trials, in_flight = visits
@@ -386,6 +445,8 @@ def clear_pending(pool: PoolState, fused: StepEvidence, zero: Array) -> PoolStat
     few = pool._replace(
         successes=pool.successes.at[rows].set(0, mode="drop"),
         trials=pool.trials.at[rows].set(0, mode="drop"),
+        most_failed=pool.most_failed.at[rows].set(0, mode="drop"),
+        most_solved=pool.most_solved.at[rows].set(0, mode="drop"),
         touched=jnp.full_like(pool.touched, pool.active.shape[0]),
         num_touched=jnp.zeros_like(pool.num_touched),
     )
@@ -396,6 +457,8 @@ def _clear_all(pool: PoolState) -> PoolState:
     return pool._replace(
         successes=jnp.zeros_like(pool.successes),
         trials=jnp.zeros_like(pool.trials),
+        most_failed=jnp.zeros_like(pool.most_failed),
+        most_solved=jnp.zeros_like(pool.most_solved),
         touched=jnp.full_like(pool.touched, pool.active.shape[0]),
         num_touched=jnp.zeros_like(pool.num_touched),
     )
@@ -416,6 +479,8 @@ def retire(pool: PoolState, task_ids: Array) -> PoolState:
         domain_sizes=_domain_sizes(active, pool.domain, pool.domain_sizes.shape[0]),
         successes=pool.successes.at[rows].set(0, mode="drop"),
         trials=pool.trials.at[rows].set(0, mode="drop"),
+        most_failed=pool.most_failed.at[rows].set(0, mode="drop"),
+        most_solved=pool.most_solved.at[rows].set(0, mode="drop"),
     )
 
 
