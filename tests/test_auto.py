@@ -237,16 +237,18 @@ def test_wrong_references_lose_their_weight(reference: np.ndarray) -> None:
     assert error["shuffled"] <= error["none"] + 0.03
 
 
-def test_learns_to_trust_references_that_are_right(reference: np.ndarray) -> None:
-    """Trust ends higher under true references than under shuffled ones."""
-    rates = np.random.default_rng(1).beta(0.5, 0.5, TASKS).astype(np.float32)
-    prior_weight = []
-    for known in (rates, np.random.default_rng(2).permutation(rates)):
-        state = SELECTOR.init(np.stack([known, known]))
-        state, _ = play(SELECTOR, state, rates, 30)
-        _, info = SELECTOR.advance(state)
-        prior_weight.append(float(info.implicit_weight))
-    assert prior_weight[0] > prior_weight[1]
+def test_learns_to_trust_references_that_are_right() -> None:
+    """Trust ends higher under true references than under shuffled ones, in each of six pools."""
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        rates = rng.beta(0.5, 0.5, TASKS).astype(np.float32)
+        prior_weight = []
+        for known in (rates, rng.permutation(rates)):
+            state = SELECTOR.init(np.stack([known, known]))
+            state, _ = play(SELECTOR, state, rates, 30, seed)
+            _, info = SELECTOR.advance(state)
+            prior_weight.append(float(info.implicit_weight))
+        assert prior_weight[0] > prior_weight[1] + 0.05
 
 
 @given(st.integers(0, 1000))
