@@ -54,6 +54,7 @@ def auto(
     batch_size: int = 32,
     rollouts: ArrayLike | None = None,
     breadth: ArrayLike | None = None,
+    group: ArrayLike | None = None,
     forgetting: ArrayLike | None = None,
     implicit_weight: ArrayLike | None = None,
     temperature: ArrayLike | None = None,
@@ -74,9 +75,12 @@ def auto(
 
     Args:
       batch_size: B, tasks a step.
-      rollouts: * m, rollouts that each selected task is meant to get [16].
+      rollouts: * m, rollouts that each selected task is meant to get; its visit ends with them
+        [16].
       breadth: * c >= 0, what a task's recent visits cost it: more spreads the choice over more
         tasks; for choice="mixed" [0.1].
+      group: * G, at least 2: a task is worth the chance that G rollouts are not all alike, for
+        choice="mixed" [m; 2 where m is 1, such as a slot that plays a level once].
       forgetting: * lambda, share of what sets a task apart from the regression that is forgotten
         in a step of training [learned, around 0.004].
       implicit_weight: * rho, how far the regression is trusted [learned, around 1].
@@ -93,7 +97,7 @@ def auto(
       tolerance: grouped only: logits of its offset, and visits, that a task may lose when it
         returns to its group [1e-3].
       slots: grouped only: tasks that may differ from their group at a time, a multiple of 64.
-      shared: exploration, quotas, num_domains, expiry, dtype; see `compose.Shared`.
+      shared: exploration, quotas, num_domains, expiry, keep_open, dtype; see `compose.Shared`.
 
     Raises:
       ValueError: naming the argument and its value.
@@ -113,18 +117,16 @@ def auto(
         implicit_weight=implicit_weight,
         temperature=temperature,
         breadth=breadth,
+        group=group,
     )
     check_settings(given)
     check_choice("choice", choice, CHOICES)
-    _refuse_unused(choice, target=target, breadth=breadth, floor=floor, per_token=per_token)
+    _refuse_unused(choice, given, floor=floor, per_token=per_token)
     settings = merge_settings(AUTO_DEFAULTS, given)
-    model_of = glm(least_counts=0.0) if estimator == "glm" else make_estimator(estimator)
     noisy = is_noisy(settings)
     floor = check_number("floor", first_given(floor, _FLOOR), 1, 1e9)
     plan = plan_of(batch_size, shared)
-    config = AutoConfig(
-        model_of, implicit_weight is None, forgetting is None, plan.batch_size, bool(per_token)
-    )
+    config = _config(estimator, given, plan.batch_size, per_token)
     dense = compose(
         name="auto",
         model=logit_normal_belief(config),
@@ -148,6 +150,18 @@ def auto(
     return with_grouped(_with_tokens(dense) if per_token else dense, grouping)
 
 
+def _config(
+    estimator: str | Estimator, given: Settings, batch_size: int, per_token: bool
+) -> AutoConfig:
+    return AutoConfig(
+        glm(least_counts=0.0) if estimator == "glm" else make_estimator(estimator),
+        learn_trust=given.implicit_weight is None,
+        learn_speed=given.forgetting is None,
+        batch_size=batch_size,
+        per_token=bool(per_token),
+    )
+
+
 def _described(config: AutoConfig, choice: str, noisy: bool, floor: float) -> dict[str, Any]:
     """The static settings."""
     return {
@@ -161,12 +175,13 @@ def _described(config: AutoConfig, choice: str, noisy: bool, floor: float) -> di
     }
 
 
-def _refuse_unused(choice: str, *, target: Any, **of_mixed: Any) -> None:
+def _refuse_unused(choice: str, given: Settings, **of_mixed: Any) -> None:
     """Arguments that this choice has no use for."""
-    if choice == "mixed" and target is not None:
+    of_mixed |= {"breadth": given.breadth, "group": given.group}
+    if choice == "mixed" and given.target is not None:
         raise ValueError(
-            f"target={target} has no effect with choice='mixed', which takes likely mixed groups: "
-            "leave it out, or use choice='thompson'"
+            f"target={given.target} has no effect with choice='mixed', which takes likely mixed "
+            "groups: leave it out, or use choice='thompson'"
         )
     for name, value in of_mixed.items():
         if choice != "mixed" and value is not None and value is not False:

@@ -96,7 +96,7 @@ def bots(
         its group [1e-5].
       slots: grouped only: tasks that may differ from their group at a time, a multiple of 64
         [twice as many as will by lambda]. The table grows between steps, not in traced code.
-      shared: exploration, quotas, num_domains, expiry, dtype; see `compose.Shared`.
+      shared: exploration, quotas, num_domains, expiry, keep_open, dtype; see `compose.Shared`.
 
     Raises:
       ValueError: naming the argument and its value.

@@ -126,6 +126,8 @@ class Shared(TypedDict, total=False):
     quotas: tasks of each domain in a batch, summing to B; None (default): no quotas.
     num_domains: D, where `init` cannot count the domains because they are traced.
     expiry: close visits older than this many steps; None (default): never.
+    keep_open: whether a visit stays open over `advance` until its m rollouts are in, so that their
+      rest may come in later steps; default False: the step that fuses some of them ends it.
     dtype: float32 or float64; None follows the reference, float32 without one.
     """
 
@@ -133,6 +135,7 @@ class Shared(TypedDict, total=False):
     quotas: Sequence[int] | None
     num_domains: int | None
     expiry: int | None
+    keep_open: bool
     dtype: Any
 
 
@@ -187,7 +190,7 @@ def _spelt_out(signature: inspect.Signature) -> inspect.Signature:
     """The signature with the arguments of `Shared` in place of **shared, for help and command."""
     own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
     if len(own) < len(signature.parameters):
-        default = {"exploration": 0.0}
+        default = {"exploration": 0.0, "keep_open": False}
         own += [
             inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default.get(name))
             for name in Shared.__annotations__
@@ -247,9 +250,12 @@ def compose(
     expiry = None if (age := shared.get("expiry")) is None else check_count("expiry", age)
     dtype = None if (wanted := shared.get("dtype")) is None else _check_dtype(wanted)
 
+    keep_open = bool(shared.get("keep_open", False))
     described = {"strategy": name, **plan._asdict(), "expiry": expiry, **(static or {})}
+    if keep_open:
+        described["keep_open"] = True
     init = _init_of(model, settings, plan, described, shared.get("num_domains"), dtype)
-    traced = _traced_functions(model, choice, plan, expiry)
+    traced = _traced_functions(model, choice, plan, expiry, keep_open)
 
     def select(
         rng_key: Array, state: State, eligible: ArrayLike | None = None
@@ -324,7 +330,7 @@ class _Traced(NamedTuple):
 
 
 def _traced_functions(
-    model: BeliefModel, choice: Choice, plan: Plan, expiry: int | None
+    model: BeliefModel, choice: Choice, plan: Plan, expiry: int | None, keep_open: bool
 ) -> _Traced:
     """What a selector does, each function compiled once a shape.
 
@@ -351,7 +357,7 @@ def _traced_functions(
 
     @jit_by_size
     def advance_parts(state: State) -> tuple[Any, Any, Info]:
-        closed, fused, counts = visits.close_step(state.pool, expiry)
+        closed, fused, counts = visits.close_step(state.pool, expiry, keep_open)
         belief, told = model.fuse(state.belief, state.settings, state.reference, fused)
         info = make_info(fused, counts, told)
         belief_is_done = sequencing_zero((closed.visit, belief, info), info.trials.dtype)

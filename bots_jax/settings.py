@@ -8,10 +8,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from bots_jax.checks import is_concrete
-from bots_jax.types import Settings
+from bots_jax.types import Array, Settings
 
 # As published (arXiv 2510.26374).
 BOTS_DEFAULTS = Settings(
@@ -24,6 +25,7 @@ BOTS_DEFAULTS = Settings(
     prior_successes=1.0,
     prior_failures=1.0,
     breadth=0.0,
+    group=0.0,
 )
 # forgetting and implicit_weight are the centres of the grid that is searched. The breadth is what
 # a policy learns most with where few tasks are solvable (docs/worlds.md, docs/auto.md).
@@ -42,6 +44,12 @@ def is_noisy(settings: Settings) -> bool:
     return not (is_concrete(temperature) and float(np.asarray(temperature)) == 0)
 
 
+def group_in_force(settings: Settings) -> Array:
+    """G: of one rollout no group is mixed, and nothing would be worth more than anything else."""
+    follows = jnp.maximum(settings.rollouts, 2)
+    return jnp.where(settings.group > 0, settings.group, follows)
+
+
 def first_given(value: Any, otherwise: Any) -> Any:
     """`value`, or `otherwise` where it is None."""
     return otherwise if value is None else value
@@ -58,11 +66,15 @@ _RANGES: dict[str, tuple[float, float, bool, bool]] = {
     "prior_successes": (0, math.inf, False, False),
     "prior_failures": (0, math.inf, False, False),
     "breadth": (0, math.inf, True, False),
+    "group": (0, math.inf, True, False),
 }
 
 
 def check_settings(settings: Settings) -> None:
     """Refuse numbers out of range; None and traced numbers pass."""
+    group = settings.group
+    if group is not None and is_concrete(group) and np.shape(group) == () and 0 < float(group) < 2:
+        raise ValueError(f"group={float(group)} must be at least 2: one rollout is never mixed")
     for name, value in settings._asdict().items():
         if value is not None and np.shape(value) != ():
             raise ValueError(

@@ -140,7 +140,7 @@ def gather_evidence(evidence: Evidence) -> Evidence:
     Every host must call this, with as many rows (pad with task id -1), at the same step.
 
     Returns:
-      NumPy arrays of hosts x M rows; `visit` and `tokens` are given where they were given.
+      NumPy arrays of hosts x M rows; `visit`, `tokens` and `attempts` where they were given.
     """
     from jax.experimental import multihost_utils  # imports much, and is used on few machines
 
@@ -154,6 +154,8 @@ def gather_evidence(evidence: Evidence) -> Evidence:
         columns["visit"] = np.broadcast_to(np.asarray(evidence.visit, np.int32), rows)
     if evidence.tokens is not None:
         columns["tokens"] = np.broadcast_to(np.asarray(evidence.tokens), rows)
+    if evidence.attempts is not None:
+        columns["attempts"] = np.broadcast_to(np.asarray(evidence.attempts), rows)
     if jax.process_count() > 1:
         columns = multihost_utils.process_allgather(columns, tiled=True)
     return Evidence(**columns)

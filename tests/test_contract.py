@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bots_jax import Evidence, Info, Selection, Selector, State, add_tasks, bots, retire
@@ -325,10 +325,19 @@ def test_unnumbered_evidence_always_counts() -> None:
     assert (int(info.evaluated), int(info.unsolicited), int(info.in_flight)) == (2, 1, 3)
 
 
-def test_a_visit_closed_by_an_empty_row_or_abandoned_is_stale() -> None:
+@pytest.mark.parametrize(
+    "lost",
+    [
+        {"successes": [0.0], "trials": 0, "attempts": np.inf},
+        {"successes": [0.0], "trials": 0, "attempts": 8},
+        {"successes": [np.nan], "trials": 0},
+        {"successes": [np.nan], "trials": 8},
+    ],
+)
+def test_a_visit_told_to_be_lost_or_abandoned_is_stale(lost: dict[str, object]) -> None:
     selector, state, selection = bots_state(forgetting=0.0)
     ids, visit = selection.task_ids, selection.visit
-    state = selector.observe(state, Evidence(ids[:1], [0.0], 0, visit[:1]))
+    state = selector.observe(state, Evidence(task_ids=ids[:1], visit=visit[:1], **lost))
     state = selector.abandon(state, ids[1:2])
     state, info = selector.update(state, rewards(selection))
     assert (int(info.evaluated), int(info.stale)) == (2, 2)
@@ -421,3 +430,77 @@ def test_rows_of_one_call_count_the_same_in_any_order(rows: list[tuple[int, int,
     turned = (x[::-1] for x in (ids, trials / 2, trials, visit))
     backwards = selector.observe(state, Evidence(*turned))
     assert leaves_equal(selector.advance(together), selector.advance(backwards))
+
+
+# --- visits that stay open over steps -------------------------------------------------------
+
+# The small pool, the one that keeps a list of rows, and the grouped one.
+KEPT = {"small": (12, "dense"), "listed": (9000, "dense"), "grouped": (12, "grouped")}
+
+
+@cache
+def kept_open(kind: str) -> tuple[Selector, State, Selection]:
+    tasks, representation = KEPT[kind]
+    selector = bots(
+        batch_size=8, rollouts=8, forgetting=0.0, representation=representation, keep_open=True
+    )
+    state = selector.init(np.full((2, tasks), 0.5, np.float32))
+    return selector, *selector.select(jax.random.key(0), state)
+
+
+@pytest.mark.parametrize("kind", KEPT)
+@given(
+    steps=st.lists(
+        st.lists(
+            st.tuples(st.integers(0, 7), st.integers(0, 5), st.integers(0, 5), st.booleans()),
+            max_size=6,
+        ),
+        max_size=5,
+    )
+)
+@settings(max_examples=25, deadline=None)
+def test_attempts_of_an_open_visit_may_straddle_steps(
+    kind: str, steps: list[list[tuple[int, int, int, bool]]]
+) -> None:
+    """Against a ledger: each visit ends when its attempts are in, and nothing before is lost.
+
+    Rows are (task, trials, unscored rollouts, whether its slot says "nothing yet").
+    """
+    selector, state, selection = kept_open(kind)
+    ids, visit = np.asarray(selection.task_ids), np.asarray(selection.visit)
+    attempts = np.zeros(8)
+    for rows in steps:
+        padded = rows + [(-1, 0, 0, True)] * (6 - len(rows))
+        place, trials, unscored, silent = (np.array(column) for column in zip(*padded, strict=True))
+        trials, unscored = np.where(silent, 0, trials), np.where(silent, 0, unscored)
+        was_open = attempts < 8
+        stale = np.sum(~was_open[place[place >= 0]])
+        counted = np.where((place >= 0) & was_open[place], trials, 0).sum()
+        np.add.at(attempts, place[place >= 0], (trials + unscored)[place >= 0])
+        evidence = Evidence(
+            np.where(place >= 0, ids[place], -1),
+            trials / 2,
+            trials.astype(np.float32),
+            visit[place],
+            attempts=(trials + unscored).astype(np.float32),
+        )
+        state, info = selector.update(state, evidence)
+        assert float(info.trials) == counted
+        assert (int(info.stale), int(info.in_flight)) == (stale, np.sum(attempts < 8))
+    state, info = selector.advance(selector.abandon(state, ids))
+    assert int(info.in_flight) == 0
+
+
+def test_kept_visits_grow_old_and_leave_nothing_behind() -> None:
+    selector = bots_of_four(expiry=1, keep_open=True)
+    everyone = np.arange(20)
+    state, old = selector.select(jax.random.key(0), selector.init(num_tasks=20))
+    half = Evidence(old.task_ids, np.full(4, 2.0), 4, old.visit)
+    for expired in (0, 4):
+        state, info = selector.update(state, half)
+        half = half._replace(trials=1, successes=np.zeros(4))
+        assert int(info.expired) == expired
+    state, new = selector.select(jax.random.key(1), state, np.isin(everyone, old.task_ids))
+    assert sorted(new.task_ids.tolist()) == sorted(old.task_ids.tolist())
+    state, info = selector.update(state, half._replace(task_ids=new.task_ids, visit=new.visit))
+    assert (int(info.in_flight), int(info.stale)) == (4, 0)  # nothing of the old visit counts

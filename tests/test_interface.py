@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 import bots_jax
 from bots_jax import Evidence, Selection, auto, bots, summary
 from bots_jax.strategies import STRATEGIES, make_strategy
+from bots_jax.strategies.oracle import oracle
 
 REFERENCE = np.sort(np.random.default_rng(0).random((2, 60)), axis=0).astype(np.float32)
 
@@ -66,12 +67,14 @@ OTHER: dict[Any, dict[str, Any]] = {
         "exploration": 0.5,
         "quotas": (4, 0),
         "expiry": 1,
+        "keep_open": True,
         "dtype": "float64",
     },
     auto: {
         "batch_size": 6,
         "rollouts": 2,
         "breadth": 5.0,
+        "group": 2,
         "forgetting": 0.9,
         "implicit_weight": 0.01,
         "temperature": 1.0,
@@ -81,6 +84,7 @@ OTHER: dict[Any, dict[str, Any]] = {
         "exploration": 0.5,
         "quotas": (4, 0),
         "expiry": 1,
+        "keep_open": True,
         "dtype": "float64",
     },
 }
@@ -100,7 +104,8 @@ def trail(factory: Any, **arguments: Any) -> list[np.ndarray]:
         if step:
             draw = np.random.default_rng(step).random((len(batch.task_ids), 8))
             rewards = draw < rates[np.asarray(batch.task_ids)][:, None]
-            state, _ = selector.update(state, batch.evidence(rewards))
+            came = 4 if step == 5 else 8  # of the 8 rollouts, once a half
+            state, _ = selector.update(state, batch.evidence(rewards[:, :came]))
         told.append(np.asarray(selector.predict(state).mean))
     return told
 
@@ -122,6 +127,10 @@ def test_every_argument_does_something(factory: Any, name: str) -> None:
     [
         (lambda: auto(target=0.3), "target=0.3 has no effect"),
         (lambda: auto(choice="mean", breadth=0.1), "breadth=0.1 has no effect"),
+        (lambda: auto(choice="mean", group=8), "group=8 has no effect"),
+        (lambda: auto(group=1), "group=1.0 must be at least 2"),
+        (lambda: make_strategy("mapp", rollouts=1), "rollouts=1 is no group: give group"),
+        (lambda: make_strategy("insight", rollouts=1), "rollouts=1 is no group: give horizon"),
         (lambda: bots(estimator="glm", capability_momentum=0.5), "capability_momentum=0.5 smooths"),
         (lambda: bots(estimator="none", implicit_weight=0.5), "estimator='none' infers nothing"),
     ],
@@ -129,6 +138,49 @@ def test_every_argument_does_something(factory: Any, name: str) -> None:
 def test_arguments_without_a_use_are_refused(make: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+# --- the size of a visit, and that of a group -----------------------------------------------
+
+
+def _scores_of(name: str, reference: np.ndarray, **arguments: Any) -> np.ndarray:
+    """Which of 60 tasks come first, in a batch of 15; every second one is worth choosing."""
+    selector = {"oracle": oracle}.get(name, partial(make_strategy, name))(
+        batch_size=15, **arguments
+    )
+    state = selector.init(reference)
+    told = Evidence(np.arange(60), 400 * reference[0], 400.0)
+    state, _ = selector.update(state, told)
+    return np.sort(np.asarray(selector.select(jax.random.key(0), state)[1].task_ids))
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("auto", {"breadth": 0.0}),
+        ("auto", {"breadth": 0.0, "representation": "grouped"}),
+        ("balanced", {"breadth": 0.0}),
+        ("oracle", {"choice": "mixed"}),
+    ],
+)
+def test_a_visit_of_one_rollout_does_not_blind_the_choice(
+    name: str, arguments: dict[str, Any]
+) -> None:
+    reference = np.where(np.arange(60) % 2, 0.5, 0.02).astype(np.float32)[None]
+    chosen = [_scores_of(name, reference, rollouts=m, **arguments) for m in (1, 2)]
+    assert np.all(chosen[0] % 2 == 1)
+    if name != "auto":  # whose visits of other sizes leave other histories
+        np.testing.assert_array_equal(*chosen)
+
+
+def test_the_group_follows_the_visit_where_nothing_is_said() -> None:
+    def first(**arguments: Any) -> np.ndarray:
+        selector = auto(batch_size=15, **arguments)
+        return np.asarray(selector.select(jax.random.key(0), selector.init(REFERENCE))[1].task_ids)
+
+    np.testing.assert_array_equal(first(rollouts=8), first(rollouts=1, group=8))
+    np.testing.assert_array_equal(first(rollouts=1), first(rollouts=8, group=2))
+    assert not np.array_equal(first(rollouts=8), first(rollouts=8, group=64))
 
 
 # --- evidence of a batch ----------------------------------------------------------------------

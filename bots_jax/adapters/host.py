@@ -195,7 +195,7 @@ class TaskSampler:
           task_ids: [M], as handed out; repeats are added up, so one row a rollout will do.
           successes: f[M] in [0, trials]; fractions for graded rewards. NaN or None: these
             trials were not scored; they count towards the end of the visit, and bring nothing.
-          trials: f[M] or one number; 0 ends the visit with nothing more.
+          trials: f[M] or one number; 0: nothing yet, or with NaN: nothing will come.
           visits: i32[M] from `Batch.visits`. Without them a row belongs to the task's open
             visit, whichever that is: with them a report of an earlier one is recognised.
           pieces: i32[M], number of each row within its visit, such as that of the rollout.

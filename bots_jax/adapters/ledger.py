@@ -185,7 +185,8 @@ class Ledger:
             if visit is not None and matches:
                 piece = None if pieces is None else int(pieces[at])
                 counted[at] = self._add(visit, successes[at], trials[at], piece, step)
-                if trials[at] == 0 or visit.attempts >= rollouts:
+                lost = trials[at] == 0 and np.isnan(successes[at])  # nobody knows how many
+                if lost or visit.attempts >= rollouts:
                     ends[row] = None
             elif unsolicited and row >= 0 and visits[at] == ANY_VISIT and visit is None:
                 counted[at] = trials[at] > 0 and not np.isnan(successes[at])

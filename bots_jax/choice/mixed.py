@@ -2,9 +2,10 @@
 
 In: the belief of `belief/logit_normal.py`. Out: the tasks with the largest
 
-    V_k / t_k - c log(1 + (1 - .8 q_k) v_k),    V = 1 - q^m - (1 - q)^m
+    V_k / t_k - c log(1 + (1 - .8 q_k) v_k),    V = 1 - q^G - (1 - q)^G
 
-V is the chance that m rollouts are not all alike, at an optimistic q
+V is the chance that G rollouts are not all alike (m of them, if nothing else is said; where a visit
+is one rollout, two), at an optimistic q
 (`logit_normal.optimistic_rate`): nearer to 1/2 than the mean of the belief, by as much as is not
 known of the task, because what looks solved or hopeless may not be (optimism in the face of
 uncertainty). V is flat in the middle, so nothing is gained by narrowing to 1/2. t_k, where asked
@@ -48,11 +49,12 @@ from bots_jax.choice.batch import lowest
 from bots_jax.compose import BeliefModel, Choice
 from bots_jax.numerics.random_bits import gumbel, open_uniform
 from bots_jax.numerics.short_lists import hash_bits
+from bots_jax.settings import group_in_force
 from bots_jax.types import Array, Settings, State
 
 # Puts what is overdue before all else: V / t - c log v is far above minus this.
 _FIRST = 1e4
-_BITS = 7  # of m
+_BITS = 7  # of G
 
 
 def mixed_groups(rules: AutoConfig, floor: float | None, noisy: bool) -> Choice:
@@ -108,7 +110,7 @@ def weigh_tasks(
     `expected` is of all rows of the belief, `task_ids` i32[C] the tasks that stand in them.
     """
     hoped = optimistic_rate(expected)
-    cost = prob_zero_advantage(hoped, settings.rollouts)
+    cost = prob_zero_advantage(hoped, group_in_force(settings))
     if belief.lengths is not None:
         cost = -(1 - cost) / relative_length(belief.lengths, expected.shared)
     pairs = in_force(rules, settings, belief.shared)
@@ -146,14 +148,14 @@ def exponential(bits: Array, dtype: jnp.dtype) -> Array:
     return -LOTTERY * jnp.log(open_uniform((bits >> 1).astype(jnp.int32), dtype))
 
 
-def prob_zero_advantage(rate: Array, rollouts: Array) -> Array:
-    """1 - V = p^m + (1 - p)^m, for m rounded to a whole number in [1, 127].
+def prob_zero_advantage(rate: Array, group: Array) -> Array:
+    """1 - V = p^G + (1 - p)^G, for G rounded to a whole number in [1, 127].
 
     By squaring: seven products for each power, in a pass over all tasks, where a logarithm and
     two exponentials would be most of what the pass costs. Near 0 it is resolved more finely
     than V is near 1.
     """
-    count = jnp.clip(jnp.round(rollouts), 1, 2**_BITS - 1).astype(jnp.int32)
+    count = jnp.clip(jnp.round(group), 1, 2**_BITS - 1).astype(jnp.int32)
     powers = []
     for base in (rate, 1 - rate):
         power = jnp.ones_like(base)

@@ -63,6 +63,7 @@ from bots_jax.grouped.slots import free_slots
 from bots_jax.numerics.random_bits import open_uniform, random_bits
 from bots_jax.numerics.short_lists import seen_before
 from bots_jax.pool import visits
+from bots_jax.settings import group_in_force
 from bots_jax.types import Array, State
 
 # A group takes part in the race if of its tasks without a slot there are so many times more than
@@ -146,7 +147,7 @@ def _score_groups(rules: AutoConfig, state: State) -> tuple[Array, Array]:
     """f[G]: s_g, and the mean rate."""
     groups, shared = state.pool.groups, state.belief.slots.shared
     expected = expect_unvisited(rules, shared, state.settings, groups.reference, groups.domain)
-    cost = prob_zero_advantage(optimistic_rate(expected), state.settings.rollouts)
+    cost = prob_zero_advantage(optimistic_rate(expected), group_in_force(state.settings))
     return cost, mean_rate(expected)
 
 

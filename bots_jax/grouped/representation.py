@@ -64,8 +64,13 @@ def with_grouped(dense: Selector, grouping: Grouping) -> Selector:
             f"representation='grouped' serves {grouping.serves}, exploration and quotas: use "
             "representation='dense' or 'auto' for the others"
         )
+    shared = grouping.shared
     few = grouped.grouped_functions(
-        grouping.model, grouping.plan, grouping.shared.get("expiry"), grouping.tolerance
+        grouping.model,
+        grouping.plan,
+        shared.get("expiry"),
+        shared.get("keep_open", False),
+        grouping.tolerance,
     )
 
     def init(

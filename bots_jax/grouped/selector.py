@@ -126,7 +126,7 @@ class GroupedFunctions(NamedTuple):
 
 
 def grouped_functions(
-    model: GroupModel, plan: Plan, expiry: int | None, tolerance: float
+    model: GroupModel, plan: Plan, expiry: int | None, keep_open: bool, tolerance: float
 ) -> GroupedFunctions:
     """The functions of the contract for grouped states."""
 
@@ -150,7 +150,8 @@ def grouped_functions(
 
     @jax.jit
     def advance_arrays(state: State) -> tuple[State, Info]:
-        return _advance(model, state, expiry, tolerance)
+        closed = visits.close_step(state.pool.slots, expiry, keep_open)
+        return _advance(model, state, closed, tolerance)
 
     @jax.jit
     def update_arrays(state: State, rows: Rows) -> tuple[State, Info]:
@@ -219,9 +220,12 @@ def _observe(model: GroupModel, state: State, rows: Rows) -> State:
 
 
 def _advance(
-    model: GroupModel, state: State, expiry: int | None, tolerance: float
+    model: GroupModel,
+    state: State,
+    step: tuple[visits.PoolState, visits.StepEvidence, visits.Counts],
+    tolerance: float,
 ) -> tuple[State, Info]:
-    closed, fused, counts = visits.close_step(state.pool.slots, expiry)
+    closed, fused, counts = step
     belief, told = model.fuse(state, fused)
     info = make_info(fused, counts, told)._replace(displaced=state.pool.displaced)
     done = sequencing_zero((closed.visit, belief.per_slot(), info), info.trials.dtype)

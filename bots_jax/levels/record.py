@@ -73,8 +73,8 @@ def record(
 
     Returns:
       What to hand to the next window, and evidence of S rows (one a slot) for i32[S] levels or of
-      T * S rows (one a step). A row with nothing finished has id -1, so that its visit stays open,
-      where the slot runs on; and 0 trials, which close the visit, where the window ended it.
+      T * S rows (one a step). A row with nothing finished has id -1 or 0 trials, which leave its
+      visit open, where the slot runs on; and endless attempts where the window ended its visit.
 
     Raises:
       ValueError: naming the argument and its value.
@@ -113,7 +113,8 @@ def record(
         return after, _rows_by_step(levels, successes, trials, visit)
     successes, trials = jnp.sum(successes, 0), jnp.sum(trials, 0)
     ids = jnp.where((trials > 0) | (not carry), levels, NO_LEVEL)
-    return after, Evidence(ids, successes, trials, visit)
+    attempts = None if carry else jnp.where(trials > 0, trials, jnp.inf)
+    return after, Evidence(ids, successes, trials, visit, attempts=attempts)
 
 
 def _change_level(slots: Running, level: Array) -> Running:

@@ -32,6 +32,7 @@ class Rows(NamedTuple):
     successes: Array  # f[M]
     trials: Array  # f[M]
     visit: Array  # i32[M], -1 = unnumbered
+    attempts: Array | None = None  # f[M]; None: as many as trials
 
 
 def as_ids(name: str, task_ids: ArrayLike, capacity: int) -> Array:
@@ -72,6 +73,9 @@ def as_rows(evidence: Evidence, dtype: jnp.dtype) -> Rows:
         successes=_column("successes", evidence.successes, task_ids.shape, dtype),
         trials=_column("trials", evidence.trials, task_ids.shape, dtype),
         visit=_column("visit", visit, task_ids.shape, jnp.dtype(jnp.int32)),
+        attempts=None
+        if evidence.attempts is None
+        else _column("attempts", evidence.attempts, task_ids.shape, dtype),
     )
 
 
@@ -127,6 +131,22 @@ def validate_evidence(evidence: Evidence, capacity: int) -> None:
     _refuse(used & (n > MOST_TRIALS), "trials", n, f"exceeds {MOST_TRIALS:g}, more than any count")
     _refuse(used & (s < 0), "successes", s, "is negative: map rewards to [0, 1] first")
     _refuse(used & (s > n * (1 + _ROUNDING)), "successes", s, "exceeds the trials of its row")
+    if evidence.attempts is None or isinstance(evidence.attempts, jax.Array):
+        return
+    attempts = np.broadcast_to(np.asarray(evidence.attempts, np.float64), s.shape)
+    _refuse(used & ~(attempts >= 0), "attempts", attempts, "must be 0 or more, or infinite")
+
+
+def attempts_of(rows: Rows, sound: Array, rollouts: Array) -> Array:
+    """f[M]: rollouts that each row brings to its visit, scored or not.
+
+    Of a row that makes no sense it is not known how many it stands for, unless it says so: all.
+    """
+    countable = (rows.trials > 0) & (rows.trials <= MOST_TRIALS)
+    told = jnp.where(sound | countable, rows.trials, rollouts)
+    if rows.attempts is None:
+        return told
+    return jnp.where(rows.attempts >= 0, rows.attempts, told)
 
 
 def _refuse(wrong: np.ndarray, name: str, values: np.ndarray, why: str) -> None:

@@ -55,7 +55,8 @@ def evidence_of_rewards(
     values = given if jnp.issubdtype(given.dtype, jnp.floating) else given.astype(jnp.float32)
     _check_scale(task_ids, values, low, high)
     successes, trials = _counts(jnp.asarray(task_ids), values, low, high)
-    return Evidence(task_ids, successes, trials, visit, tokens)
+    attempts = jnp.full(trials.shape, given.shape[1], trials.dtype)
+    return Evidence(task_ids, successes, trials, visit, tokens, attempts)
 
 
 @jit_by_size  # or each operation would be compiled by itself at the first call, for a second in all

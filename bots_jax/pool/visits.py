@@ -3,10 +3,11 @@
 In: selections, evidence, tasks added and retired. Out: a mask of tasks that may be
 selected, and at each `advance` the evidence to fuse. Written once for every selector.
 
-A visit is one group of rollouts of a selected task. It is open from `select` until its trials are
-complete, scored or not, a row with 0 trials or `abandon` closes it, an `advance` fuses its
-evidence, or it grows older than `expiry` steps. Its number is unique, so evidence that
-arrives after that is recognised as stale.
+A visit is one group of rollouts of a selected task. It is open from `select` until its m attempts
+are in, scored or not, `abandon` closes it, or it grows older than `expiry` steps. An `advance`
+after some of them came closes it too, unless visits are kept open: then a step may fuse a part, and
+the next step the rest. A row of 0 trials says that nothing has come yet. Numbers of visits are
+unique, so evidence that arrives after the end is recognised as stale.
 
 A step brings evidence of few of the C rows. They are listed in `touched`, so that means
 over the batch cost what the batch does, and are summed in one order on any number of
@@ -25,7 +26,7 @@ from jax import lax
 
 from bots_jax.numerics.control_flow import lazy_cond
 from bots_jax.numerics.short_lists import repeats, seen_before, times_before
-from bots_jax.pool.evidence import MOST_TRIALS, PADDING, UNNUMBERED, Rows, sound_numbers
+from bots_jax.pool.evidence import PADDING, UNNUMBERED, Rows, attempts_of, sound_numbers
 from bots_jax.sharding import mesh_of, top_k, total
 from bots_jax.types import Array, PyTree
 
@@ -43,10 +44,10 @@ class PoolState(NamedTuple):
     domain_sizes: Array  # i32[D], active tasks of each domain; its shape is what tells D
     visit: Array  # i32[C], number of the open visit, or -1
     opened: Array | None  # i32[C], step at which the last visit was opened; for expiry only
-    visit_trials: Array  # f[C], trials that the open visit has brought so far
+    visit_trials: Array  # f[C], attempts that the open visit has brought so far
     successes: Array  # f[C], pending
     trials: Array  # f[C], pending
-    touched: Array  # i32[R], rows with pending evidence, C beyond; in no order
+    touched: Array  # i32[R], rows with pending evidence or attempts, C beyond; in no order
     num_touched: Array  # i32; above R the list is incomplete
     in_flight: Array  # i32, open visits
     step: Array  # i32, calls of advance so far
@@ -64,7 +65,8 @@ class StepEvidence(NamedTuple):
     trials: Array  # f[C]; 0 for tasks without explicit evidence
     domain: Array | None  # i32[C]
     num_domains: int  # D, static
-    rows: Array | None = None  # i32[R], the tasks with trials, ascending, C beyond; None: any
+    # i32[R], the tasks with trials, among others maybe, ascending, C beyond; None: any
+    rows: Array | None = None
     # bool, whether `rows` is incomplete; None: nobody knows, and all rows are gone through
     overflow: Array | None = None
 
@@ -196,15 +198,12 @@ def observe(pool: PoolState, evidence: Rows, rollouts: Array) -> PoolState:
     exists = (ids >= 0) & (ids < capacity) & pool.active[at]
     sound = exists & sound_numbers(evidence)
     numbered = evidence.visit != UNNUMBERED
-    is_open = exists & (pool.visit[at] != NO_VISIT) & (pool.visit_trials[at] < rollouts)
+    is_open = exists & (pool.visit[at] != NO_VISIT)
     attached = is_open & jnp.where(numbered, pool.visit[at] == evidence.visit, sound)
-    trials = jnp.where(sound, evidence.trials, 0)
-    countable = (evidence.trials > 0) & (evidence.trials <= MOST_TRIALS)
-    attempts = jnp.where(sound | countable, evidence.trials, rollouts)
-    attempts = jnp.where(attached, attempts, 0)
+    attempts = jnp.where(attached, attempts_of(evidence, sound, rollouts), 0)
     again = None if _is_small(pool) else repeats(ids, exists)
-    counts = sound & (trials > 0) & (attached | ~numbered)
-    pool = _add_counts(pool, evidence, counts, again)
+    counts = sound & (evidence.trials > 0) & (attached | ~numbered)
+    pool = _add_counts(pool, evidence, counts, counts | (attempts > 0), again)
     pool = _add_to_visits(pool, ids, attempts, attached, rollouts, again)
     stale = sound & numbered & ~attached
     return pool._replace(
@@ -249,7 +248,10 @@ def _is_small(pool: PoolState) -> bool:
     return pool.domain is None and pool.active.shape[0] <= _SMALL
 
 
-def _add_counts(pool: PoolState, evidence: Rows, counts: Array, again: Array | None) -> PoolState:
+def _add_counts(
+    pool: PoolState, evidence: Rows, counts: Array, listed: Array, again: Array | None
+) -> PoolState:
+    """Add what counts, and list the rows that this step has to look at."""
     capacity = pool.active.shape[0]
     if again is None:
         rows = jnp.where(counts, evidence.task_ids, capacity)
@@ -260,17 +262,18 @@ def _add_counts(pool: PoolState, evidence: Rows, counts: Array, again: Array | N
             # The list is not kept: incomplete, if the pool should grow before the next step.
             num_touched=jnp.full_like(pool.num_touched, pool.touched.shape[0] + 1),
         )
-    rows = jnp.where(counts, evidence.task_ids, capacity)
-    before = pool.trials[jnp.minimum(rows, capacity - 1)]
-    new = counts & (before == 0) & first_of_each(rows, again)
-    rows = jnp.where(before >= 0, rows, capacity)  # always; read first, then written in place
+    looked_at = jnp.where(listed, evidence.task_ids, capacity)
+    before = pool.trials[jnp.minimum(looked_at, capacity - 1)]
+    new = listed & (before == 0) & first_of_each(looked_at, again)
+    # Always: read first, then written in place.
+    rows = jnp.where(counts & (before >= 0), evidence.task_ids, capacity)
     place = pool.num_touched + jnp.cumsum(new, dtype=jnp.int32) - 1
     place = jnp.where(new, place, pool.touched.shape[0])
     successes = jnp.minimum(evidence.successes, evidence.trials)  # rounding, see sound_numbers
     return pool._replace(
         successes=pool.successes.at[rows].add(successes, mode="drop"),
         trials=pool.trials.at[rows].add(evidence.trials, mode="drop"),
-        touched=pool.touched.at[place].set(rows, mode="drop"),
+        touched=pool.touched.at[place].set(looked_at, mode="drop"),
         num_touched=pool.num_touched + _count(new),
     )
 
@@ -278,16 +281,15 @@ def _add_counts(pool: PoolState, evidence: Rows, counts: Array, again: Array | N
 def _add_to_visits(
     pool: PoolState,
     ids: Array,
-    trials: Array,
+    attempts: Array,
     attached: Array,
     rollouts: Array,
     again: Array | None,
 ) -> PoolState:
     capacity = pool.active.shape[0]
     rows = jnp.where(attached, ids, capacity)
-    visit_trials = pool.visit_trials.at[rows].add(trials, mode="drop")
-    complete = visit_trials[jnp.clip(ids, 0, capacity - 1)] >= rollouts
-    done = attached & (complete | (trials == 0))
+    visit_trials = pool.visit_trials.at[rows].add(attempts, mode="drop")
+    done = attached & (visit_trials[jnp.clip(ids, 0, capacity - 1)] >= rollouts)
     pool = pool._replace(visit_trials=visit_trials)
     return _close(pool, jnp.where(done, ids, capacity), again)
 
@@ -324,10 +326,15 @@ def _rows(task_ids: Array, capacity: int) -> Array:
     return jnp.where((task_ids >= 0) & (task_ids < capacity), task_ids, capacity)
 
 
-def close_step(pool: PoolState, expiry: int | None) -> tuple[PoolState, StepEvidence, Counts]:
+def close_step(
+    pool: PoolState, expiry: int | None, keep_open: bool
+) -> tuple[PoolState, StepEvidence, Counts]:
     """Hand over what is pending, and end the visits that brought it or are too old.
 
     What was handed over is still in the pool until `clear_pending`.
+
+    Args:
+      keep_open: whether a visit that brought some of it waits for the rest of its attempts.
     """
     capacity, step = pool.active.shape[0], pool.step + 1
     fused = StepEvidence(pool.successes, pool.trials, pool.domain, pool.domain_sizes.shape[0])
@@ -342,20 +349,24 @@ def close_step(pool: PoolState, expiry: int | None) -> tuple[PoolState, StepEvid
             rows=jnp.where(repeated, capacity, rows),
             overflow=pool.num_touched > pool.touched.shape[0],
         )
-    pool = _close_evaluated(pool, fused)
+    if not keep_open:
+        pool = _close_evaluated(pool, fused)
     expired = jnp.zeros((), jnp.int32)
     if expiry is not None and pool.opened is not None:
         too_old = (pool.visit != NO_VISIT) & (step - pool.opened > expiry)
         expired = _count(too_old)
         visit = jnp.where(too_old, NO_VISIT, pool.visit)
         pool = pool._replace(visit=visit, in_flight=pool.in_flight - expired)
+        if keep_open:
+            none = jnp.where(too_old, 0, pool.visit_trials)
+            pool = pool._replace(visit_trials=none)
     counts = Counts(pool.stale, pool.unsolicited, pool.invalid, expired, pool.in_flight)
     zero = jnp.zeros((), jnp.int32)
     return pool._replace(step=step, stale=zero, unsolicited=zero, invalid=zero), fused, counts
 
 
 def _close_evaluated(pool: PoolState, fused: StepEvidence) -> PoolState:
-    """End the open visits that brought evidence; only rows with evidence can have one."""
+    """End the open visits of which some attempts are in; only rows that are listed can have one."""
 
     def close_all(visits: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         visit, trials, in_flight = visits

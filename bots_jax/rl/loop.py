@@ -171,11 +171,14 @@ def make_learn(
 def evidence_of(selection: Selection, seen: Experience) -> Evidence:
     """What the selector is told: summed rewards of each selected task and how many there were.
 
-    Without sound rewards there are no trials: that closes the visit, with nothing learned.
+    Without sound rewards there are attempts and no trials: the visit ends with nothing learned.
     """
     group = seen.rewards.shape[1]
-    trials = jnp.where(selection.valid & seen.sound, float(group), 0.0)
-    return Evidence(selection.task_ids, jnp.sum(seen.rewards, axis=1), trials, selection.visit)
+    counts = selection.valid & seen.sound
+    trials = jnp.where(counts, float(group), 0.0)
+    successes = jnp.where(counts, jnp.sum(seen.rewards, axis=1), 0.0)
+    attempts = jnp.full_like(trials, group)
+    return Evidence(selection.task_ids, successes, trials, selection.visit, attempts=attempts)
 
 
 StepFn = Callable[[LoopState, Any], tuple[LoopState, StepMetrics]]

@@ -21,6 +21,7 @@ from bots_jax.compose import BeliefModel, Choice, Shared, compose, factory
 from bots_jax.implicit import Estimator, make_estimator
 from bots_jax.pool.reference import Reference
 from bots_jax.pool.visits import StepEvidence
+from bots_jax.settings import group_in_force
 from bots_jax.strategies.counting import counting_settings, counting_with
 from bots_jax.strategies.worth import (
     Visits,
@@ -70,7 +71,7 @@ def balanced(
         belief = model.predict(state, slice(None))
         alpha = belief.mean * belief.concentration
         beta = belief.concentration - alpha
-        value = chance_of_mixed_group(alpha, jnp.maximum(beta, 0), state.settings.rollouts)
+        value = chance_of_mixed_group(alpha, jnp.maximum(beta, 0), group_in_force(state.settings))
         excess = excess_of_visits(state.belief.memory, state.pool.active)
         return cost * excess - value, belief.mean
 

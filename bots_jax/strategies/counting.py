@@ -52,7 +52,10 @@ def group_size(name: str, group: int | None, rollouts: ArrayLike) -> int:
         return check_count(name, group, least=2)
     if not is_concrete(rollouts) or float(np.asarray(rollouts)) % 1:
         raise ValueError(f"rollouts={rollouts} is traced or no whole number: give {name} as well")
-    return check_count("rollouts", int(np.asarray(rollouts)), least=2)
+    whole = int(np.asarray(rollouts))
+    if whole < 2:
+        raise ValueError(f"rollouts={whole} is no group: give {name} as well, at least 2")
+    return whole
 
 
 def no_inference(fused: StepEvidence) -> BeliefInfo:

@@ -21,6 +21,7 @@ from bots_jax.checks import check_choice, check_number
 from bots_jax.compose import BeliefInfo, BeliefModel, Choice, Shared, compose, factory
 from bots_jax.pool.reference import Reference
 from bots_jax.pool.visits import StepEvidence
+from bots_jax.settings import group_in_force
 from bots_jax.strategies.counting import counting_settings, no_inference
 from bots_jax.strategies.worth import (
     Visits,
@@ -80,7 +81,7 @@ def oracle(
 
     def mixed(rng_key: Array, model: BeliefModel, state: State) -> tuple[Array, Array]:
         rate = _now(state.belief, state.reference)
-        value = mixed_chance(rate, state.settings.rollouts)
+        value = mixed_chance(rate, group_in_force(state.settings))
         return cost * excess_of_visits(state.belief.visits, state.pool.active) - value, rate
 
     return compose(

@@ -79,3 +79,13 @@ def test_trl() -> None:
         told = reporting()(lambda r=rewards, **_: list(r) * 2, sampler)
         told(prompts=[""] * 8, completions=[""] * 8, task_id=ids)
         assert settled(sampler) == (2, 0.5)
+
+
+def test_nothing_yet_is_not_lost() -> None:
+    """0 of 0 of a slot that still runs leaves its visit open; NaN of 0 ends it."""
+    sampler = make()
+    batch = sampler.next_batch()
+    sampler.observe(batch.task_ids, [0, NAN], 0, batch.visits)
+    assert sampler.in_flight().rows.tolist() == [batch.rows[0]]
+    assert sampler.observe(batch.task_ids, [2, 2], GROUP, batch.visits).tolist() == [True, False]
+    assert float(sampler.advance().trials) == GROUP
