@@ -228,6 +228,16 @@ def test_graded_rewards_keep_their_mean() -> None:
     assert np.all(np.asarray(told.trials) >= [5, 6, 6, 6])
 
 
+def test_evidence_of_a_batch_keeps_what_belongs_to_its_rows() -> None:
+    """Visits, tokens and attempts are handed through, each in its own place."""
+    batch = batch_of(4, 3)
+    told = batch.evidence(np.eye(4), tokens=np.array([5.0, 6.0, 7.0, 8.0]))
+    np.testing.assert_array_equal(told.visit, batch.visit)
+    np.testing.assert_array_equal(told.tokens, [5, 6, 7, 8])
+    np.testing.assert_array_equal(told.task_ids, [10, 11, 12, -1])
+    assert batch.evidence(np.eye(4)).tokens is None
+
+
 def test_rewards_of_another_shape_are_refused() -> None:
     with pytest.raises(ValueError, match=r"rewards has shape \(3, 2\), expected \[4, G\]"):
         batch_of(4, 4).evidence(np.zeros((3, 2)))
