@@ -15,7 +15,9 @@ from bots_jax.rl.policy_gradient import (
     advantages,
     completion_logprobs,
     init_train_state,
+    make_optimizer,
     make_train_step,
+    rate_schedule,
     surrogate,
 )
 from bots_jax.rl.rollouts import rollout
@@ -157,3 +159,15 @@ def test_invalid_rows_contribute_nothing(lived: tuple) -> None:
 def test_bad_settings(settings: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         GradientConfig(**settings)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1, 0.5])
+def test_the_optimizer_is_adamw_after_clipping(decay: float) -> None:
+    """The first step: the sign of the gradient, and the decay of the parameters, times the rate."""
+    config = GradientConfig(learning_rate=0.01, weight_decay=decay, max_grad_norm=1.0)
+    optimizer, params = make_optimizer(config), {"w": jnp.asarray([2.0, -1.0, 0.0])}
+    gradient = {"w": jnp.asarray([300.0, -400.0, 0.0])}
+    updates, _ = optimizer.update(gradient, optimizer.init(params), params)
+    rate = float(rate_schedule(config)(0))
+    expected = -rate * (np.sign(gradient["w"]) + decay * np.asarray(params["w"]))
+    np.testing.assert_allclose(updates["w"], expected, rtol=1e-4)
