@@ -77,6 +77,7 @@ OTHER: dict[Any, dict[str, Any]] = {
         "temperature": 1.0,
         "estimator": "logit",
         "choice": "mean",
+        "worth": "pass_gain",
         "floor": 1.0,
         "exploration": 0.5,
         "quotas": (4, 0),
@@ -121,6 +122,7 @@ def test_every_argument_does_something(factory: Any, name: str) -> None:
     [
         (lambda: auto(target=0.3), "target=0.3 has no effect"),
         (lambda: auto(choice="mean", breadth=0.1), "breadth=0.1 has no effect"),
+        (lambda: auto(choice="mean", worth="variance"), "worth=variance has no effect"),
         (lambda: bots(estimator="glm", capability_momentum=0.5), "capability_momentum=0.5 smooths"),
         (lambda: bots(estimator="none", implicit_weight=0.5), "estimator='none' infers nothing"),
     ],
