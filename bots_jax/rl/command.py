@@ -226,8 +226,8 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     for name, text in SETTINGS.items():
         flag = f"--{name.replace('_', '-')}"
         selectors.add_argument(flag, type=float, metavar="X", help=text)
-    selectors.add_argument("--worth", choices=WORTHS,
-        help="what a task is worth to auto; pass_gain goes with --estimator maxrl [mixed]")  # fmt: skip
+    text = "what a task is worth to auto; pass_gain goes with --estimator maxrl [mixed]"
+    selectors.add_argument("--worth", choices=WORTHS, help=text)
     selectors.add_argument("--by-domain", action="store_true",
         help="a capability of its own for each domain of your file, or family of ours")  # fmt: skip
 
