@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from bots_jax import Evidence, Selection, Selector, State, add_tasks, auto
 from bots_jax.belief.lengths import relative_length
 from bots_jax.belief.logit_normal import _reweighted, was_visited
-from bots_jax.choice.mixed import prob_zero_advantage
+from bots_jax.choice.worth import prob_zero_advantage
 from bots_jax.implicit.glm import glm
 
 BATCH, ROLLOUTS, TASKS = 5, 8, 60

@@ -116,7 +116,9 @@ class FinetuneConfig:
     by_domain: bool = False  # a capability of its own for each domain or family
     reference_rollouts: int = 8  # of each task by each reference
     checkpoint_every: int = 1  # steps
-    settings: Mapping[str, float] = dataclasses.field(default_factory=dict)  # of the selectors
+    settings: Mapping[str, float | str] = dataclasses.field(
+        default_factory=dict
+    )  # of the selectors
     loop: LoopConfig = LoopConfig()
     warmup: WarmupConfig = WarmupConfig()
 

@@ -6,7 +6,7 @@ In: a `Batch` of rollouts and their rewards. Out: new parameters and `Metrics`. 
 
 with r_it = pi(o_it) / pi_old(o_it) the ratio of token t in completion i, A_i the advantage of
 the completion in its group, D the divergence from the base policy, and w the weights that
-average over tokens, completions and prompts. Three published settings:
+average over tokens, completions and prompts. Four published settings:
 
 =========  =============================================  =================================
 estimator  advantage A_i                                  w_it, within a group
@@ -14,10 +14,13 @@ estimator  advantage A_i                                  w_it, within a group
 grpo       (R_i - mean R) / std R                         1 / (G |o_i|)
 dr_grpo    R_i - mean R                                   1 / (G L)
 rloo       R_i - mean of the other R_j                    1 / (G L)
+maxrl      (R_i - mean R) / mean R                        1 / (G |o_i|)
 =========  =============================================  =================================
 
 GRPO: Shao et al., arXiv 2402.03300, eq. 3. Dr. GRPO: Liu et al., arXiv 2503.20783, sec. 3.2.
 RLOO: Ahmadian et al., arXiv 2402.14740, eq. 8 (times 1 / L, which AdamW does not notice).
+MaxRL: Tajwar et al., arXiv 2602.02710: the gradient of log p instead of p, as far as G rollouts
+tell, by which what is rarely solved counts more. Rewards must not be negative.
 """
 
 from __future__ import annotations
@@ -33,7 +36,7 @@ import optax
 from bots_jax.rl.policy import GraphDef, Params, extend, prefill
 
 Array = jax.Array
-Estimator = Literal["grpo", "rloo", "dr_grpo"]
+Estimator = Literal["grpo", "rloo", "dr_grpo", "maxrl"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,15 +178,19 @@ def advantages(rewards: Array, estimator: Estimator) -> Array:
 
     grpo: eq. after eq. 3 of 2402.03300; the standard deviation divides by G. dr_grpo: the
     same without it (2503.20783). rloo: eq. 8 of 2402.14740, which is G / (G - 1) dr_grpo.
+    maxrl: by the mean in place of the standard deviation (2602.02710).
     """
     group = rewards.shape[-1]
     mixed = jnp.max(rewards, axis=-1, keepdims=True) > jnp.min(rewards, axis=-1, keepdims=True)
     # The mean of equal numbers can differ from them by rounding, so 0 is set, not computed.
-    centred = jnp.where(mixed, rewards - jnp.mean(rewards, axis=-1, keepdims=True), 0.0)
+    mean = jnp.mean(rewards, axis=-1, keepdims=True)
+    centred = jnp.where(mixed, rewards - mean, 0.0)
     if estimator == "dr_grpo":
         return centred
     if estimator == "rloo":
         return centred * (group / max(group - 1, 1))
+    if estimator == "maxrl":
+        return centred / jnp.where(mixed, mean, 1.0)
     spread = jnp.sqrt(jnp.mean(centred**2, axis=-1, keepdims=True))
     return centred / jnp.where(mixed, spread, 1.0)
 
@@ -193,7 +200,7 @@ def token_weights(mask: Array, valid: Array, estimator: Estimator) -> Array:
     counted = mask & valid[:, None, None]
     prompts = jnp.maximum(jnp.sum(valid), 1).astype(jnp.float32)
     lengths = jnp.maximum(jnp.sum(mask, axis=-1, keepdims=True), 1).astype(jnp.float32)
-    per_completion = lengths if estimator == "grpo" else jnp.float32(mask.shape[-1])
+    per_completion = lengths if estimator in ("grpo", "maxrl") else jnp.float32(mask.shape[-1])
     return jnp.where(counted, 1.0 / (prompts * mask.shape[1] * per_completion), 0.0)
 
 

@@ -23,7 +23,7 @@ from bots_jax.rl.policy_gradient import (
 from bots_jax.rl.rollouts import rollout
 from bots_jax.rl.tasks import encode_prompts
 
-ESTIMATORS = ("grpo", "rloo", "dr_grpo")
+ESTIMATORS = ("grpo", "rloo", "dr_grpo", "maxrl")
 
 
 def batch_of(rng: np.random.Generator, estimator_base: bool = False) -> Batch:
@@ -51,8 +51,10 @@ def numpy_loss(now: np.ndarray, batch: Batch, config: GradientConfig) -> float:
             gain = rewards[i] - (others.mean() if config.estimator == "rloo" else rewards.mean())
             if config.estimator == "grpo":
                 gain /= rewards.std()
+            if config.estimator == "maxrl":
+                gain /= rewards.mean()
             tokens = np.flatnonzero(batch.mask[b, i])
-            share = len(tokens) if config.estimator == "grpo" else 5
+            share = len(tokens) if config.estimator in ("grpo", "maxrl") else 5
             for t in tokens:
                 ratio = np.exp(now[b, i, t] - float(batch.logprobs[b, i, t]))
                 clipped = np.clip(ratio, 1 - config.clip_low, 1 + config.clip_high)

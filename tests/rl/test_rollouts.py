@@ -73,7 +73,7 @@ def test_fewer_columns_of_room_cut_the_same_completions(policy: Any, prompts: ja
     np.testing.assert_allclose(short.logprobs, long.logprobs[..., :3], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("estimator", ["grpo", "rloo", "dr_grpo"])
+@pytest.mark.parametrize("estimator", ["grpo", "rloo", "dr_grpo", "maxrl"])
 def test_gradient_agrees_with_central_differences(prompts: jax.Array, estimator: str) -> None:
     """Along random directions, in float64, clipping and divergence included."""
     graphdef, params = make_policy(TINY, jax.random.key(2))
