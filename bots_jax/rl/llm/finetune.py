@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,9 +22,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from bots_jax.rl.finetune import Problem, Watcher, check_comparison
-from bots_jax.rl.llm.gguf_file import GgufFile, load_gguf
 from bots_jax.rl.llm.gym import LEVELS, Level, gym_verifier, make_tasks, questions, to_pool
 from bots_jax.rl.llm.tokenizer import Tokenizer
+from bots_jax.rl.llm.weights import load_weights, open_weights
 from bots_jax.rl.loop import LoopConfig, init_loop, make_step
 from bots_jax.rl.policy import GraphDef, Params
 from bots_jax.rl.policy_gradient import GradientConfig
@@ -50,7 +49,7 @@ class LlmConfig:
       ValueError: where a setting is out of range.
     """
 
-    weights: str = ""  # a GGUF file
+    weights: str = ""  # a GGUF file, or a folder of safetensors
     strategies: tuple[str, ...] = ("uniform", "auto", "bots")
     seeds: int = 2
     first_seed: int = 0
@@ -89,9 +88,7 @@ class LlmConfig:
 
     def saved(self) -> dict[str, Any]:
         """As JSON values, for the folder; with a checksum of the weights instead of their place."""
-        with open(self.weights, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return {**dataclasses.asdict(self), "weights": digest}
+        return {**dataclasses.asdict(self), "weights": open_weights(self.weights).digest()}
 
 
 def prepare(config: LlmConfig, folder: Path, watcher: Watcher) -> Problem:
@@ -103,14 +100,14 @@ def prepare(config: LlmConfig, folder: Path, watcher: Watcher) -> Problem:
     Raises:
       FileNotFoundError, ValueError: if the weights or a level are unfit.
     """
-    file = GgufFile(config.weights)
+    file = open_weights(config.weights)
     tokenizer = Tokenizer(file)
     held = make_tasks(config.num_held_out, config.data_seed + 10**6, config.levels)
     asked = make_tasks(config.num_tasks, config.data_seed, config.levels, questions(held))
     pool, held_out = (to_pool(tasks, tokenizer, config.max_prompt) for tasks in (asked, held))
     verifier, held_out_verifier = (gym_verifier(tasks, tokenizer) for tasks in (asked, held))
     changes: dict[str, Any] = {} if config.depth is None else {"depth": config.depth}
-    graphdef, base = load_gguf(
+    graphdef, base = load_weights(
         file, max_prompt=config.max_prompt, max_answer=config.loop.max_new_tokens,
         dtype=config.dtype, **changes,
     )  # fmt: skip

@@ -19,9 +19,10 @@ pytest.importorskip("gguf")
 pytest.importorskip("reasoning_gym")
 
 from bots_jax import cli
-from bots_jax.rl.llm.gguf_file import GgufFile, installed_weights, load_gguf
+from bots_jax.rl.llm.gguf_file import GgufFile, installed_weights
 from bots_jax.rl.llm.gym import Level, answers_in, gym_verifier, make_tasks, questions, to_pool
 from bots_jax.rl.llm.tokenizer import Tokenizer
+from bots_jax.rl.llm.weights import load_weights
 from bots_jax.rl.loop import LoopConfig, init_loop, make_act, make_learn
 from bots_jax.rl.policy import full_logits
 from bots_jax.rl.policy_gradient import Batch, GradientConfig, completion_logprobs, surrogate
@@ -55,7 +56,7 @@ def tokenizer(file: GgufFile) -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def whole(file: GgufFile) -> tuple[Any, Any]:
-    return load_gguf(file, max_prompt=112, max_answer=8)
+    return load_weights(file, max_prompt=112, max_answer=8)
 
 
 @pytest.mark.parametrize("case", EXPECTED, ids=["chat", "text"])
