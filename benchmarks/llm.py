@@ -56,6 +56,36 @@ CONFIG = LlmConfig(
     ),
 )
 
+_GPU_STEPS = 150
+SIZES = {
+    "cores": CONFIG,
+    # One GPU: all layers, batches and a pool four and ten times as large.
+    "gpu": dataclasses.replace(
+        CONFIG,
+        steps=_GPU_STEPS,
+        batch_size=32,
+        eval_every=15,
+        num_tasks=9000,
+        num_held_out=900,
+        reference_steps=75,
+        dtype="bfloat16",
+        loop=LoopConfig(
+            group_size=8,
+            max_new_tokens=8,
+            gradient=GradientConfig(
+                learning_rate=1e-5, lr_warmup=5, lr_decay=_GPU_STEPS, mixed_chunk=8
+            ),
+        ),
+    ),
+    # A layer and two steps: whether the command runs.
+    "dry": dataclasses.replace(
+        CONFIG, seeds=1, steps=2, eval_every=2, num_tasks=45, num_held_out=45, reference_steps=1,
+        batch_size=2, depth=1,
+        loop=LoopConfig(group_size=2, max_new_tokens=8,
+                        gradient=GradientConfig(lr_warmup=0, mixed_chunk=1)),
+    ),
+}  # fmt: skip
+
 
 class Printer:
     """A `finetune.Watcher` that prints a line a step."""
@@ -79,19 +109,21 @@ class Printer:
 def main() -> None:
     """Train what is not trained yet, then write the table and the figure."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--runs", default="runs/llm", help="folder of the runs")
-    parser.add_argument("--seeds", type=int, default=CONFIG.seeds)
+    parser.add_argument("--size", choices=tuple(SIZES), default="cores")
+    parser.add_argument("--runs", help="folder of the runs [runs/llm-SIZE]")
+    parser.add_argument("--seeds", type=int, help="[3]")
     parser.add_argument("--report", action="store_true", help="train nothing")
     args = parser.parse_args()
-    config = dataclasses.replace(CONFIG, weights=str(installed_weights()), seeds=args.seeds)
-    folder = RunFolder(Path(args.runs))
+    config = dataclasses.replace(SIZES[args.size], weights=str(installed_weights()))
+    config = dataclasses.replace(config, seeds=args.seeds or config.seeds)
+    folder = RunFolder(Path(args.runs or f"runs/llm-{args.size}"))
     if not args.report:
         folder.open(config.saved(), resume=True, overwrite=False, may_differ=finetune.MAY_DIFFER)
         watcher = Printer()
         problem = prepare(config, folder.path, watcher)
         with contextlib.suppress(StoppedError):
             finetune.compare(config, problem, folder, watcher)
-    report(config, folder)
+    report(config, folder, "llm" if args.size == "cores" else f"llm_{args.size}")
 
 
 def whole_runs(config: LlmConfig, folder: RunFolder) -> dict[str, dict[int, list[Line]]]:
@@ -110,8 +142,8 @@ def curve(lines: list[Line]) -> np.ndarray:
     return np.array([line["heldout"] for line in lines if "heldout" in line])
 
 
-def report(config: LlmConfig, folder: RunFolder) -> None:
-    """Write results/llm.json and llm.svg, and print the table."""
+def report(config: LlmConfig, folder: RunFolder, out: str) -> None:
+    """Write results/OUT.json and OUT.svg, and print the table."""
     runs = whole_runs(config, folder)
     rows: dict[str, Any] = {}
     base = runs.get("uniform", {})
@@ -134,9 +166,9 @@ def report(config: LlmConfig, folder: RunFolder) -> None:
         print(name, {k: v for k, v in rows[name].items() if k != "curves"})
     steps = [line["step"] for line in next(iter(base.values()), []) if "heldout" in line]
     settings = json.loads(json.dumps(dataclasses.asdict(dataclasses.replace(config, weights="-"))))
-    save("llm", rows, ("flax", "optax"), steps=steps, settings=settings)
+    save(out, rows, ("flax", "optax"), steps=steps, settings=settings)
     if steps:
-        plot(steps, rows)
+        plot(steps, rows, out)
 
 
 def breadth(lines: list[Line]) -> int:
@@ -155,7 +187,7 @@ def interval(values: np.ndarray) -> dict[str, float | None]:
     return {"mean": float(values.mean()), "half": half}
 
 
-def plot(steps: list[int], rows: dict[str, Any]) -> None:
+def plot(steps: list[int], rows: dict[str, Any], out: str) -> None:
     """Held-out pass rate over the steps, a line a strategy."""
     import matplotlib
 
@@ -173,7 +205,7 @@ def plot(steps: list[int], rows: dict[str, Any]) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8, title="mean (seeds); thin: each", title_fontsize=8)
     figure.tight_layout()
-    figure.savefig(RESULTS / "llm.svg")
+    figure.savefig(RESULTS / f"{out}.svg")
 
 
 if __name__ == "__main__":
