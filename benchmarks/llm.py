@@ -51,7 +51,7 @@ CONFIG = LlmConfig(
         group_size=8,
         max_new_tokens=8,
         gradient=GradientConfig(
-            learning_rate=2e-5, lr_warmup=3, lr_decay=STEPS, upper_layers=10, mixed_chunk=2
+            learning_rate=1e-4, lr_warmup=3, lr_decay=STEPS, upper_layers=10, mixed_chunk=2
         ),
     ),
 )
