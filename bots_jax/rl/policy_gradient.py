@@ -58,6 +58,7 @@ class GradientConfig:
     kl_weight: float = 0.0  # b; above 0 the batch must carry `base_logprobs`
     chunk: int = 0  # prompts differentiated at a time, to save memory; 0: all at once
     mixed_chunk: int = 0  # mixed groups differentiated at a time, the rest skipped; 0: no skipping
+    upper_layers: int = 0  # so many of the last layers are trained, and no others; 0: everything
 
     def __post_init__(self) -> None:
         if self.estimator not in get_args(Estimator):
@@ -65,7 +66,7 @@ class GradientConfig:
                 f"estimator={self.estimator!r} is unknown; use one of {get_args(Estimator)}"
             )
         for name in ("lr_warmup", "lr_decay", "weight_decay", "kl_weight", "clip_high", "chunk",
-                     "mixed_chunk"):  # fmt: skip
+                     "mixed_chunk", "upper_layers"):  # fmt: skip
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name}={getattr(self, name)} must be finite and at least 0")
         for name in ("learning_rate", "max_grad_norm"):
@@ -134,7 +135,35 @@ def rate_schedule(config: GradientConfig) -> optax.Schedule:
 
 def init_train_state(params: Params, config: GradientConfig) -> TrainState:
     """Step 0: parameters as given, a fresh optimizer."""
-    return TrainState(params, make_optimizer(config).init(params), jnp.zeros((), jnp.int32))
+    opt_state = make_optimizer(config).init(trained(params, config))
+    return TrainState(params, opt_state, jnp.zeros((), jnp.int32))
+
+
+def trained(params: Params, config: GradientConfig) -> Params:
+    """Those of the parameters that are trained: all, or the upper layers and the last norm.
+
+    What is below them is not differentiated, which on a CPU is most of a step's time.
+
+    Raises:
+      ValueError: if there are not so many layers.
+    """
+    if config.upper_layers == 0:
+        return params
+    layers = params["layers"]
+    if config.upper_layers > len(layers):
+        raise ValueError(
+            f"upper_layers={config.upper_layers} is more than the model's {len(layers)} layers; "
+            "give fewer, or 0 to train everything"
+        )
+    upper = sorted(layers)[-config.upper_layers :]
+    return {"layers": {i: layers[i] for i in upper}, "final_norm": params["final_norm"]}
+
+
+def _replaced(params: Params, part: Params, config: GradientConfig) -> Params:
+    """The parameters with their trained part in its place."""
+    if config.upper_layers == 0:
+        return part
+    return {**params, **part, "layers": {**params["layers"], **part["layers"]}}
 
 
 def completion_logprobs(
@@ -249,22 +278,27 @@ def make_train_step(
     """
     optimizer = make_optimizer(config)
 
-    def loss(params: Params, batch: Batch) -> tuple[Array, Metrics]:
-        now = completion_logprobs(
-            graphdef, params, batch.prompts, batch.tokens, temperature, config.chunk
-        )
-        return surrogate(now, batch, config)
-
     def gradient(params: Params, batch: Batch) -> tuple[Metrics, Params]:
+        """Of the trained parameters."""
+
+        def loss(part: Params, batch: Batch) -> tuple[Array, Metrics]:
+            now = completion_logprobs(
+                graphdef, _replaced(params, part, config), batch.prompts, batch.tokens,
+                temperature, config.chunk,
+            )  # fmt: skip
+            return surrogate(now, batch, config)
+
+        part = trained(params, config)
         if config.mixed_chunk and config.mixed_chunk < len(batch.prompts):
-            return _mixed_gradient(loss, params, batch, config)
-        (_, metrics), grads = jax.value_and_grad(loss, has_aux=True)(params, batch)
+            return _mixed_gradient(loss, part, batch, config)
+        (_, metrics), grads = jax.value_and_grad(loss, has_aux=True)(part, batch)
         return metrics, grads
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         metrics, grads = gradient(state.params, batch)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        part = trained(state.params, config)
+        updates, opt_state = optimizer.update(grads, state.opt_state, part)
+        params = _replaced(state.params, optax.apply_updates(part, updates), config)
         metrics = metrics._replace(grad_norm=optax.tree.norm(grads))
         return TrainState(params, opt_state, state.step + 1), metrics
 
