@@ -144,8 +144,9 @@ class Info(NamedTuple):
     invalid: Array  # i32, rows that brought nothing: not scored, or impossible
     expired: Array  # i32, visits closed by age
     in_flight: Array  # i32, visits still open
-    # f[] or f[D], where the policy stands; 0 as long as it is unknown. BOTS: mu, from its weak (0)
-    # to its strong (1) reference. auto: logits above the weighted mean of its references.
+    # f[] or f[D], where the policy stands: 0 at its weakest reference or far below, 1 at its
+    # strongest or far above. BOTS: mu, and 0 before it is known. auto: the logistic of the logits
+    # above the weighted mean of its references, so 1/2 stands there, and before it is known.
     capability: Array
     # f in [0, 1]: weight of implicit evidence. BOTS: rho in force. auto: w / (1 + w), w being how
     # far the regression is trusted, of what it claims.

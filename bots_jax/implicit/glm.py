@@ -160,10 +160,11 @@ def glm(
 
 
 def _capability(params: Regression) -> Array:
-    """How many logits the policy stands above the weighted mean of its references."""
+    """Where the policy stands, in (0, 1): logistic of the logits above its references' mean."""
     intercept = params.mean.weights[0]
     domains = params.mean.domains
-    return intercept + domains if domains.shape[0] else intercept[None]
+    logits = intercept + domains if domains.shape[0] else intercept[None]
+    return jax.nn.sigmoid(lax.optimization_barrier(logits))  # or it changes the fit's last bits
 
 
 # --- features and prior ---------------------------------------------------------------------
