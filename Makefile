@@ -13,12 +13,20 @@ export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.3
 # Frameworks with an adapter that is tested inside them, each in an environment of its own.
 ADAPTERS := $(notdir $(patsubst %/,%,$(dir $(wildcard tests/adapters/*/requirements.txt))))
 
-.PHONY: finetune test lint types unit format notebooks clean test-adapters wheel-check site
+# What must also hold under the XLA flags of users: figures, bits, a whole run in one program.
+USERS_FLAGS := tests/test_golden.py tests/numerics/test_beta_draws.py \
+  tests/test_compilation.py::test_one_compilation_of_a_whole_run \
+  tests/test_auto.py::test_agrees_with_the_equations \
+  tests/test_contract.py::test_update_is_observe_then_advance \
+  "tests/test_contract.py::test_runs_in_scan_and_vmap[auto]" \
+  "tests/test_contract.py::test_runs_in_scan_and_vmap[bots]"
+
+.PHONY: finetune test lint types unit users-flags format notebooks clean test-adapters wheel-check site
 
 finetune: $(VENV)/.run  ## finetune a small policy on tasks that the engine selects; goes on where it stopped
 	$(BIN)/bots-jax finetune --out $(OUT) --resume $(ARGS)
 
-test: lint types unit  ## everything that must hold
+test: lint types unit users-flags  ## everything that must hold
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
@@ -29,6 +37,9 @@ types: $(VENV)/.test
 
 unit: $(VENV)/.test
 	$(BIN)/pytest -n $(WORKERS) --dist worksteal $(ARGS)
+
+users-flags: $(VENV)/.test  ## the rest runs with XLA's optimisations off (tests/conftest.py)
+	BOTS_JAX_USERS_FLAGS=1 $(BIN)/pytest -n $(WORKERS) $(USERS_FLAGS)
 
 test-adapters: $(ADAPTERS:%=test-adapter-%)  ## each framework's environment, and the tests inside it
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(os.environ.get("BOTS_JAX_RESULTS") or Path(__file__).parent / "results")
 
 
 def alternate(sides: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, float]:

@@ -88,7 +88,13 @@ def shard(state: State, mesh: Mesh | None = None) -> State:
             f"the pool's capacity {rows} cannot be spread over {mesh.size} devices: it must be a "
             f"multiple of {share}; give init(capacity={padded_capacity(rows, mesh.size)})"
         )
-    return jax.tree.map(lambda leaf: _put(leaf, NamedSharding(mesh, _spec(leaf, rows))), state)
+    return jax.tree.map(_put, state, state_shardings(state, mesh))
+
+
+def state_shardings(state: State, mesh: Mesh) -> PyTree:
+    """Where `shard` puts each array of a state, or of its shapes, on a mesh from `task_mesh`."""
+    rows = _spread_rows(state)
+    return jax.tree.map(lambda leaf: NamedSharding(mesh, _spec(leaf, rows)), state)
 
 
 def _spread_rows(state: State) -> int | None:

@@ -16,10 +16,12 @@ jax.config.update("jax_num_cpu_devices", 8)
 # Tests compile much and compute little: what LLVM would spend on optimising is not earned
 # back, nor are the emitters of fused loops that are written in MLIR; without them compiling
 # takes less than half the time. Set before the first computation, which is when XLA reads it.
+# Users have neither flag: `make users-flags` runs the tests of bits and some steps as they do.
 EMITTERS = "xla_cpu_use_fusion_emitters"
 knows_emitters = jaxlib.version.__version_info__ < (0, 12)  # XLA aborts at flags it has dropped
 QUICK = ["--xla_backend_optimization_level=0", *[f"--{EMITTERS}=false"] * knows_emitters]
-os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *QUICK])
+if not os.environ.get("BOTS_JAX_USERS_FLAGS"):
+    os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *QUICK])
 # `compiler_options` of the few functions that compute for long: there it is earned back.
 OPTIMISED = {"xla_backend_optimization_level": 3}
 # And where every bit must agree: without these emitters, arrays of other lengths, as each of

@@ -12,9 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bots_jax import Evidence, Selection, Selector, State, auto
+from bots_jax import Evidence, Selection, Selector, State, add_tasks, auto
 from bots_jax.belief.lengths import relative_length
-from bots_jax.choice.mixed import prob_zero_advantage
+from bots_jax.belief.logit_normal import _reweighted, was_visited
+from bots_jax.choice.worth import prob_zero_advantage
 from bots_jax.implicit.glm import glm
 
 BATCH, ROLLOUTS, TASKS = 5, 8, 60
@@ -240,16 +241,18 @@ def test_wrong_references_lose_their_weight(reference: np.ndarray) -> None:
     assert error["shuffled"] <= error["none"] + 0.03
 
 
-def test_learns_to_trust_references_that_are_right(reference: np.ndarray) -> None:
-    """Trust ends higher under true references than under shuffled ones."""
-    rates = np.random.default_rng(1).beta(0.5, 0.5, TASKS).astype(np.float32)
-    prior_weight = []
-    for known in (rates, np.random.default_rng(2).permutation(rates)):
-        state = SELECTOR.init(np.stack([known, known]))
-        state, _ = play(SELECTOR, state, rates, 30)
-        _, info = SELECTOR.advance(state)
-        prior_weight.append(float(info.implicit_weight))
-    assert prior_weight[0] > prior_weight[1]
+def test_learns_to_trust_references_that_are_right() -> None:
+    """Trust ends higher under true references than under shuffled ones, in each of six pools."""
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        rates = rng.beta(0.5, 0.5, TASKS).astype(np.float32)
+        prior_weight = []
+        for known in (rates, rng.permutation(rates)):
+            state = SELECTOR.init(np.stack([known, known]))
+            state, _ = play(SELECTOR, state, rates, 30, seed)
+            _, info = SELECTOR.advance(state)
+            prior_weight.append(float(info.implicit_weight))
+        assert prior_weight[0] > prior_weight[1] + 0.05
 
 
 @given(st.integers(0, 1000))
@@ -397,3 +400,87 @@ def test_refuses() -> None:
         auto(floor=0.5)
     with pytest.raises(ValueError, match="breadth=-1"):
         auto(breadth=-1)
+
+
+# --- the other choices, and noise --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("target", [0.2, 0.5, 0.8])
+def test_the_mean_nearest_the_target_is_chosen(reference: np.ndarray, target: float) -> None:
+    selector = make(choice="mean", target=target)
+    state, _ = play(selector, selector.init(reference), reference[0], 5)
+    mean = np.asarray(selector.predict(state).mean)
+    _, selection = selector.select(jax.random.key(1), state)
+    away = np.abs(mean - target)
+    ids = np.asarray(selection.task_ids)
+    assert np.max(away[ids]) <= np.min(np.delete(away, ids)) + 1e-6
+    np.testing.assert_allclose(selection.rate, mean[ids], rtol=1e-5)
+
+
+@pytest.mark.parametrize("target", [0.2, 0.8])
+def test_draws_nearest_the_target_are_chosen(reference: np.ndarray, target: float) -> None:
+    """Of tasks that are known well, so that a draw is near the mean."""
+    selector = make(choice="thompson", target=target)
+    rates = np.linspace(0.02, 0.98, TASKS).astype(np.float32)
+    state = selector.init(np.stack([rates, rates]))
+    ids = np.arange(TASKS, dtype=np.int32)
+    for _ in range(3):
+        state, _ = selector.update(state, Evidence(ids, 2000 * rates, 2000))
+    for seed in range(20):
+        _, selection = selector.select(jax.random.key(seed), state)
+        chosen = np.asarray(selection.task_ids)
+        assert np.max(np.abs(rates[chosen] - target)) < 0.12
+        assert np.max(np.abs(np.asarray(selection.rate) - target)) < 0.05
+
+
+def softmax_of_choices(selector: Selector, cost: np.ndarray, state: State, tau: float) -> float:
+    """z of the most deviant share of choices, one task at a time, from softmax(-cost / tau)."""
+    runs = 4000
+    keys = jax.random.split(jax.random.key(5), runs)
+    chosen = jax.jit(jax.vmap(lambda key: selector.select(key, state)[1].task_ids[0]))(keys)
+    share = np.exp(-cost / tau) / np.sum(np.exp(-cost / tau))
+    found = np.bincount(np.asarray(chosen), minlength=len(cost)) / runs
+    return float(np.max(np.abs(found - share) / np.sqrt(share * (1 - share) / runs)))
+
+
+@pytest.mark.parametrize("choice", ["mixed", "mean"])
+def test_temperature_is_that_of_a_softmax(choice: str) -> None:
+    tau, rates = 0.2, np.array([0.05, 0.2, 0.35, 0.5], np.float32)
+    selector = auto(batch_size=1, rollouts=4, choice=choice, temperature=tau)
+    state = selector.init(np.stack([rates, rates]))
+    ids = np.arange(4, dtype=np.int32)
+    for _ in range(3):
+        state, _ = selector.update(state, Evidence(ids, 4000 * rates, 4000))
+    mean, counts = (np.asarray(x, np.float64) for x in selector.predict(state))
+    assert np.min(counts) > 300  # so that optimism and means are one
+    cost = np.abs(mean - 0.5)
+    if choice == "mixed":
+        visits = np.asarray(state.belief.history.visits)
+        cost = mean**4 + (1 - mean) ** 4 + 0.1 * np.log1p((1 - 0.8 * mean) * visits)
+    assert softmax_of_choices(selector, cost, state, tau) < 4.9  # of 4 shares: 4e-6
+
+
+def test_new_tasks_begin_with_the_visits_of_the_average(reference: np.ndarray) -> None:
+    state = SELECTOR.init(reference[:, :58], capacity=TASKS)
+    state, _ = play(SELECTOR, state, np.full(TASKS, 0.5), 20)
+    visits = np.asarray(state.belief.history.visits)
+    grown, ids = add_tasks(state, np.full((2, 2), 0.5))
+    history = grown.belief.history
+    assert visits.mean() > 0.5
+    np.testing.assert_allclose(history.visits[ids], visits.mean(), rtol=1e-5)
+    np.testing.assert_array_equal(history.seen[ids], state.belief.clock)
+    np.testing.assert_array_equal(history.offset[ids], 0)
+    assert not np.any(was_visited(history)[ids])
+
+
+@given(st.integers(0, 2**32 - 1), st.floats(0, 300))
+def test_every_pair_keeps_a_share_of_the_weight(seed: int, strength: float) -> None:
+    """Fixed share: Bayes' rule, then .01 of the weight for all alike."""
+    rng = np.random.default_rng(seed)
+    before = np.log(rng.dirichlet(np.ones(12)) + 1e-9)
+    told = strength * rng.normal(size=12)
+    after = np.exp(before + told - np.max(before + told))
+    expected = 0.99 * after / after.sum() + 0.01 / 12
+    found = np.exp(_reweighted(jnp.asarray(before, jnp.float32), jnp.asarray(told, jnp.float32)))
+    np.testing.assert_allclose(found, expected, rtol=1e-3)
+    assert np.min(found) > 0.99 * 0.01 / 12

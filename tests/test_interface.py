@@ -71,7 +71,7 @@ OTHER: dict[Any, dict[str, Any]] = {
         "quotas": (4, 0),
         "expiry": 1,
         "keep_open": True,
-        "dtype": "float32",
+        "dtype": "float64",
     },
     auto: {
         "batch_size": 6,
@@ -83,15 +83,16 @@ OTHER: dict[Any, dict[str, Any]] = {
         "temperature": 1.0,
         "estimator": "logit",
         "choice": "mean",
+        "worth": "pass_gain",
         "floor": 1.0,
         "exploration": 0.5,
         "quotas": (4, 0),
         "expiry": 1,
         "keep_open": True,
+        "dtype": "float64",
     },
 }
 CASES = [(factory, name) for factory, values in OTHER.items() for name in values]
-SAME = {"dtype"}  # float32 is what a float32 reference leads to
 
 
 def trail(factory: Any, **arguments: Any) -> list[np.ndarray]:
@@ -115,11 +116,12 @@ def trail(factory: Any, **arguments: Any) -> list[np.ndarray]:
 
 @pytest.mark.parametrize(("factory", "name"), CASES)
 def test_every_argument_does_something(factory: Any, name: str) -> None:
-    if name in SAME:
-        return
-    plain, other = trail(factory), trail(factory, **{name: OTHER[factory][name]})
+    plain = trail(factory)
+    with jax.enable_x64(name == "dtype"):
+        other = trail(factory, **{name: OTHER[factory][name]})
     same = all(
-        a.shape == b.shape and np.array_equal(a, b) for a, b in zip(plain, other, strict=True)
+        a.shape == b.shape and a.dtype == b.dtype and np.array_equal(a, b)
+        for a, b in zip(plain, other, strict=True)
     )
     assert not same, f"{factory.__name__}({name}=...) changes nothing"
 
@@ -133,6 +135,7 @@ def test_every_argument_does_something(factory: Any, name: str) -> None:
         (lambda: auto(group=1), "group=1.0 must be at least 2"),
         (lambda: make_strategy("mapp", rollouts=1), "rollouts=1 is no group: give group"),
         (lambda: make_strategy("insight", rollouts=1), "rollouts=1 is no group: give horizon"),
+        (lambda: auto(choice="mean", worth="variance"), "worth=variance has no effect"),
         (lambda: bots(estimator="glm", capability_momentum=0.5), "capability_momentum=0.5 smooths"),
         (lambda: bots(estimator="none", implicit_weight=0.5), "estimator='none' infers nothing"),
     ],
@@ -332,6 +335,16 @@ def test_graded_rewards_keep_their_mean() -> None:
     expected = (np.nanmean(rewards, axis=1) + 1) / 4
     np.testing.assert_allclose(told.successes / told.trials, expected, rtol=1e-5)
     assert np.all(np.asarray(told.trials) >= [5, 6, 6, 6])
+
+
+def test_evidence_of_a_batch_keeps_what_belongs_to_its_rows() -> None:
+    """Visits, tokens and attempts are handed through, each in its own place."""
+    batch = batch_of(4, 3)
+    told = batch.evidence(np.eye(4), tokens=np.array([5.0, 6.0, 7.0, 8.0]))
+    np.testing.assert_array_equal(told.visit, batch.visit)
+    np.testing.assert_array_equal(told.tokens, [5, 6, 7, 8])
+    np.testing.assert_array_equal(told.task_ids, [10, 11, 12, -1])
+    assert batch.evidence(np.eye(4)).tokens is None
 
 
 def test_rewards_of_another_shape_are_refused() -> None:

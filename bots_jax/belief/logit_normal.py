@@ -360,13 +360,17 @@ def mean_rate(expected: Expected) -> Array:
 _OPTIMISM = 2.0
 
 
-def optimistic_rate(expected: Expected) -> Array:
+def optimistic_rate(expected: Expected, best: Array | None = None) -> Array:
     """A p nearer to 1/2 than E p, the less is known the more: of logit mean / sqrt(1 + 2 v).
 
     E p divides by sqrt(1 + pi v / 8), nearly.
+
+    Args:
+      best: f[], the logit to come nearer to, where it is not that of 1/2.
     """
     scale = lax.rsqrt(1 + _OPTIMISM * expected.variance)
-    return jax.nn.sigmoid((expected.shared + expected.offset) * scale)
+    logit = expected.shared + expected.offset
+    return jax.nn.sigmoid(logit * scale if best is None else best + (logit - best) * scale)
 
 
 def draw_rate(rng_key: Array, expected: Expected) -> Array:

@@ -25,6 +25,7 @@ from bots_jax.strategies.epochs import epochs
 from bots_jax.strategies.greso import greso
 from bots_jax.strategies.insight import insight
 from bots_jax.strategies.kgps import kgps
+from bots_jax.strategies.learning_progress import learning_progress
 from bots_jax.strategies.lesson_weights import lesson_weights
 from bots_jax.strategies.mapp import mapp
 from bots_jax.strategies.mopps import mopps
@@ -55,6 +56,7 @@ STRATEGIES: dict[str, Callable[..., Selector]] = {
     "kgps": kgps,
     "kgps-logit": partial(kgps, scale="logit"),
     "kgps-paced": partial(kgps, choice="paced"),
+    "learning-progress": learning_progress,
     "lesson-weights": lesson_weights,
     "mapp": mapp,
     "mopps": mopps,
@@ -166,6 +168,7 @@ __all__ = [
     "greso",
     "insight",
     "kgps",
+    "learning_progress",
     "lesson_weights",
     "make_strategy",
     "mapp",

@@ -172,8 +172,7 @@ def test_compiled_programs_go_before_memory_maps_run_out(monkeypatch):
 def test_memory_maps_are_counted():
     before = runner.share_of_maps()
     if not Path("/proc/self/maps").exists():
-        assert before == 0
-        return
+        pytest.skip("no /proc/self/maps: nothing to count on this system")
     # Neighbours of different protection stay apart.
     held = [mmap.mmap(-1, 4096, prot=(mmap.PROT_READ, mmap.PROT_WRITE)[i % 2]) for i in range(200)]
     assert 0 < before < runner.share_of_maps() < 1

@@ -43,6 +43,12 @@ def assert_same_rates(ours: np.ndarray, theirs: np.ndarray, runs: int) -> None:
     assert z.max() < stats.norm.isf(FAILURE / (2 * used.sum()))
 
 
+def together(chosen: np.ndarray, bands: int = 10) -> np.ndarray:
+    """How many batches hold tasks of both of two bands of the pool, for each pair of bands."""
+    held = chosen.reshape(len(chosen), bands, -1).any(axis=2).astype(np.int64)
+    return (held.T @ held)[np.triu_indices(bands, 1)]
+
+
 def membership(ids: np.ndarray, size: int) -> np.ndarray:
     chosen = np.zeros((len(ids), size), np.int32)
     np.put_along_axis(chosen, ids, 1, axis=1)

@@ -38,7 +38,12 @@ def test_a_flat_belief_and_a_class_that_is_empty_are_nan():
     assert np.isnan(reading.pearson)
     assert np.isnan(reading.spearman)
     assert np.isnan(reading.auc_unsolved)
-    assert meter.averages(jax.device_get(reading))["pearson"] != 0
+    averages = meter.averages(jax.device_get(reading))
+    assert np.isnan(averages["pearson"])  # unknown, which is not 0
+    assert averages["rmse"] == pytest.approx(float(jnp.sqrt(jnp.mean((p - 0.5) ** 2))), rel=1e-5)
+    some = [reading, meter.read(p, p, 8.0)]  # a flat step among others does not count
+    both = jax.tree.map(lambda *x: np.stack(x), *jax.device_get(some))
+    assert meter.averages(both)["pearson"] == pytest.approx(1, abs=1e-5)
 
 
 def test_calibration_error_is_that_of_its_bins():
