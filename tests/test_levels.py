@@ -289,7 +289,7 @@ def test_level_sampler_in_one_scan():
         def step(buffer, key):
             buffer, (rows, chosen) = sampler.sample_replay_levels(buffer, key, 8)
             # Of one level no episode ended; it is not in play any more all the same.
-            scores = rates[chosen].at[0].set(jnp.nan)
+            scores = jnp.where(rows == rows[0], jnp.nan, rates[chosen])
             return sampler.update_batch(buffer, rows, scores), chosen
 
         return jax.lax.scan(step, buffer, jax.random.split(key, 10))
