@@ -433,7 +433,8 @@ def _fit(arrays: dict[str, np.ndarray], like: State, prefix: str) -> dict[str, n
 
 def _list_touched(arrays: Mapping[str, np.ndarray], like: State, prefix: str) -> dict[str, Any]:
     """The list of rows with pending evidence, as long as that of `like`: see `pool.visits`."""
-    pending = np.flatnonzero(arrays[f"{prefix}.pool.trials"] > 0).astype(np.int32)
+    pool = {name: arrays[f"{prefix}.pool.{name}"] for name in ("trials", "visit_trials")}
+    pending = np.flatnonzero((pool["trials"] > 0) | (pool["visit_trials"] > 0)).astype(np.int32)
     listed = np.full(like.pool.touched.shape, len(like.pool.active), np.int32)
     listed[: len(pending)] = pending[: len(listed)]
     count = np.asarray(len(pending), np.int32)

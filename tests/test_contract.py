@@ -504,3 +504,19 @@ def test_kept_visits_grow_old_and_leave_nothing_behind() -> None:
     assert sorted(new.task_ids.tolist()) == sorted(old.task_ids.tolist())
     state, info = selector.update(state, half._replace(task_ids=new.task_ids, visit=new.visit))
     assert (int(info.in_flight), int(info.stale)) == (4, 0)  # nothing of the old visit counts
+
+
+@pytest.mark.parametrize("kind", KEPT)
+def test_by_default_a_step_ends_visits_of_which_something_came(kind: str) -> None:
+    """Scored or not, in any form of the pool; a row of nothing yet is not something."""
+    tasks, representation = KEPT[kind]
+    selector = bots(batch_size=8, rollouts=8, forgetting=0.0, representation=representation)
+    state = selector.init(np.full((2, tasks), 0.5, np.float32))
+    state, batch = selector.select(jax.random.key(0), state)
+    ids, visit = np.asarray(batch.task_ids)[:3], np.asarray(batch.visit)[:3]
+    part = Evidence(ids, np.array([1.0, np.nan, 0.0]), np.array([2.0, 2.0, 0.0]), visit)
+    state, info = selector.update(state, part)
+    assert (int(info.in_flight), int(info.evaluated)) == (6, 1)
+    rest = Evidence(ids, np.array([1.0, 1.0, 1.0]), np.array([6.0, 6.0, 8.0]), visit)
+    state, info = selector.update(state, rest)
+    assert (int(info.stale), float(info.trials), int(info.in_flight)) == (2, 8, 5)

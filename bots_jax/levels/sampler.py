@@ -148,7 +148,9 @@ class LevelSampler:
         ended = ~jnp.isnan(scores)
         trials = jnp.where(ended, self.trials, 0.0)
         ids = jnp.where(rows >= 0, rows, NO_LEVEL)
-        return Evidence(ids, jnp.where(ended, scores, 0) * trials, trials)
+        # A replay is over with its window, whether an episode ended in it or not.
+        over = jnp.full_like(trials, jnp.inf)
+        return Evidence(ids, jnp.where(ended, scores, 0) * trials, trials, attempts=over)
 
     def _set_extra(self, sampler: Sampler, rows: Array, extras: PyTree) -> Sampler:
         if extras is None:
