@@ -45,7 +45,7 @@ TASKS = ("gym", "lines")
 
 
 def _loop() -> LoopConfig:
-    gradient = GradientConfig(learning_rate=2e-6, chunk=4)
+    gradient = GradientConfig(learning_rate=1e-5, chunk=4)
     return LoopConfig(group_size=8, max_new_tokens=32, gradient=gradient)
 
 
