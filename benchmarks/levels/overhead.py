@@ -17,7 +17,7 @@ import numpy as np
 from benchmarks.levels.rules import RULES
 from benchmarks.levels.run import RESULTS, make_pools, maze
 
-NAMES = ("uniform", "auto", "auto-.1-features", "bots", "mopps", "plr")
+NAMES = ("uniform", "auto", "auto-features", "bots", "mopps", "plr")
 
 
 def median_ms(step: Callable[[Any], Any], carry: Any, times: int) -> float:

@@ -24,10 +24,10 @@ NAMES = {
     "sfl": "SFL, screening counted",
     "mopps": "MoPPS",
     "bots": "`bots`, as published, no references",
-    "auto": "`auto`, told nothing, breadth .3",
-    "auto-.1": "`auto`, told nothing, breadth .1",
-    "auto-features": "`auto`, told walls and distance, breadth .3",
-    "auto-.1-features": "`auto`, told walls and distance, breadth .1",
+    "auto": "`auto`, told nothing",
+    "auto-features": "`auto`, told four plain features",
+    "auto-arrays": "`auto`, told the levels' arrays (`features.of_levels`)",
+    "auto-.3": "`auto`, told nothing, breadth .3",
     "oracle": "oracle: solvable levels alone",
 }
 Curves = dict[int, np.ndarray]
@@ -116,7 +116,7 @@ def figure(found: dict[tuple[float, str], Curves], steps: int, path: Path) -> No
     from matplotlib import pyplot as plt
 
     pools = [pool for pool in (0.05, 0.3) if any(p == pool for p, _ in found)]
-    drawn = ["oracle", "auto-.1-features", "auto-.1", "auto", "plr", "sfl", "mopps", "uniform"]
+    drawn = ["oracle", "auto-features", "auto", "plr", "sfl", "mopps", "bots", "uniform"]
     panels = plt.subplots(1, len(pools), figsize=(5.5 * len(pools), 4), squeeze=False)
     for panel, pool in zip(panels[1][0], pools, strict=True):
         for name in [name for name in drawn if (pool, name) in found]:

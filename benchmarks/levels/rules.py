@@ -1,7 +1,8 @@
 """The rules that choose which levels to play, behind one interface.
 
-A rule is `init(key, pool) -> state`, `choose(key, state, update) -> (state, ids i32[64], slots)`
-and `tell(state, ids, slots, window, update) -> state`. `learns(update)` is False where the steps of
+A rule is `init(key, pool) -> state`, which is not traced,
+`choose(key, state, update) -> (state, ids i32[64], slots)` and
+`tell(state, ids, slots, window, update) -> state`. `learns(update)` is False where the steps of
 an update are spent on screening. Environment steps are the same for all.
 """
 
@@ -18,6 +19,7 @@ from jaxued.level_sampler import LevelSampler
 from jaxued.utils import compute_max_returns, max_mc
 
 from bots_jax import levels as bots_levels
+from bots_jax.features import of_levels
 from bots_jax.strategies import make_strategy
 
 SLOTS, EPISODES = 64, 2
@@ -37,19 +39,18 @@ class Pool(NamedTuple):
 
     levels: Any
     solvable: jax.Array  # bool[N]
-    walls: jax.Array  # f[N]
-    distance: jax.Array  # f[N], straight-line: no search, so nothing about whether there is a way
+    plain: jax.Array  # f[N, 4], see `run.plain_features`: no search for a way
 
 
 def with_selector(name: str, told: str = "nothing", **numbers: Any) -> Rule:
-    """A strategy of bots_jax, told nothing, or two features of each level."""
+    """A strategy of bots_jax, told nothing, four plain features, or the levels' arrays."""
     selector = make_strategy(name, batch_size=SLOTS, rollouts=EPISODES, **numbers)
 
     def init(key: jax.Array, pool: Pool) -> Any:
-        if told == "features":
-            known = jnp.stack([_share(pool.walls), _share(pool.distance)])
-            return selector.init(known)
-        return selector.init(num_tasks=pool.solvable.shape[0])
+        if told == "nothing":
+            return selector.init(num_tasks=pool.solvable.shape[0])
+        known = np.asarray(pool.plain) if told == "plain" else of_levels(pool.levels)
+        return selector.init(features=known)
 
     def choose(key: jax.Array, state: Any, update: jax.Array) -> Any:
         state, slots = bots_levels.sample(selector, key, state)
@@ -67,12 +68,6 @@ def with_selector(name: str, told: str = "nothing", **numbers: Any) -> Rule:
         return selector.update(state, evidence)[0]
 
     return Rule(init, choose, tell)
-
-
-def _share(values: jax.Array) -> jax.Array:
-    """A feature in (0, 1), passed off as a pass rate: fewer is easier."""
-    low, high = values.min(), values.max()
-    return 0.95 - 0.9 * (values - low) / jnp.maximum(high - low, 1e-6)
 
 
 def solvable_alone() -> Rule:
@@ -176,10 +171,10 @@ RULES: dict[str, Callable[[], Rule]] = {
     "sfl": sfl,
     "mopps": partial(with_selector, "mopps"),
     "bots": partial(with_selector, "bots"),
-    "auto": partial(with_selector, "auto", breadth=0.3),
-    "auto-.1": partial(with_selector, "auto", breadth=0.1),
-    "auto-features": partial(with_selector, "auto", told="features", breadth=0.3),
-    "auto-.1-features": partial(with_selector, "auto", told="features", breadth=0.1),
+    "auto": partial(with_selector, "auto"),
+    "auto-features": partial(with_selector, "auto", told="plain"),
+    "auto-arrays": partial(with_selector, "auto", told="arrays"),
+    "auto-.3": partial(with_selector, "auto", breadth=0.3),
     "oracle": solvable_alone,
 }
 

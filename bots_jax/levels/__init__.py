@@ -5,6 +5,7 @@ levels to play next, and evidence of how they went. Pure functions: jit, scan an
 docs/adapters/levels.md shows them in a training loop.
 """
 
+from bots_jax.levels import plr
 from bots_jax.levels.pool import (
     Slots,
     evict,
@@ -26,6 +27,7 @@ __all__ = [
     "evict",
     "insert",
     "no_running",
+    "plr",
     "pool_metrics",
     "record",
     "sample",

@@ -17,6 +17,7 @@ from bots_jax.bots_selector import bots
 from bots_jax.checks import check_choice
 from bots_jax.settings import AUTO_DEFAULTS, BOTS_DEFAULTS
 from bots_jax.strategies.adarft import adarft
+from bots_jax.strategies.advantage_replay import advantage_replay
 from bots_jax.strategies.balanced import balanced
 from bots_jax.strategies.binned_thompson import binned_thompson
 from bots_jax.strategies.dps import dps
@@ -30,7 +31,6 @@ from bots_jax.strategies.lesson_weights import lesson_weights
 from bots_jax.strategies.mapp import mapp
 from bots_jax.strategies.mopps import mopps
 from bots_jax.strategies.oracle import oracle
-from bots_jax.strategies.plr import plr
 from bots_jax.strategies.prompt_replay import prompt_replay
 from bots_jax.strategies.sec import sec
 from bots_jax.strategies.uniform import uniform
@@ -47,6 +47,7 @@ STRATEGIES: dict[str, Callable[..., Selector]] = {
     "uniform": uniform,
     "easy-to-hard": easy_to_hard,
     "adarft": adarft,
+    "advantage-replay": advantage_replay,
     "balanced": balanced,
     "binned-thompson": binned_thompson,
     "dps": dps,
@@ -61,7 +62,6 @@ STRATEGIES: dict[str, Callable[..., Selector]] = {
     "mapp": mapp,
     "mopps": mopps,
     "mopps-band": partial(mopps, band=(0.3, 0.7)),
-    "plr": plr,
     "prompt-replay": prompt_replay,
     "sec": sec,
     "vade": vade,
@@ -159,6 +159,7 @@ __all__ = [
     "SETTINGS",
     "STRATEGIES",
     "adarft",
+    "advantage_replay",
     "balanced",
     "binned_thompson",
     "configure",
@@ -175,7 +176,6 @@ __all__ = [
     "mopps",
     "open_settings",
     "oracle",
-    "plr",
     "prompt_replay",
     "sec",
     "uniform",

@@ -119,3 +119,36 @@ def levels_evidence(ids, successes, trials, visit):
     from bots_jax import Evidence
 
     return Evidence(ids, successes, trials, visit)
+
+
+def test_plr_is_jaxueds_draw_for_draw(maze):
+    """The same keys give the same rows and scores, insertions and evictions included."""
+    theirs = jaxued_sampler.LevelSampler(
+        32, staleness_coeff=0.3, prioritization="rank", prioritization_params={"temperature": 0.3}
+    )
+    rule = levels.plr.make_plr(temperature=0.3, staleness=0.3)
+    buffer = theirs.initialize(jnp.zeros((), jnp.int32))
+    buffer = {**buffer, "size": jnp.zeros((), jnp.int32), "episode_count": jnp.zeros((), jnp.int32)}
+    ours = levels.plr.empty(32)
+
+    @jax.jit
+    def step(buffer, ours, key):
+        draw_key, new_key, old_key = jax.random.split(key, 3)
+        new = jax.random.uniform(new_key, (16,))
+        ids = jnp.arange(16, dtype=jnp.int32)
+        buffer, _ = theirs.insert_batch(buffer, ids, new)
+        ours, _ = levels.plr.insert_scored(rule, ours, new)
+        buffer, (rows, _) = theirs.sample_replay_levels(buffer, draw_key, 16)
+        ours, mine = levels.plr.draw(rule, draw_key, ours, 16)
+        old = jax.random.uniform(old_key, (16,))
+        buffer = theirs.update_batch(buffer, rows, old)
+        return buffer, levels.plr.update(ours, mine, old), rows, mine
+
+    for key in jax.random.split(jax.random.key(0), 12):
+        buffer, ours, rows, mine = step(buffer, ours, key)
+        assert rows.tolist() == mine.tolist()
+        np.testing.assert_array_equal(buffer["scores"], ours.score)
+        np.testing.assert_array_equal(buffer["timestamps"], ours.last)
+        np.testing.assert_allclose(
+            theirs.level_weights(buffer), levels.plr.weights(rule, ours), rtol=1e-4, atol=1e-6
+        )

@@ -1,4 +1,4 @@
-"""PLR: the replay distribution against plain NumPy, and its limit cases."""
+"""Advantage replay: the replay distribution against plain NumPy, and its limit cases."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from bots_jax import Evidence
-from bots_jax.strategies import plr
-from bots_jax.strategies.plr import Levels, log_replay_chances
+from bots_jax.strategies import advantage_replay
+from bots_jax.strategies.advantage_replay import Levels, log_replay_chances
 
 
 def replay_chances(*args, **kwargs) -> np.ndarray:
@@ -48,7 +48,9 @@ def test_a_task_in_flight_has_no_chance():
 
 
 def test_the_most_advantageous_comes_back_in_the_cold_limit():
-    selector = plr(batch_size=2, rollouts=8, temperature=0.0, staleness=0.0, replay=1.0)
+    selector = advantage_replay(
+        batch_size=2, rollouts=8, temperature=0.0, staleness=0.0, replay=1.0
+    )
     state = selector.init(num_tasks=5)
     solved = np.array([0.0, 1, 4, 3, 8], np.float32)
     state, _ = selector.update(state, Evidence(np.arange(5), solved, 8))
@@ -59,4 +61,4 @@ def test_the_most_advantageous_comes_back_in_the_cold_limit():
 
 def test_bad_settings_are_named():
     with pytest.raises(ValueError, match=r"replay=1.5 must lie in \[0, 1\]"):
-        plr(replay=1.5)
+        advantage_replay(replay=1.5)

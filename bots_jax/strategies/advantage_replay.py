@@ -1,4 +1,4 @@
-"""PLR, prioritised level replay: tasks of large advantage, or not seen for long.
+"""Replay of distinct tasks of large advantage, or not seen for long: after PLR.
 
     P(seen task)   = replay ((1 - c) w_s + c w_c),   P(unseen task) = (1 - replay) / unseen
     w_s proportional to (1 / rank) ** (1 / tau), rank 1 for the largest |A| of its last visit
@@ -8,9 +8,11 @@
 replay = 0.8, c = 0.3, tau = 0.3). The score is the mean |A| of the last group, in place of
 the absolute temporal-difference errors of an episode.
 
-Departures: the levels are the tasks of the pool, so the buffer holds all that were seen;
-while nothing was seen all are new, and once everything was, all are replayed; a batch is
-drawn without replacement; ties of |A| (all groups that are not mixed) are ranked at random.
+Not PLR itself, which draws levels with replacement from a buffer of bounded size, so that few
+levels fill a batch: that is `bots_jax.levels.plr`. Departures: the levels are the tasks of the
+pool, so the buffer holds all that were seen; while nothing was seen all are new, and once
+everything was, all are replayed; a batch is drawn without replacement; ties of |A| (all groups
+that are not mixed) are ranked at random.
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ class Levels(NamedTuple):
 
 
 @factory
-def plr(
+def advantage_replay(
     *,
     batch_size: int = 32,
     rollouts: ArrayLike = 16,
@@ -87,7 +89,7 @@ def plr(
         return drawn_by(draw_key, log_chance), mean_rate(model, state)
 
     return compose(
-        name="plr",
+        name="advantage-replay",
         model=counting_with(init, remember),
         choice=among_allowed(score),
         settings=counting_settings(rollouts, temperature=temperature),
