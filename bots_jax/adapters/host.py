@@ -430,19 +430,20 @@ class TaskSampler:
             self._resume(state, saved["host"], in_flight, settings)
 
     def save(
-        self, directory: str | Path, step: int | None = None, *, trainer: Any = None, keep: int = 2
+        self, directory: str | Path, step: int | None = None, *, trainer: Any = None, **kept: Any
     ) -> Path:
         """Write an Orbax checkpoint, with the trainer's pytree of arrays if given.
 
         Args:
-          directory, trainer, keep: as in `checkpoint.save`.
+          directory, trainer: as in `checkpoint.save`.
           step: number of the checkpoint [steps that have ended].
+          kept: `keep`, `keep_every`, `keep_best` and `score`, as in `checkpoint.save`.
         """
         state, host = self._snapshot()
         number = host["engine"]["step"] if step is None else step
         notes = {"sampler": host}
         return checkpoint.save(
-            directory, number, self.selector, state, trainer=trainer, notes=notes, keep=keep
+            directory, number, self.selector, state, trainer=trainer, notes=notes, **kept
         )
 
     def restore(
