@@ -30,9 +30,9 @@ from bots_jax.checks import check_choice, check_count
 from bots_jax.types import PyTree, Selector, Settings, State
 
 VERSION = 2  # 2: names of generators, what a sampler needs to tell another pool
-# How a batch is put together: nothing that is believed depends on it, so a run may go on with
-# another batch size, other quotas or another share of exploration.
-CHOICE_ONLY = frozenset({"batch_size", "exploration", "quotas"})
+# How a batch is chosen and put together: nothing that is believed depends on it, so a run may go on
+# with another batch size, other quotas, another share of exploration or another rule of choice.
+CHOICE_ONLY = frozenset({"batch_size", "exploration", "quotas", "choice", "noisy"})
 _HEADER = "header"
 _ITEM = "default"  # as Orbax names the only item of a checkpoint
 _STEP_NAME = re.compile(r"step_(\d+)")

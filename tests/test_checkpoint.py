@@ -121,8 +121,8 @@ def test_refuses_what_is_no_checkpoint(tmp_path: Path, busy: State) -> None:
 
 def test_refuses_other_static_settings(tmp_path: Path, busy: State) -> None:
     checkpoint.save(tmp_path, 1, SELECTOR, busy)
-    other = bots(batch_size=4, rollouts=8, choice="mean")
-    with pytest.raises(CheckpointError, match=r"made with choice='thompson', this selector .*mean"):
+    other = bots(batch_size=4, rollouts=8, estimator="glm")
+    with pytest.raises(CheckpointError, match=r"made with estimator='linear', this selector .*glm"):
         checkpoint.restore(tmp_path, other, busy)
     smaller = SELECTOR.init(num_tasks=30)
     with pytest.raises(CheckpointError, match="belongs to another pool"):
