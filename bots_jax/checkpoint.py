@@ -485,7 +485,7 @@ def _cut(packed: Mapping[str, np.ndarray], leaves: list[list[Any]]) -> dict[str,
 
 
 def _fit(arrays: dict[str, np.ndarray], like: State, prefix: str) -> dict[str, np.ndarray]:
-    """The saved leaves of a dense pool, with the room for more tasks that `like` has.
+    """The saved leaves of a dense pool, with the rows of `like`, be they more or fewer.
 
     Rows beyond the saved ones are those of `like`, which hold no task.
     """
@@ -494,10 +494,15 @@ def _fit(arrays: dict[str, np.ndarray], like: State, prefix: str) -> dict[str, n
         return arrays
     active = np.asarray(like.pool.active)
     rows, room = len(saved), len(active)
+    used = max(int(arrays[f"{prefix}.pool.next_fresh"]), int(np.sum(saved)))
+    if used <= room < rows:
+        arrays = _without_unused(arrays, like, prefix, rows, room)
+        arrays.update(_list_touched(arrays, like, prefix))
+        rows = room
     if rows > room:
         raise CheckpointError(
-            f"the checkpoint has {rows} rows, this pool has room for {room}: it belongs to another "
-            f"pool, or give capacity={rows} or more"
+            f"the checkpoint has {used} rows, this pool has room for {room}: it belongs to another "
+            f"pool, or give capacity={used} or more"
         )
     if active[rows:].any():
         return arrays  # there are other tasks here: `_check_leaves` says so
@@ -515,6 +520,21 @@ def _fit(arrays: dict[str, np.ndarray], like: State, prefix: str) -> dict[str, n
     if touched in arrays and (rows != room or arrays[touched].shape != like.pool.touched.shape):
         fitted.update(_list_touched(fitted, like, prefix))
     return fitted
+
+
+def _without_unused(
+    arrays: dict[str, np.ndarray], like: State, prefix: str, rows: int, room: int
+) -> dict[str, np.ndarray]:
+    """The first `room` rows; the others were room that no task has used."""
+    cut = dict(arrays)
+    for name, leaf in _named_leaves(like):
+        ours, theirs = np.shape(leaf), np.shape(arrays.get(prefix + name, 0))
+        if len(ours) == len(theirs) and (rows, room) in zip(theirs, ours, strict=True):
+            kept = (
+                slice(b if (a, b) == (rows, room) else a) for a, b in zip(theirs, ours, strict=True)
+            )
+            cut[prefix + name] = arrays[prefix + name][tuple(kept)]
+    return cut
 
 
 def _list_touched(arrays: Mapping[str, np.ndarray], like: State, prefix: str) -> dict[str, Any]:

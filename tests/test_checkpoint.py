@@ -188,6 +188,27 @@ def test_more_room_and_another_batch_size(
         checkpoint.restore(tmp_path, other, other.init(num_tasks=90))
 
 
+@pytest.mark.parametrize("name", ["bots", "auto", "epochs", "kgps"])
+def test_room_for_more_devices_and_back(tmp_path: Path, reference: np.ndarray, name: str) -> None:
+    """60 rows become 256, as four devices want them, and 60 again: nothing is lost."""
+    selector = make_strategy(name, batch_size=4)
+    state = selector.init(reference)
+    for step in range(2):
+        state, chosen = selector.select(jax.random.key(step), state)
+        state = selector.observe(state, chosen.evidence(np.full((4, 8), step)))
+        state = selector.advance(state)[0] if step < 1 else state
+    checkpoint.save(tmp_path, 1, selector, state)
+    wide = checkpoint.restore(tmp_path, selector, selector.init(reference, capacity=256)).state
+    checkpoint.save(tmp_path, 2, selector, wide)
+    back = checkpoint.restore(tmp_path, selector, selector.init(reference), step=2).state
+    before, after = dense(state), dense(back)
+    for path in before:
+        if "touched" not in path:
+            np.testing.assert_array_equal(after[path], before[path], err_msg=path)
+    for ours, theirs in zip(selector.advance(back)[1], selector.advance(state)[1], strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     "address", ["gs://bucket/run", "s3://bucket", "file:///tmp/x", Path("gs://bucket/run")]
 )

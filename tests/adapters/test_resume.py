@@ -221,9 +221,14 @@ def test_batches_made_up_otherwise_and_room_for_more_tasks(tmp_path: Path, way: 
     again.load_state_dict(other.state_dict(), in_flight="keep")
     assert told(again) == told(other)
     with pytest.raises(
-        CheckpointError, match=r"has 80 rows, .* room for 48: .*capacity=80 or more"
+        CheckpointError, match=r"has 68 rows, .* room for 48: .*capacity=68 or more"
     ):
         make(task_ids=names).load_state_dict(other.state_dict())
+    advised = make(task_ids=names, capacity=68)
+    advised.load_state_dict(other.state_dict(), in_flight="keep")
+    for ours, theirs in zip(advised.predict(names), other.predict(names), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+    assert advised.observe(added[:1], [1], M, unsolicited=True).all()
 
 
 # --- other tasks ---------------------------------------------------------------------------
