@@ -3,8 +3,9 @@
 In: a directory, a step number, a `Selector` and its state, and any pytree of the
 trainer. Out: the same, bit for bit, open visits and pending evidence included.
 
-A checkpoint is written by Orbax into a temporary directory that is renamed when it is
-complete, so a process killed at any moment leaves the last good one in place. Leaves are
+Orbax's `CheckpointManager` writes a checkpoint into a temporary directory that is renamed when
+it is complete, so a process killed at any moment leaves the last good one in place, and
+deletes those that are kept no longer. Leaves are
 packed into one array a dtype: Orbax then writes a few files instead of one a leaf, which
 is several times faster for the many small arrays of a selector. A header names the
 format's version, the selector's static settings, every leaf's path, shape and dtype, and
@@ -16,7 +17,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import shutil
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,14 +26,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bots_jax.checks import check_choice
+from bots_jax.checks import check_choice, check_count
 from bots_jax.types import PyTree, Selector, Settings, State
 
 VERSION = 2  # 2: names of generators, what a sampler needs to tell another pool
-# How a batch is put together: nothing that is believed depends on it, so a run may go on with
-# another batch size, other quotas, another share of exploration or another worth.
-CHOICE_ONLY = frozenset({"batch_size", "exploration", "quotas", "worth"})
+# How a batch is chosen and put together: nothing that is believed depends on it, so a run may go on
+# with another batch size, other quotas, another share of exploration, another rule or worth.
+CHOICE_ONLY = frozenset({"batch_size", "exploration", "quotas", "choice", "noisy", "worth"})
 _HEADER = "header"
+_ITEM = "default"  # as Orbax names the only item of a checkpoint
 _STEP_NAME = re.compile(r"step_(\d+)")
 
 
@@ -63,8 +64,11 @@ def save(
     trainer: PyTree = None,
     notes: Mapping[str, Any] | None = None,
     keep: int = 2,
+    keep_every: int | None = None,
+    keep_best: int = 0,
+    score: float | None = None,
 ) -> Path:
-    """Write one checkpoint, then delete all but the newest `keep`.
+    """Write one checkpoint, then delete those that no rule keeps.
 
     Args:
       directory: holds one subdirectory a step; made if missing. A folder, no `gs://`.
@@ -73,14 +77,20 @@ def save(
       state: of that selector.
       trainer: any pytree of arrays to be saved in the same breath.
       notes: JSON values to be handed back.
-      keep: checkpoints to keep; the previous one is the fallback if the newest is damaged.
+      keep: newest checkpoints to keep; the previous one is the fallback if the newest is damaged.
+      keep_every: also keep the steps that are multiples of this; None for none.
+      keep_best: also keep so many with the highest `score`.
+      score: of this checkpoint, such as a held-out pass rate; None: it is never among the best.
 
     Raises:
-      CheckpointError: if it cannot be written; the earlier ones are then still there.
+      CheckpointError: if it cannot be written; the earlier ones are then still there. If an
+        array is spread over several processes, of which this one holds a part.
     """
     directory = local_folder(directory)
     target = directory / f"step_{step:08d}"
     tree = {"state": state, "trainer": trainer}
+    _check_whole(tree)
+    policy = _retention(keep, keep_every, keep_best)
     packed, leaves = _pack(tree)
     header = {
         "format": "bots_jax",
@@ -94,17 +104,13 @@ def save(
     }
     packed[_HEADER] = np.frombuffer(json.dumps(header).encode(), np.uint8)
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        _writer().save(target, packed, force=True)
+        _write(directory, step, packed, policy, score, scored=score is not None or keep_best > 0)
     except Exception as error:  # Orbax and TensorStore raise many kinds, also plain ones
-        _remove_partial(directory)
         raise CheckpointError(
             f"checkpoint {target} could not be written: {_first_line(error)}. Earlier "
             f"checkpoints are untouched: {found(directory) or 'none'}. Free space or choose "
             "another directory, then resume"
         ) from error
-    for old in found(directory)[:-keep]:
-        shutil.rmtree(directory / f"step_{old:08d}", ignore_errors=True)
     return target
 
 
@@ -243,15 +249,95 @@ def _as_large(like: State, leaves: list[list[Any]], prefix: str) -> State:
     return grown
 
 
-def _writer() -> Any:
+def _retention(keep: int, every: int | None, best: int) -> Any:
+    """Orbax's rule of what is kept."""
+    from orbax.checkpoint import checkpoint_managers as rules
+
+    policies: list[Any] = [rules.LatestN(check_count("keep", keep))]
+    if every is not None:
+        policies.append(rules.EveryNSteps(check_count("keep_every", every)))
+    if check_count("keep_best", best, least=0):
+        policies.append(
+            rules.BestN(
+                get_metric_fn=_score,
+                n=best,
+                keep_checkpoints_without_metrics=False,
+            )
+        )
+    return rules.AnyPreservationPolicy(policies)
+
+
+def _score(metrics: Mapping[str, float]) -> float:
+    return float(metrics["score"])
+
+
+def _write(
+    directory: Path,
+    step: int,
+    packed: Mapping[str, Any],
+    policy: Any,
+    score: float | None,
+    *,
+    scored: bool,
+) -> None:
+    """Write by this process alone: it holds all of it, and waits for no other."""
     import orbax.checkpoint as ocp
 
-    return ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
+    directory.mkdir(parents=True, exist_ok=True)
+    options = ocp.CheckpointManagerOptions(
+        step_name_format=ocp.path.step.standard_name_format(
+            step_prefix="step", step_format_fixed_length=8
+        ),
+        preservation_policy=policy,
+        best_fn=_score if scored else None,  # without it Orbax knows no metrics
+        enable_async_checkpointing=False,
+        cleanup_tmp_directories=True,
+        save_root_metadata=False,
+        create=False,
+        multiprocessing_options=_alone(),
+    )
+    registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
+    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=_alone())
+    registry.add(_ITEM, ocp.args.PyTreeSave, handler)
+    with ocp.CheckpointManager(directory, options=options, handler_registry=registry) as manager:
+        if step in manager.all_steps():
+            manager.delete(step)
+        metrics = None if score is None else {"score": float(score)}
+        manager.save(step, args=ocp.args.PyTreeSave(packed), metrics=metrics, force=True)
 
 
-def _remove_partial(directory: Path) -> None:
-    for path in directory.glob("step_*orbax-checkpoint-tmp*"):
-        shutil.rmtree(path, ignore_errors=True)
+def _check_whole(tree: PyTree) -> None:
+    """Refuse what this process holds a part of: no process could write it alone."""
+    for path, leaf in _named_leaves(tree):
+        if isinstance(leaf, jax.Array) and not (
+            leaf.is_fully_addressable or leaf.is_fully_replicated
+        ):
+            raise CheckpointError(
+                f"{path} is spread over {jax.process_count()} processes, and this one holds a part "
+                "of it: on every process call multihost_utils.process_allgather(tree, tiled=True) "
+                "of jax.experimental, and give save what it returns, on one process"
+            )
+
+
+def _read_packed(path: Path) -> Any:
+    import orbax.checkpoint as ocp
+
+    # Orbax's manager keeps each item in a folder of its own; format 2 had none.
+    item = path / _ITEM if (path / _ITEM).is_dir() else path
+    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=_alone())
+    return ocp.Checkpointer(handler, multiprocessing_options=_alone()).restore(item)
+
+
+def _alone() -> Any:
+    """Orbax waits for no other process."""
+    import orbax.checkpoint as ocp
+
+    if jax.process_count() == 1:
+        return ocp.options.MultiprocessingOptions()
+    process = jax.process_index()
+    return ocp.options.MultiprocessingOptions(
+        primary_host=process, active_processes={process}, barrier_sync_key_prefix=f"bots{process}"
+    )
 
 
 def _first_line(error: BaseException) -> str:
@@ -301,7 +387,7 @@ def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     if not path.is_dir():
         raise DamagedCheckpointError(f"checkpoint {path} does not exist")
     try:
-        packed = {name: np.asarray(array) for name, array in _writer().restore(path).items()}
+        packed = {name: np.asarray(array) for name, array in _read_packed(path).items()}
         header = json.loads(packed.pop(_HEADER).tobytes().decode())
         whole = header["digest"] == _digest(packed)
     except Exception as error:  # any garbage must end as a clear message
@@ -399,7 +485,7 @@ def _cut(packed: Mapping[str, np.ndarray], leaves: list[list[Any]]) -> dict[str,
 
 
 def _fit(arrays: dict[str, np.ndarray], like: State, prefix: str) -> dict[str, np.ndarray]:
-    """The saved leaves of a dense pool, with the room for more tasks that `like` has.
+    """The saved leaves of a dense pool, with the rows of `like`, be they more or fewer.
 
     Rows beyond the saved ones are those of `like`, which hold no task.
     """
@@ -408,10 +494,15 @@ def _fit(arrays: dict[str, np.ndarray], like: State, prefix: str) -> dict[str, n
         return arrays
     active = np.asarray(like.pool.active)
     rows, room = len(saved), len(active)
+    used = max(int(arrays[f"{prefix}.pool.next_fresh"]), int(np.sum(saved)))
+    if used <= room < rows:
+        arrays = _without_unused(arrays, like, prefix, rows, room)
+        arrays.update(_list_touched(arrays, like, prefix))
+        rows = room
     if rows > room:
         raise CheckpointError(
-            f"the checkpoint has {rows} rows, this pool has room for {room}: it belongs to another "
-            f"pool, or give capacity={rows} or more"
+            f"the checkpoint has {used} rows, this pool has room for {room}: it belongs to another "
+            f"pool, or give capacity={used} or more"
         )
     if active[rows:].any():
         return arrays  # there are other tasks here: `_check_leaves` says so
@@ -429,6 +520,21 @@ def _fit(arrays: dict[str, np.ndarray], like: State, prefix: str) -> dict[str, n
     if touched in arrays and (rows != room or arrays[touched].shape != like.pool.touched.shape):
         fitted.update(_list_touched(fitted, like, prefix))
     return fitted
+
+
+def _without_unused(
+    arrays: dict[str, np.ndarray], like: State, prefix: str, rows: int, room: int
+) -> dict[str, np.ndarray]:
+    """The first `room` rows; the others were room that no task has used."""
+    cut = dict(arrays)
+    for name, leaf in _named_leaves(like):
+        ours, theirs = np.shape(leaf), np.shape(arrays.get(prefix + name, 0))
+        if len(ours) == len(theirs) and (rows, room) in zip(theirs, ours, strict=True):
+            kept = (
+                slice(b if (a, b) == (rows, room) else a) for a, b in zip(theirs, ours, strict=True)
+            )
+            cut[prefix + name] = arrays[prefix + name][tuple(kept)]
+    return cut
 
 
 def _list_touched(arrays: Mapping[str, np.ndarray], like: State, prefix: str) -> dict[str, Any]:

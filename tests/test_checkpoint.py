@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -73,6 +74,28 @@ def test_keeps_the_newest(tmp_path: Path, busy: State) -> None:
     assert checkpoint.found(tmp_path) == [3, 4]
 
 
+def test_keeps_the_best_and_every_so_many(tmp_path: Path, busy: State) -> None:
+    for step, score in enumerate([0.1, 0.9, 0.3, None, 0.8, 0.2, 0.4], 1):
+        rules = {"keep": 1, "keep_every": 3, "keep_best": 2, "score": score}
+        checkpoint.save(tmp_path, step, SELECTOR, busy, **rules)
+    assert checkpoint.found(tmp_path) == [2, 3, 5, 6, 7]
+    assert checkpoint.restore(tmp_path, SELECTOR, busy, step=5).step == 5
+    checkpoint.save(tmp_path, 7, SELECTOR, busy, keep=1)  # replaced; the older ones go
+    assert checkpoint.found(tmp_path) == [7]
+    with pytest.raises(ValueError, match="keep=0 must be an integer of at least 1"):
+        checkpoint.save(tmp_path, 8, SELECTOR, busy, keep=0)
+
+
+def test_reads_the_folders_of_before(tmp_path: Path, busy: State) -> None:
+    """Version 2 lay in the step's folder itself; now Orbax's manager gives it one of its own."""
+    folder = checkpoint.save(tmp_path / "new", 3, SELECTOR, busy)
+    (folder / "default").rename(tmp_path / "step_00000003")
+    found = checkpoint.restore(tmp_path, SELECTOR, busy)
+    chex.assert_trees_all_equal(found.state, busy, strict=True)
+    checkpoint.save(tmp_path, 4, SELECTOR, busy)
+    assert checkpoint.found(tmp_path) == [3, 4]
+
+
 def test_falls_back_to_the_last_good_one(tmp_path: Path, busy: State) -> None:
     checkpoint.save(tmp_path, 1, SELECTOR, busy)
     after, _ = SELECTOR.advance(busy)
@@ -98,8 +121,8 @@ def test_refuses_what_is_no_checkpoint(tmp_path: Path, busy: State) -> None:
 
 def test_refuses_other_static_settings(tmp_path: Path, busy: State) -> None:
     checkpoint.save(tmp_path, 1, SELECTOR, busy)
-    other = bots(batch_size=4, rollouts=8, choice="mean")
-    with pytest.raises(CheckpointError, match=r"made with choice='thompson', this selector .*mean"):
+    other = bots(batch_size=4, rollouts=8, estimator="glm")
+    with pytest.raises(CheckpointError, match=r"made with estimator='linear', this selector .*glm"):
         checkpoint.restore(tmp_path, other, busy)
     smaller = SELECTOR.init(num_tasks=30)
     with pytest.raises(CheckpointError, match="belongs to another pool"):
@@ -165,6 +188,27 @@ def test_more_room_and_another_batch_size(
         checkpoint.restore(tmp_path, other, other.init(num_tasks=90))
 
 
+@pytest.mark.parametrize("name", ["bots", "auto", "epochs", "kgps"])
+def test_room_for_more_devices_and_back(tmp_path: Path, reference: np.ndarray, name: str) -> None:
+    """60 rows become 256, as four devices want them, and 60 again: nothing is lost."""
+    selector = make_strategy(name, batch_size=4)
+    state = selector.init(reference)
+    for step in range(2):
+        state, chosen = selector.select(jax.random.key(step), state)
+        state = selector.observe(state, chosen.evidence(np.full((4, 8), step)))
+        state = selector.advance(state)[0] if step < 1 else state
+    checkpoint.save(tmp_path, 1, selector, state)
+    wide = checkpoint.restore(tmp_path, selector, selector.init(reference, capacity=256)).state
+    checkpoint.save(tmp_path, 2, selector, wide)
+    back = checkpoint.restore(tmp_path, selector, selector.init(reference), step=2).state
+    before, after = dense(state), dense(back)
+    for path in before:
+        if "touched" not in path:
+            np.testing.assert_array_equal(after[path], before[path], err_msg=path)
+    for ours, theirs in zip(selector.advance(back)[1], selector.advance(state)[1], strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     "address", ["gs://bucket/run", "s3://bucket", "file:///tmp/x", Path("gs://bucket/run")]
 )
@@ -215,3 +259,29 @@ def test_full_disk_keeps_the_last_good_one(tmp_path: Path) -> None:
     assert "could not be written" in ran.stdout
     assert "Earlier checkpoints are untouched: [1]" in ran.stdout
     assert ran.stdout.strip().endswith("1")
+
+
+def test_two_processes(tmp_path: Path) -> None:
+    """One saves alone, without waiting; a pool spread over both is gathered first."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.checkpoint_run", address, str(process), str(tmp_path)],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
+        )
+        for process in range(2)
+    ]  # fmt: skip
+    try:
+        told = [process.communicate(timeout=170) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    assert [process.returncode for process in started] == [0, 0], told
+    (first, _), (second, _) = told
+    assert "is spread over 2 processes" in first
+    assert "on every process call multihost_utils.process_allgather" in first
+    for out in (first, second):
+        assert "waited False" in out
+        assert "restored 3 True" in out

@@ -28,6 +28,7 @@ whatever the threads do, and nothing can run further ahead than k steps.
 from __future__ import annotations
 
 import json
+import logging
 import threading
 import warnings
 from collections.abc import Collection, Mapping, Sequence
@@ -46,10 +47,12 @@ from bots_jax.adapters.ledger import ANY_VISIT, Ended, Ledger
 from bots_jax.adapters.names import RETIRED, Name, TaskNames
 from bots_jax.adapters.watch import ChoiceWatch, PoolGroups, StepNotes
 from bots_jax.checks import check_choice, check_count
+from bots_jax.compose import settings_of
 from bots_jax.growth import add_tasks, retire
 from bots_jax.pool.evidence import validate_evidence
 from bots_jax.types import ArrayLike, Belief, Evidence, Info, Selector, Settings, State
 
+_LOG = logging.getLogger(__name__)
 IN_FLIGHT = ("redeliver", "keep", "abandon")
 
 
@@ -140,6 +143,7 @@ class TaskSampler:
             if rollouts is not None:
                 engine.set_numbers({"rollouts": rollouts})
             self._tasks = describe(engine.state)  # they may change later
+            self._asked = _choice_numbers(engine.state)  # and these
         self._given_rollouts = rollouts
         self._names = TaskNames(_count_active(engine.state), task_ids)
         self._groups: PoolGroups | None = None  # until the pool changes
@@ -423,7 +427,9 @@ class TaskSampler:
           in_flight: what becomes of tasks that were out. "redeliver" hands them out again,
             first and in the same order, under the same visit numbers: for a trainer that lost
             them. "keep" leaves them out: for one that goes on with them. "abandon" ends them.
-          settings: whose numbers win where they differ, "saved" or "given".
+          settings: whose numbers win where they differ, "saved" or "given". With "saved" a
+            target, temperature or breadth that is given otherwise than the saved sampler was
+            given it wins all the same, and is logged.
 
         Raises:
           CheckpointError: if it belongs to another selector or pool, or waits for another
@@ -439,19 +445,20 @@ class TaskSampler:
             self._resume(state, saved["host"], in_flight, settings)
 
     def save(
-        self, directory: str | Path, step: int | None = None, *, trainer: Any = None, keep: int = 2
+        self, directory: str | Path, step: int | None = None, *, trainer: Any = None, **kept: Any
     ) -> Path:
         """Write an Orbax checkpoint, with the trainer's pytree of arrays if given.
 
         Args:
-          directory, trainer, keep: as in `checkpoint.save`.
+          directory, trainer: as in `checkpoint.save`.
           step: number of the checkpoint [steps that have ended].
+          kept: `keep`, `keep_every`, `keep_best` and `score`, as in `checkpoint.save`.
         """
         state, host = self._snapshot()
         number = host["engine"]["step"] if step is None else step
         notes = {"sampler": host}
         return checkpoint.save(
-            directory, number, self.selector, state, trainer=trainer, notes=notes, keep=keep
+            directory, number, self.selector, state, trainer=trainer, notes=notes, **kept
         )
 
     def restore(
@@ -485,6 +492,7 @@ class TaskSampler:
                 "handed": self._handed,
                 "names": self._names.changes(),
                 "tasks": self._tasks,
+                "asked": self._asked,
                 "ledger": self._ledger.as_json(),
                 "watch": [list(rows) for rows in self._watch.steps],
                 "notes": self._notes.as_json(),
@@ -494,6 +502,8 @@ class TaskSampler:
         """Go on from there, or raise and stay as it is: nothing is set before all is read."""
         state = self._with_group_size(state, settings)
         try:
+            if settings == "saved":
+                state = self._with_new_choice(state, host.get("asked", self._asked))
             names = self._names.at_start()
             names.replay(host["names"])
             check_same(host["tasks"], self._tasks)
@@ -536,6 +546,19 @@ class TaskSampler:
             )
         rollouts = jnp.asarray(self._given_rollouts, state.settings.rollouts.dtype)
         return state._replace(settings=state.settings._replace(rollouts=rollouts))
+
+    def _with_new_choice(self, state: State, asked: Mapping[str, float]) -> State:
+        """The state to go on from, with numbers of the choice that are given otherwise now.
+
+        Those that were only scheduled (`set_settings`) stay as saved.
+        """
+        changed = {name: here for name, here in self._asked.items() if asked[name] != here}
+        if not changed:
+            return state
+        saved = {name: float(getattr(state.settings, name)) for name in changed}
+        _LOG.info("resumed with %s in place of the saved %s", changed, saved)
+        dtype = state.settings.target.dtype
+        return state._replace(settings=settings_of(state.settings, changed, dtype))
 
     # --- inner steps; the lock is held -----------------------------------------------------
 
@@ -663,6 +686,14 @@ def _shortest(first: int | None, second: int | None) -> int | None:
         check_count("expiry", second)
     given = [limit for limit in (first, second) if limit is not None]
     return min(given, default=None)
+
+
+def _choice_numbers(state: State) -> dict[str, float]:
+    """Settings that say what is chosen, and on which no belief depends."""
+    return {name: float(getattr(state.settings, name)) for name in _OF_THE_CHOICE}
+
+
+_OF_THE_CHOICE = ("target", "temperature", "breadth")
 
 
 def _count_active(state: State) -> int:

@@ -116,6 +116,40 @@ def test_another_group_size(tmp_path: Path, way: str) -> None:
     assert float(back.state.settings.rollouts) == M
 
 
+# --- another choice ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("factory", [bots, auto])
+def test_another_choice(factory: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """What is chosen by may change; what was believed, or only scheduled, stays."""
+
+    def of(**more: Any) -> TaskSampler:
+        given = {"choice": "thompson", **more}
+        return TaskSampler(factory(batch_size=B, rollouts=M, **given), RATES)
+
+    saved = of()
+    batch = saved.next_batch()
+    saved.observe(batch.task_ids, [8, 4, 0, 2], M, batch.visits)
+    saved.advance()
+    saved.set_settings(temperature=0.25)  # a schedule
+    kept = saved.state_dict()
+    for other in (of(target=0.75), of(target=0.75, choice="mean")):
+        with caplog.at_level("INFO"):
+            other.load_state_dict(kept)
+        assert "'target': 0.75} in place of the saved {'target': 0.5" in caplog.text
+        assert float(other.state.settings.target) == 0.75
+        assert float(other.state.settings.temperature) == 0.25
+        for ours, theirs in zip(other.predict(), saved.predict(), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+        assert len(other.next_batch().rows) == B
+    back = of()  # as given at first: what was asked for last is what was saved
+    back.load_state_dict(kept)
+    assert told(back) == told(saved)
+    old = {name: value for name, value in kept["host"].items() if name != "asked"}
+    (before := of()).load_state_dict({**kept, "host": old})  # of an earlier version
+    assert float(before.state.settings.temperature) == 0.25
+
+
 # --- generators ----------------------------------------------------------------------------
 
 
@@ -187,9 +221,14 @@ def test_batches_made_up_otherwise_and_room_for_more_tasks(tmp_path: Path, way: 
     again.load_state_dict(other.state_dict(), in_flight="keep")
     assert told(again) == told(other)
     with pytest.raises(
-        CheckpointError, match=r"has 80 rows, .* room for 48: .*capacity=80 or more"
+        CheckpointError, match=r"has 68 rows, .* room for 48: .*capacity=68 or more"
     ):
         make(task_ids=names).load_state_dict(other.state_dict())
+    advised = make(task_ids=names, capacity=68)
+    advised.load_state_dict(other.state_dict(), in_flight="keep")
+    for ours, theirs in zip(advised.predict(names), other.predict(names), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+    assert advised.observe(added[:1], [1], M, unsolicited=True).all()
 
 
 # --- other tasks ---------------------------------------------------------------------------
@@ -249,12 +288,13 @@ def test_a_damaged_state_changes_nothing(tmp_path: Path) -> None:
     sampler = make()
     sampler.next_batch()
     saved = sampler.state_dict()
-    for part in saved["host"]:
+    for part in saved["host"].keys() - {"asked"}:  # which earlier versions did not save
         less = {name: value for name, value in saved["host"].items() if name != part}
         refused(make(), {**saved, "host": less}, "cannot be read|belongs to another pool")
         refused(
             make(), {**saved, "host": {**saved["host"], part: None}}, "cannot be read|another pool"
         )
+    refused(make(), {**saved, "host": {**saved["host"], "asked": None}}, "cannot be read")
     old = {**saved, "version": 1}
     refused(make(), old, "has format version 1, this bots_jax reads 2: go on with the bots_jax")
     refused(make(), {**saved, "version": 99}, "version 99, .* upgrade")
