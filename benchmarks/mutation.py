@@ -46,7 +46,7 @@ NOT_RUN = {
     "test_size.py", "test_rooms.py", "test_sharding.py", "test_readme.py", "test_levels.py",
 }  # fmt: skip
 OF_RL = "test_policy_gradient.py"  # what notices the named fault of weight decay
-BUDGET = 40.0  # seconds of tests that have passed, by what they take without a fault
+BUDGET = 30.0  # seconds of tests that have passed, by what they take without a fault
 LONGEST = 150  # seconds of processor time after which a child hangs
 COPIED = ("bots_jax", "tests", "docs", "examples", "README.md", "CHANGELOG.md", "pyproject.toml")
 
@@ -79,8 +79,8 @@ NAMED: dict[str, tuple[str, str, str]] = {
     ),
     "evidence_of_rewards swaps visit and tokens": (
         "bots_jax/pool/graded.py",
-        "return Evidence(task_ids, successes, trials, visit, tokens)",
-        "return Evidence(task_ids, successes, trials, tokens, visit)",
+        "trials, visit, tokens,",
+        "trials, tokens, visit,",
     ),
     "new tasks begin with 0 visits": (
         "bots_jax/belief/logit_normal.py",
@@ -159,9 +159,13 @@ def import_what_is_slow() -> None:
     import scipy.stats  # noqa: F401
 
 
+# In a process that a test starts nobody listens.
+_HEAR = "getattr(__import__('builtins'), 'bots_jax_hear', lambda *_: None)"
+
+
 def instrument(tree: Path) -> None:
     """Have each function of the rooms say that it is called."""
-    for name in sources():
+    for name in sorted({*sources(), *(file for file, _, _ in NAMED.values())}):
         module = ast.parse((tree / name).read_text())
         _add_calls(module, name, "")
         (tree / name).write_text(ast.unparse(ast.fix_missing_locations(module)))
@@ -172,7 +176,7 @@ def _add_calls(node: ast.AST, file: str, inside: str) -> None:
         if isinstance(child, ast.FunctionDef):
             here = f"{inside}{child.name}"
             _add_calls(child, file, f"{here}.<locals>.")
-            call = ast.parse(f"bots_jax_hear({file!r}, {here!r})").body
+            call = ast.parse(f"{_HEAR}({file!r}, {here!r})").body
             place = 1 if ast.get_docstring(child) is not None else 0
             child.body[place:place] = call
         elif isinstance(child, ast.ClassDef):
@@ -296,8 +300,8 @@ def survey(work: Work) -> Work:
         if known.get(file, {}).get("digest") == own:
             continue
         told = in_child(work, [file], None, record=True)
-        if told is None or told["failed"]:
-            raise SystemExit(f"{file} fails without any fault: see {work.folder / 'log'}")
+        if told is None:
+            raise SystemExit(f"{file} dies without any fault: see {work.folder / 'log'}")
         known[file] = {"digest": own, "calls": told["calls"], "seconds": told["seconds"]}
         kept.write_text(json.dumps(known))
         took = sum(told["seconds"].values())
@@ -459,12 +463,14 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=100)
     parser.add_argument("--named", action="store_true")
     parser.add_argument("--report", nargs="*", help="names of samples in the folder")
+    parser.add_argument("--without", nargs="*", default=[], help="files of tests to leave out")
     parser.add_argument("--work", default="runs/mutation", help="folder to work in")
     args = parser.parse_args()
     folder = Path(args.work).absolute()
     if args.report:
         report(folder, args.report)
         return
+    NOT_RUN.update(args.without)
     import_what_is_slow()
     work = survey(Work(copy_tree(folder), folder, {}, {}))
     faults = named_faults() if args.named else sample(args.seed, args.count)

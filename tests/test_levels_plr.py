@@ -68,7 +68,7 @@ def test_insertions_are_a_loop(values, rule):
     score, last, size, count, owner = loop(rule, [-np.inf] * C, new)
     np.testing.assert_allclose(buffer.score, score)
     assert buffer.last.tolist() == last
-    assert (int(buffer.size), int(buffer.count)) == (size, count)
+    assert (int(buffer.size), int(buffer.drawn)) == (size, count)
     kept = {int(row): number for number, row in enumerate(rows) if row >= 0}
     assert kept == owner
 
@@ -81,7 +81,7 @@ def test_chances_agree_with_the_loop(rule):
     expected = chances(rule, score, last, 5, 10)
     np.testing.assert_allclose(plr.weights(rule, buffer), expected, rtol=2e-5, atol=1e-7)
     drawn, rows = plr.draw(rule, jax.random.key(0), buffer, 4000)
-    assert int(drawn.count) == 4010
+    assert int(drawn.drawn) == 4010
     assert set(rows.tolist()) <= set(range(5))
 
 

@@ -29,9 +29,9 @@ class Replay(NamedTuple):
     """What a buffer of C rows remembers."""
 
     score: Array  # f[C], of the last visit; -inf in free rows
-    last: Array  # i32[C], count of episodes when the row was last drawn
+    last: Array  # i32[C], `drawn` when the row was last drawn
     size: Array  # i32[], rows in use: the first ones
-    count: Array  # i32[], episodes so far
+    drawn: Array  # i32[], episodes so far
 
 
 class PLR(NamedTuple):
@@ -88,7 +88,7 @@ def decide(rule: PLR, rng_key: Array, buffer: Replay) -> Array:
 def weights(rule: PLR, buffer: Replay) -> Array:
     """f[C], the probability of each row in the next draw."""
     by_score = _by_score(rule, buffer.score, _ranks(buffer.score), buffer.size)
-    return _mixed(rule, by_score, buffer.last, buffer.size, buffer.count)
+    return _mixed(rule, by_score, buffer.last, buffer.size, buffer.drawn)
 
 
 def draw(rule: PLR, rng_key: Array, buffer: Replay, num: int) -> tuple[Replay, Array]:
@@ -106,7 +106,7 @@ def draw(rule: PLR, rng_key: Array, buffer: Replay, num: int) -> tuple[Replay, A
         return (last.at[row].set(count + 1), count + 1), row
 
     keys = jax.random.split(rng_key, num)
-    (last, count), rows = lax.scan(one, (buffer.last, buffer.count), keys)
+    (last, count), rows = lax.scan(one, (buffer.last, buffer.drawn), keys)
     return buffer._replace(last=last, count=count), rows
 
 
@@ -129,16 +129,16 @@ def insert_scored(rule: PLR, buffer: Replay, scores: ArrayLike) -> tuple[Replay,
     def one(carry: tuple[Replay, Array], score: Array) -> tuple[tuple[Replay, Array], Array]:
         now, rank = carry
         by_score = _by_score(rule, now.score, rank, now.size)
-        worst = jnp.argmin(_mixed(rule, by_score, now.last, now.size, now.count))
+        worst = jnp.argmin(_mixed(rule, by_score, now.last, now.size, now.drawn))
         row = jnp.where(now.size < capacity, now.size, worst).astype(jnp.int32)
         better = now.score[row] < score
         kept = jnp.where(better, score, now.score[row])
         rank = _rank_after(now.score, rank, row, kept)
         after = Replay(
             now.score.at[row].set(kept),
-            now.last.at[row].set(jnp.where(better, now.count + 1, now.last[row])),
+            now.last.at[row].set(jnp.where(better, now.drawn + 1, now.last[row])),
             jnp.minimum(now.size + better.astype(jnp.int32), capacity),
-            now.count + 1,
+            now.drawn + 1,
         )
         return (after, rank), jnp.where(better, row, -1)
 

@@ -51,6 +51,16 @@ def test_all_alike_is_worth_no_more_than_the_bound() -> None:
     np.testing.assert_allclose(told.trials, 4 * MOST_WORTH, rtol=1e-3)
 
 
+def test_each_column_stands_in_its_own_place() -> None:
+    visit, tokens = np.array([3, 4]), np.array([50.0, 60.0])
+    told = evidence_of_rewards(np.array([7, 8]), np.eye(2), visit=visit, tokens=tokens)
+    np.testing.assert_array_equal(told.visit, visit)
+    np.testing.assert_array_equal(told.tokens, tokens)
+    np.testing.assert_array_equal(told.task_ids, [7, 8])
+    np.testing.assert_array_equal(told.trials, [2, 2])
+    np.testing.assert_array_equal(told.successes, [1, 1])
+
+
 # --- which groups have a gradient: those whose rewards differ ---------------------------------
 
 GROUP = 4

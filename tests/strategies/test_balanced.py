@@ -9,8 +9,9 @@ import pytest
 from scipy.special import betaln
 
 from bots_jax import Evidence
+from bots_jax.settings import BOTS_DEFAULTS
 from bots_jax.strategies import balanced
-from bots_jax.strategies.worth import chance_of_mixed_group
+from bots_jax.strategies.worth import Visits, chance_of_mixed_group
 
 
 @pytest.mark.parametrize("rollouts", [1, 8, 16])
@@ -61,3 +62,9 @@ def test_implicit_evidence_may_be_added():
     state = selector.init(np.array([[0.2, 0.9], [0.4, 1.0]], np.float32))
     state, _ = selector.update(state, Evidence([0], [2.0], 8))
     assert float(selector.predict(state, np.array(1)).mean) > 0.55
+
+
+def test_new_tasks_stand_where_the_average_stands() -> None:
+    before = Visits(jnp.array([4.0, 0.0, 2.0, 0.0]))
+    after = before.restart(BOTS_DEFAULTS, jnp.array([3, 4]))  # 4 is no row
+    np.testing.assert_allclose(after.discounted, [4, 0, 2, 1.5])
