@@ -100,7 +100,7 @@ def test_a_drawn_level_is_no_longer_stale():
     buffer = plr.Replay(jnp.ones(3), last, jnp.int32(3), jnp.int32(0))
     drawn, rows = plr.draw(rule, jax.random.key(0), buffer, 1)
     assert int(drawn.last[rows[0]]) == 1
-    assert float(plr.weights(rule, drawn._replace(count=jnp.int32(1)))[rows[0]]) == 0
+    assert float(plr.weights(rule, drawn._replace(drawn=jnp.int32(1)))[rows[0]]) == 0
 
 
 def test_of_a_level_played_twice_the_last_score_is_kept():

@@ -117,7 +117,8 @@ def main() -> None:
                 if name not in runs:
                     rule = RULES[name]()
                     runs[name] = rule, jax.jit(partial(train, rule, updates=args.updates))
-                append(args.out, run_seed(*runs[name], share, name, seed, args.updates))
+                rule, run = runs[name]
+                append(args.out, run_seed(rule, run, share, name, seed, args.updates))
 
 
 @lru_cache(maxsize=16)

@@ -107,7 +107,7 @@ def draw(rule: PLR, rng_key: Array, buffer: Replay, num: int) -> tuple[Replay, A
 
     keys = jax.random.split(rng_key, num)
     (last, count), rows = lax.scan(one, (buffer.last, buffer.drawn), keys)
-    return buffer._replace(last=last, count=count), rows
+    return buffer._replace(last=last, drawn=count), rows
 
 
 def update(buffer: Replay, rows: ArrayLike, scores: ArrayLike) -> Replay:
