@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(os.environ.get("BOTS_JAX_RESULTS") or Path(__file__).parent / "results")
 
 
 def alternate(sides: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
@@ -49,8 +49,10 @@ def where(*peers: str) -> dict[str, Any]:
 
 
 def save(name: str, rows: Any, peers: Sequence[str] = (), **more: Any) -> None:
-    """Write results/<name>.json."""
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
+    """Write results/NAME.json; a name with a folder is a path, and ".json" is not said twice."""
+    path = Path(name if name.endswith(".json") else f"{name}.json")
+    if path.parent == Path():
+        path = RESULTS / path
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"where": where(*peers), "rows": rows, **more}, indent=1) + "\n")
     print(f"written to {path}")

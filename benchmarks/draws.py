@@ -5,6 +5,7 @@ Run: python -m benchmarks.draws     (torch and numpyro are left out where not in
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -42,13 +43,17 @@ def make_sides(alpha: np.ndarray, beta: np.ndarray) -> dict[str, Callable[[], An
     return sides
 
 
-def main(sizes: tuple[int, ...] = (10_000, 100_000, 1_000_000), rounds: int = 7) -> None:
+def main() -> None:
     """Print and save a row a size and range of parameters."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sizes", type=float, nargs="+", default=(1e4, 1e5, 1e6))
+    parser.add_argument("--rounds", type=int, default=7)
+    args = parser.parse_args()
     rows = []
-    for size in sizes:
+    for size in map(int, args.sizes):
         for name, (low, high) in RANGES.items():
             alpha, beta = np.random.default_rng(0).uniform(low, high, (2, size))
-            times = alternate(make_sides(alpha, beta), rounds)
+            times = alternate(make_sides(alpha, beta), args.rounds)
             ratios = {f"{side}/ours": times[side] / times["ours"] for side in list(times)[1:]}
             rows.append({"size": size, "parameters": name, "ms": times, "ratios": ratios})
             print(size, name, {k: round(v, 2) for k, v in {**times, **ratios}.items()}, flush=True)

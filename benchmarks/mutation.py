@@ -147,7 +147,7 @@ def copy_tree(folder: Path, name: str = "tree") -> Path:
 def import_what_is_slow() -> None:
     """Everything but the package and its tests; no device is touched, so a fork is safe."""
     os.environ["PYTHONPATH"] = ""
-    import chex  # noqa: F401
+    import chex  # type: ignore[import-untyped]  # noqa: F401
     import flax  # noqa: F401
     import hypothesis  # noqa: F401
     import jax.numpy
@@ -327,7 +327,8 @@ def tests_of(work: Work, file: str, mutant: Mutant) -> list[str]:
     files = {test.split("::")[0] for test in calling}
     first = sorted(calling, key=lambda test: work.seconds[test])
     rest = (test for test in work.seconds if test.split("::")[0] in files and test not in calling)
-    chosen, total = [], 0.0
+    chosen: list[str] = []
+    total = 0.0
     for test in [*first, *sorted(rest, key=lambda test: work.seconds[test])]:
         total += work.seconds[test] + 0.02
         if total > BUDGET and chosen:

@@ -17,7 +17,7 @@ import argparse
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -68,7 +68,7 @@ def our_step(form: str, size: int, forgetting: float | None, method: str = "bots
         representation=form,
     )
     reference: Any = reference_groups(size)
-    if size <= 10**7:
+    if size <= 10**7 or form == "dense":
         reference = ReferenceCounts(reference_counts(size), ROLLOUTS)
     state = selector.init(reference)
 
@@ -182,7 +182,9 @@ def in_turns(sides: dict[str, Step], rounds: int) -> dict[str, list[float]]:
     return times
 
 
-def make_sides(size: int, forgetting: float, names: list[str]) -> dict[str, Step]:
+def make_sides(
+    size: int, forgetting: float, names: list[str], largest: Mapping[str, float] = LARGEST
+) -> dict[str, Step]:
     """The sides that this size is for."""
     make: dict[str, Callable[[], Step]] = {
         "grouped": lambda: our_step("grouped", size, forgetting),
@@ -190,7 +192,7 @@ def make_sides(size: int, forgetting: float, names: list[str]) -> dict[str, Step
         "authors": lambda: authors_step(size, forgetting),
         "numpy": lambda: numpy_step(size, forgetting),
     }
-    return {name: make[name]() for name in names if SMALLEST[name] <= size <= LARGEST[name]}
+    return {name: make[name]() for name in names if SMALLEST[name] <= size <= largest[name]}
 
 
 def ratios(row: dict[str, dict[str, float]]) -> dict[str, float]:
@@ -223,6 +225,7 @@ def main() -> None:
     parser.add_argument("--forgetting", type=float, nargs="+", default=(0.1, 0.01))
     parser.add_argument("--warm", type=int, default=500, help="steps before `warm` is measured")
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--largest-dense", type=float, default=LARGEST["dense"])
     parser.add_argument("--sides", nargs="+", default=list(LARGEST))
     parser.add_argument("--out", default="step", help="name of the JSON file")
     args = parser.parse_args()
@@ -232,10 +235,11 @@ def main() -> None:
     if absent:
         print(f"without the authors' selector: {', '.join(absent)} not installed")
     names = [name for name in args.sides if name != "authors" or not absent]
+    largest = {**LARGEST, "dense": args.largest_dense}
     rows: list[dict[str, Any]] = []
     for forgetting in args.forgetting:
         for size in map(int, args.sizes):
-            sides = make_sides(size, forgetting, names)
+            sides = make_sides(size, forgetting, names, largest)
             row = measure(sides, args.warm, args.rounds)
             rows.append({"size": size, "forgetting": forgetting, **row, "ratios": ratios(row)})
             shown = {

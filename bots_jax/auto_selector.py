@@ -30,11 +30,13 @@ from bots_jax.belief.lengths import add_tokens
 from bots_jax.belief.logit_normal import AutoConfig, logit_normal_belief
 from bots_jax.checks import check_choice, check_number
 from bots_jax.choice.mixed import mixed_groups, nearest_draws
-from bots_jax.compose import Choice, Shared, compose, factory, plan_of
+from bots_jax.choice.worth import Worth, WorthFn, find_worth
+from bots_jax.compose import Choice, Shared, admit_rows, compose, factory, plan_of
 from bots_jax.grouped.logit_normal import AUTO_TOLERANCE, group_auto
 from bots_jax.grouped.representation import REPRESENTATIONS, Grouping, with_grouped
 from bots_jax.grouped.selector import check_slots, check_tolerance
 from bots_jax.implicit import Estimator, glm, make_estimator
+from bots_jax.pool.visits import admit
 from bots_jax.settings import (
     AUTO_DEFAULTS,
     check_settings,
@@ -42,6 +44,7 @@ from bots_jax.settings import (
     is_noisy,
     merge_settings,
 )
+from bots_jax.sharding import beside
 from bots_jax.types import ArrayLike, Evidence, Info, Selector, Settings, State
 
 CHOICES = ("mixed", "thompson", "mean")
@@ -60,6 +63,7 @@ def auto(
     temperature: ArrayLike | None = None,
     estimator: str | Estimator = "glm",
     choice: str = "mixed",
+    worth: str | WorthFn = "mixed",
     target: ArrayLike | None = None,
     floor: float | None = None,
     per_token: bool = False,
@@ -88,6 +92,11 @@ def auto(
       estimator: a name from `implicit.ESTIMATORS` or a record; static.
       choice: "mixed", tasks whose group of rollouts is likely mixed; "thompson" and "mean", those
         whose draw or mean is nearest `target`, as BOTS does; static.
+      worth: what a task is worth to your gradient, for choice="mixed": "mixed", the chance of a
+        mixed group (advantages over the group's standard deviation, as in GRPO); "variance",
+        p (1 - p) (advantages as they are, as in RLOO); "pass_gain", 1 - (1 - p)^m - p (advantages
+        over the group's mean, as in MaxRL); or a function of arrays p f[...] and m f[] that
+        returns f[...] in [0, 1]. See `choice/worth.py`; static ["mixed"].
       target: * p*, for choice="thompson" and "mean" [0.5].
       floor: passes over the pool within which every task is visited again, for choice="mixed";
         static [100].
@@ -121,7 +130,9 @@ def auto(
     )
     check_settings(given)
     check_choice("choice", choice, CHOICES)
-    _refuse_unused(choice, given, floor=floor, per_token=per_token)
+    value = find_worth(worth)
+    own = None if value.name == "mixed" else value.name
+    _refuse_unused(choice, given, worth=own, floor=floor, per_token=per_token)
     settings = merge_settings(AUTO_DEFAULTS, given)
     noisy = is_noisy(settings)
     floor = check_number("floor", first_given(floor, _FLOOR), 1, 1e9)
@@ -130,15 +141,15 @@ def auto(
     dense = compose(
         name="auto",
         model=logit_normal_belief(config),
-        choice=_choice(config, choice, noisy, floor),
+        choice=_choice(config, choice, noisy, floor, value),
         settings=settings,
         batch_size=batch_size,
-        static=_described(config, choice, noisy, floor),
+        static=_described(config, choice, noisy, floor, value),
         **shared,
     )
     grouping = Grouping(
         representation=check_choice("representation", representation, REPRESENTATIONS),
-        model=group_auto(config, floor),
+        model=group_auto(config, floor, value),
         settings=settings,
         plan=plan,
         can_group=choice == "mixed" and not noisy and not per_token,
@@ -162,11 +173,14 @@ def _config(
     )
 
 
-def _described(config: AutoConfig, choice: str, noisy: bool, floor: float) -> dict[str, Any]:
+def _described(
+    config: AutoConfig, choice: str, noisy: bool, floor: float, worth: Worth
+) -> dict[str, Any]:
     """The static settings."""
     return {
         "estimator": config.estimator.name,
         "choice": choice,
+        "worth": worth.name,
         "noisy": noisy,
         "floor": floor,
         "learn_trust": config.learn_trust,
@@ -195,8 +209,13 @@ def _with_tokens(selector: Selector) -> Selector:
     """`selector`, whose `observe` takes note of tokens too."""
 
     def observe(state: State, evidence: Evidence) -> State:
+        if evidence.tokens is None:
+            return selector.observe(state, evidence)
+        rows = admit_rows(state, evidence)
+        counts = admit(state.pool, rows).counts
+        tokens = beside(evidence.tokens, state.pool.trials)
+        lengths = add_tokens(state.belief.lengths, rows, tokens, counts)
         state = selector.observe(state, evidence)
-        lengths = add_tokens(state.belief.lengths, evidence)
         return state._replace(belief=state.belief._replace(lengths=lengths))
 
     def update(state: State, evidence: Evidence) -> tuple[State, Info]:
@@ -205,7 +224,9 @@ def _with_tokens(selector: Selector) -> Selector:
     return dataclasses.replace(selector, observe=observe, update=update)
 
 
-def _choice(rules: AutoConfig, choice: str, noisy: bool, floor: float | None) -> Choice:
+def _choice(
+    rules: AutoConfig, choice: str, noisy: bool, floor: float | None, worth: Worth
+) -> Choice:
     if choice == "mixed":
-        return mixed_groups(rules, floor, noisy)
+        return mixed_groups(rules, floor, noisy, worth)
     return nearest_draws(rules, choice, noisy)

@@ -31,10 +31,15 @@ that may be chosen, and a large pool whose references are on a grid is kept by g
 
 from __future__ import annotations
 
-from typing import Unpack
+import dataclasses
+import functools
+import warnings
+from typing import Any, Unpack
+
+import numpy as np
 
 from bots_jax.belief.beta import beta_belief, beta_rules
-from bots_jax.checks import check_choice
+from bots_jax.checks import check_choice, is_concrete
 from bots_jax.choice.nearest import nearest_target
 from bots_jax.compose import Shared, compose, factory, plan_of
 from bots_jax.grouped.beta import DEFAULT_TOLERANCE, group_betas
@@ -48,7 +53,7 @@ from bots_jax.settings import (
     is_noisy,
     merge_settings,
 )
-from bots_jax.types import ArrayLike, Selector, Settings
+from bots_jax.types import ArrayLike, Selector, Settings, State
 
 CHOICES = ("thompson", "mean")
 
@@ -81,7 +86,8 @@ def bots(
       batch_size: B, tasks a step.
       rollouts: * m, rollouts that each selected task is meant to get [16].
       target: * p*, success probability worth training on [0.5].
-      forgetting: * lambda, share of the posterior pulled to the prior a step [0.1].
+      forgetting: * lambda, share of the posterior pulled to the prior a step [0.1]. `init` warns
+        where 1 / lambda is far below N / B, the steps of one pass over the pool.
       implicit_weight: * rho, weight of implicit evidence [0.1].
       capability_momentum: * gamma, smoothing of the capability [0.9]; for the estimators
         "linear" and "linear_ls" only.
@@ -149,7 +155,41 @@ def bots(
         slots=check_slots(slots),
         shared=shared,
     )
-    return with_grouped(dense, grouping)
+    return _with_warning(with_grouped(dense, grouping))
+
+
+# Passes over the pool in units of 1 / lambda from which a warning is due: of what a visit told
+# exp(-4), a fiftieth, is left when the task's turn comes again.
+_FAR_ABOVE = 4.0
+
+
+def _with_warning(selector: Selector) -> Selector:
+    """`selector`, whose `init` warns where tasks are forgotten before they come again."""
+
+    @functools.wraps(selector.init)
+    def init(*args: Any, **given: Any) -> State:
+        state = selector.init(*args, **given)
+        grouped = state.representation == "grouped"
+        tasks = state.pool.groups.num_tasks if grouped else state.pool.domain_sizes
+        if is_concrete(tasks, state.settings.forgetting):
+            forgetting = float(state.settings.forgetting)
+            count, size = int(np.sum(np.asarray(tasks))), int(selector.static["batch_size"])
+            if count / size * forgetting >= _FAR_ABOVE:
+                warnings.warn(_forgets(count, size, forgetting), RuntimeWarning, stacklevel=2)
+        return state
+
+    return dataclasses.replace(selector, init=init)
+
+
+def _forgets(tasks: int, batch_size: int, forgetting: float) -> str:
+    steps = tasks / batch_size
+    return (
+        f"one pass over the pool takes N / B = {tasks} / {batch_size} = {steps:.0f} steps, and "
+        f"forgetting={forgetting:.3g} forgets a task's rollouts in 1 / lambda = "
+        f"{1 / forgetting:.0f}: {steps * forgetting:.0f} times sooner, so that no task is known "
+        "when its turn comes again, but by its references. That is BOTS as published; "
+        f"set forgetting={batch_size / tasks:.1g} or less, or use bots_jax.auto, which learns it"
+    )
 
 
 def _refuse_unused(

@@ -31,8 +31,8 @@ from bots_jax.types import PyTree, Selector, Settings, State
 
 VERSION = 2  # 2: names of generators, what a sampler needs to tell another pool
 # How a batch is put together: nothing that is believed depends on it, so a run may go on with
-# another batch size, other quotas or another share of exploration.
-CHOICE_ONLY = frozenset({"batch_size", "exploration", "quotas"})
+# another batch size, other quotas, another share of exploration or another worth.
+CHOICE_ONLY = frozenset({"batch_size", "exploration", "quotas", "worth"})
 _HEADER = "header"
 _STEP_NAME = re.compile(r"step_(\d+)")
 

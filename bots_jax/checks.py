@@ -20,6 +20,13 @@ def is_concrete(*values: Any) -> bool:
 
 def check_count(name: str, value: Any, least: int = 1) -> int:
     """A static size: an integer of at least `least`."""
+    if not is_concrete(value):
+        raise ValueError(
+            f"{name} is traced, and sizes are fixed when a program is compiled: give a Python "
+            "number, or make it static (static_argnums of jax.jit)"
+        )
+    if isinstance(value, jax.Array | np.ndarray) and np.shape(value) == ():
+        value = np.asarray(value)[()]
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
         raise ValueError(f"{name}={value!r} must be an integer of at least {least}")
     return int(value)

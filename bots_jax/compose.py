@@ -254,7 +254,10 @@ def compose(
     described = {"strategy": name, **plan._asdict(), "expiry": expiry, **(static or {})}
     if keep_open:
         described["keep_open"] = True
-    init = _init_of(model, settings, plan, described, shared.get("num_domains"), dtype)
+    count = (
+        None if (given := shared.get("num_domains")) is None else check_count("num_domains", given)
+    )
+    init = _init_of(model, settings, plan, described, count, dtype)
     traced = _traced_functions(model, choice, plan, expiry, keep_open)
 
     def select(
@@ -265,10 +268,10 @@ def compose(
         return traced.select(check_key(rng_key), state, mask)
 
     def observe(state: State, evidence: Evidence) -> State:
-        return traced.observe(state, _admit(state, evidence))
+        return traced.observe(state, admit_rows(state, evidence))
 
     def update(state: State, evidence: Evidence) -> tuple[State, Info]:
-        return traced.update(state, _admit(state, evidence))
+        return traced.update(state, admit_rows(state, evidence))
 
     def abandon(state: State, task_ids: ArrayLike) -> State:
         return traced.abandon(state, check_ids(state, task_ids))
@@ -422,7 +425,7 @@ def _capacity(state: State) -> int:
     return int(state.pool.active.shape[-1])
 
 
-def _admit(state: State, evidence: Evidence) -> Rows:
+def admit_rows(state: State, evidence: Evidence) -> Rows:
     """Evidence as arrays. What is on the host is refused where it makes no sense.
 
     Arrays of a device are not looked at, or each call would wait for it: their rows that make no
@@ -547,8 +550,9 @@ def make_info(fused: StepEvidence, counts: visits.Counts, told: BeliefInfo) -> I
 
     def totals(batch: Evaluated) -> tuple[Array, Array, Array, Array]:
         tried = batch.trials > 0
-        mixed = tried & (batch.successes > 0) & (batch.successes < batch.trials)
-        evaluated, informative = (jnp.sum(which, dtype=jnp.int32) for which in (tried, mixed))
+        evaluated, informative = (
+            jnp.sum(which, dtype=jnp.int32) for which in (tried, tried & jnp.asarray(batch.mixed))
+        )
         return evaluated, informative, total(batch.successes), total(batch.trials)
 
     evaluated, mixed, successes, trials = over_evaluated(fused, totals)

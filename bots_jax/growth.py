@@ -12,13 +12,13 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from bots_jax.checks import is_concrete
+from bots_jax.checks import check_count, is_concrete
 from bots_jax.compose import check_ids
 from bots_jax.grouped import selector as grouped
 from bots_jax.grouped.groups import find_codes
 from bots_jax.pool import visits
 from bots_jax.pool.features import encode_as
-from bots_jax.pool.reference import Reference, broadcast_trials, check_rates
+from bots_jax.pool.reference import UNKNOWN, Reference, broadcast_trials, check_rates, without_nan
 from bots_jax.types import Array, ArrayLike, State
 
 
@@ -120,9 +120,11 @@ def _add_grouped(
 
 
 def _count_new(reference: ArrayLike | None, num_tasks: int | None, models: int) -> int:
+    if num_tasks is not None:
+        num_tasks = check_count("num_tasks", num_tasks)
     if reference is None:
-        if num_tasks is None or num_tasks < 1:
-            raise ValueError(f"num_tasks={num_tasks}: give reference, or how many tasks to add")
+        if num_tasks is None:
+            raise ValueError("num_tasks is None: give reference, or how many tasks to add")
         return num_tasks
     shape = np.shape(reference)
     if len(shape) != 2 or shape[0] != models or num_tasks not in (None, shape[1]):
@@ -191,7 +193,7 @@ def _set_reference(
     models, dtype = known.rates.shape[0], known.rates.dtype
     if (trials is not None) and known.trials is None:
         raise ValueError("reference_trials was given, but the pool was made without: drop it")
-    new = jnp.nan if rates is None else jnp.asarray(rates, dtype)
+    new = UNKNOWN if rates is None else without_nan(rates, dtype)
     known = known._replace(rates=known.rates.at[:, rows].set(new, mode="drop"))
     if known.embeddings is not None:
         described = 0 if columns is None else jnp.asarray(columns, dtype)

@@ -88,7 +88,13 @@ def shard(state: State, mesh: Mesh | None = None) -> State:
             f"the pool's capacity {rows} cannot be spread over {mesh.size} devices: it must be a "
             f"multiple of {share}; give init(capacity={padded_capacity(rows, mesh.size)})"
         )
-    return jax.tree.map(lambda leaf: _put(leaf, NamedSharding(mesh, _spec(leaf, rows))), state)
+    return jax.tree.map(_put, state, state_shardings(state, mesh))
+
+
+def state_shardings(state: State, mesh: Mesh) -> PyTree:
+    """Where `shard` puts each array of a state, or of its shapes, on a mesh from `task_mesh`."""
+    rows = _spread_rows(state)
+    return jax.tree.map(lambda leaf: NamedSharding(mesh, _spec(leaf, rows)), state)
 
 
 def _spread_rows(state: State) -> int | None:
@@ -140,7 +146,7 @@ def gather_evidence(evidence: Evidence) -> Evidence:
     Every host must call this, with as many rows (pad with task id -1), at the same step.
 
     Returns:
-      NumPy arrays of hosts x M rows; `visit`, `tokens` and `attempts` where they were given.
+      NumPy arrays of hosts x M rows; what may be None is given where it was given.
     """
     from jax.experimental import multihost_utils  # imports much, and is used on few machines
 
@@ -150,12 +156,10 @@ def gather_evidence(evidence: Evidence) -> Evidence:
         "successes": np.asarray(evidence.successes),
         "trials": np.broadcast_to(np.asarray(evidence.trials), rows),
     }
-    if evidence.visit is not None:
-        columns["visit"] = np.broadcast_to(np.asarray(evidence.visit, np.int32), rows)
-    if evidence.tokens is not None:
-        columns["tokens"] = np.broadcast_to(np.asarray(evidence.tokens), rows)
-    if evidence.attempts is not None:
-        columns["attempts"] = np.broadcast_to(np.asarray(evidence.attempts), rows)
+    for name in ("visit", "tokens", "attempts", "differ"):
+        column = getattr(evidence, name)
+        if column is not None:
+            columns[name] = np.broadcast_to(np.asarray(column), rows)
     if jax.process_count() > 1:
         columns = multihost_utils.process_allgather(columns, tiled=True)
     return Evidence(**columns)

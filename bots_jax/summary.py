@@ -52,8 +52,8 @@ def _references(state: State) -> str:
         rates = np.asarray(state.pool.groups.reference.rates)
     if not rates.shape[0]:
         return "references: none"
-    known = np.isfinite(rates).mean(axis=1)
-    means = [f"{np.nanmean(row):.2f}" if np.isfinite(row).any() else "unknown" for row in rates]
+    known = (rates >= 0).mean(axis=1)
+    means = [f"{row[row >= 0].mean():.2f}" if (row >= 0).any() else "unknown" for row in rates]
     return f"references: {rates.shape[0]}, mean rates {', '.join(means)}, known {known.min():.0%}"
 
 

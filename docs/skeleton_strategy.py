@@ -28,7 +28,7 @@ class Average(NamedTuple):
 
 
 def init(settings, reference, num_domains):
-    """Before anything was seen; `reference.rates` is f[K, C], NaN where unknown."""
+    """Before anything was seen; `reference.rates` is f[K, C], -1 where unknown."""
     like = jnp.zeros(reference.rates.shape[1], reference.rates.dtype)
     return Average(like + 0.5, like)
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from functools import cache
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bots_jax import Evidence, Selector, State, add_tasks, auto
+from bots_jax import Evidence, Selection, Selector, State, add_tasks, auto
 from bots_jax.belief.lengths import relative_length
 from bots_jax.belief.logit_normal import _reweighted, was_visited
-from bots_jax.choice.mixed import prob_zero_advantage
+from bots_jax.choice.worth import prob_zero_advantage
 from bots_jax.implicit.glm import glm
 
 BATCH, ROLLOUTS, TASKS = 5, 8, 60
@@ -275,6 +278,76 @@ def test_steps_without_evidence_forget_nothing(reference: np.ndarray) -> None:
     for _ in range(5):
         later, _ = SELECTOR.advance(later)
     np.testing.assert_array_equal(SELECTOR.predict(later).mean, SELECTOR.predict(state).mean)
+
+
+# --- how sure it is --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tasks", [1, 4])
+def test_of_few_tasks_visited_often_no_more_is_claimed_than_is_known(tasks: int) -> None:
+    """Rates that never move, ten runs: errors are as large as is claimed, within a factor."""
+    selector = auto(batch_size=tasks, rollouts=8)
+
+    def run(rng_key: jax.Array, rates: jax.Array) -> Any:
+        def step(state: State, rng_key: jax.Array) -> tuple[State, None]:
+            state, batch = selector.select(rng_key, state)
+            draws = jax.random.uniform(jax.random.fold_in(rng_key, 1), (tasks, 8))
+            rewards = (draws < rates[batch.task_ids][:, None]).astype(jnp.float32)
+            return selector.update(state, batch.evidence(rewards))[0], None
+
+        state = selector.init(num_tasks=tasks)
+        return selector.predict(jax.lax.scan(step, state, jax.random.split(rng_key, 2000))[0])
+
+    rates = np.random.default_rng(3).uniform(0.15, 0.85, (10, tasks)).astype(np.float32)
+    belief = jax.jit(jax.vmap(run))(jax.random.split(jax.random.key(3), 10), rates)
+    claimed = np.sqrt(belief.mean * (1 - belief.mean) / (belief.concentration + 1))
+    off = np.sqrt(np.mean(np.square((belief.mean - rates) / claimed)))
+    assert 0.4 < off < 1.6
+    assert np.all(np.abs(belief.mean - rates) < 0.1)
+
+
+# --- tokens ----------------------------------------------------------------------------------
+
+
+@given(
+    rows=st.lists(
+        st.tuples(
+            st.integers(0, 3),
+            st.sampled_from([0.0, 2.0, 9.0, np.nan]),
+            st.sampled_from([0.0, 4.0]),
+            st.sampled_from(["open", "late", "none"]),
+            st.sampled_from([10.0, 400.0, 0.0, np.nan, np.inf]),
+        ),
+        max_size=6,
+    )
+)
+@settings(max_examples=40, deadline=None)
+def test_tokens_are_learned_of_rows_that_count_alone(rows: list[tuple]) -> None:
+    """Not of those that are stale, impossible or not scored, which might as well not be there."""
+    selector, state, selection = token_pool()
+    padded = rows + [(-1, 0.0, 0.0, "none", 0.0)] * (6 - len(rows))
+    at, s, n, visit, tokens = map(np.array, zip(*padded, strict=True))
+    ids = np.where(at >= 0, np.asarray(selection.task_ids)[at], -1)
+    number = np.where(visit == "none", -1, np.asarray(selection.visit)[at] + 7 * (visit == "late"))
+    counts = (at >= 0) & (visit != "late") & (s <= n) & (n > 0)
+    counts &= np.isfinite(tokens) & (tokens > 0)
+
+    def pending(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        lengths = selector.observe(
+            state, Evidence(jnp.asarray(ids), jnp.asarray(s), jnp.asarray(n), number, tokens)
+        ).belief.lengths
+        return np.asarray(lengths.pending_tokens), np.asarray(lengths.pending_trials)
+
+    told, without = pending(ids), pending(np.where(counts, ids, -1))
+    np.testing.assert_array_equal(told, without)
+    assert told[0].sum() == pytest.approx(tokens[counts].sum())
+    assert told[1].sum() == n[counts].sum()
+
+
+@cache
+def token_pool() -> tuple[Selector, State, Selection]:
+    selector = auto(batch_size=4, rollouts=4, per_token=True)
+    return selector, *selector.select(jax.random.key(0), selector.init(num_tasks=12))
 
 
 # --- domains, tokens, compilation ------------------------------------------------------------

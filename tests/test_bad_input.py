@@ -58,7 +58,7 @@ RATES = np.full((2, 40), 0.5, np.float32)
         ({"reference": RATES[:1]}, r"reference has 1 row\(s\), estimator='linear' needs 2"),
         ({"reference": RATES, "num_tasks": 41}, r"num_tasks=41, but reference has 40 columns"),
         ({"num_tasks": 31}, r"batch_size=32 exceeds the pool of 31 tasks"),
-        ({"num_tasks": 0}, r"num_tasks=0 must be at least 1"),
+        ({"num_tasks": 0}, r"num_tasks=0 must be an integer of at least 1"),
         ({"num_tasks": 40, "capacity": 39}, r"capacity=39 is below the 40 tasks"),
         ({"num_tasks": 40, "reference_trials": [8, 8]}, "reference_trials was given without"),
         ({"reference": RATES, "reference_trials": [8]}, r"reference_trials has shape \(1,\)"),

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import inspect
 import pickle
+import warnings
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,7 +20,7 @@ from hypothesis import strategies as st
 
 import bots_jax
 from bots_jax import Evidence, Selection, auto, bots, summary
-from bots_jax.strategies import STRATEGIES, make_strategy
+from bots_jax.strategies import SETTINGS, STRATEGIES, make_strategy, open_settings
 from bots_jax.strategies.oracle import oracle
 
 REFERENCE = np.sort(np.random.default_rng(0).random((2, 60)), axis=0).astype(np.float32)
@@ -80,6 +83,7 @@ OTHER: dict[Any, dict[str, Any]] = {
         "temperature": 1.0,
         "estimator": "logit",
         "choice": "mean",
+        "worth": "pass_gain",
         "floor": 1.0,
         "exploration": 0.5,
         "quotas": (4, 0),
@@ -131,6 +135,7 @@ def test_every_argument_does_something(factory: Any, name: str) -> None:
         (lambda: auto(group=1), "group=1.0 must be at least 2"),
         (lambda: make_strategy("mapp", rollouts=1), "rollouts=1 is no group: give group"),
         (lambda: make_strategy("insight", rollouts=1), "rollouts=1 is no group: give horizon"),
+        (lambda: auto(choice="mean", worth="variance"), "worth=variance has no effect"),
         (lambda: bots(estimator="glm", capability_momentum=0.5), "capability_momentum=0.5 smooths"),
         (lambda: bots(estimator="none", implicit_weight=0.5), "estimator='none' infers nothing"),
     ],
@@ -181,6 +186,110 @@ def test_the_group_follows_the_visit_where_nothing_is_said() -> None:
     np.testing.assert_array_equal(first(rollouts=8), first(rollouts=1, group=8))
     np.testing.assert_array_equal(first(rollouts=1), first(rollouts=8, group=2))
     assert not np.array_equal(first(rollouts=8), first(rollouts=8, group=64))
+
+
+# --- sizes, which are fixed when a program is compiled ------------------------------------------
+
+
+@pytest.mark.parametrize("factory", [bots, auto, STRATEGIES["uniform"]])
+def test_sizes_that_are_traced_are_told(factory: Any) -> None:
+    selector = factory(batch_size=2)
+    known = REFERENCE[:, :9]
+    grown = selector.init(known, capacity=12)
+    made = {
+        "num_tasks": lambda n: selector.init(num_tasks=n),
+        "capacity": lambda n: selector.init(known, capacity=n),
+        "batch_size": lambda n: factory(batch_size=n),
+        "num_domains": lambda n: factory(num_domains=n),
+        "expiry": lambda n: factory(expiry=n),
+    }
+    for name, make in made.items():
+        with pytest.raises(ValueError, match=f"{name} is traced, and sizes are fixed"):
+            jax.jit(lambda n, make=make: (make(n), 0)[1])(12)
+    with pytest.raises(ValueError, match="num_tasks is traced, and sizes are fixed"):
+        jax.jit(lambda n: bots_jax.add_tasks(grown, num_tasks=n)[0])(2)
+    with pytest.raises(ValueError, match=r"num_tasks=9.5 must be an integer"):
+        selector.init(num_tasks=9.5)
+    assert selector.init(num_tasks=jnp.int32(9)).pool.active.shape == (9,)
+
+
+# --- what the command line says ------------------------------------------------------------------
+
+
+def test_help_tells_the_defaults_in_force() -> None:
+    """Of every strategy that has the setting and does not fix it."""
+    for name, text in SETTINGS.items():
+        common, *rest = text[text.rindex("[") + 1 : -1].split("; ")
+        others = dict(entry.rsplit(" ", 1) for entry in rest[0].split(", ")) if rest else {}
+        for label, factory in STRATEGIES.items():
+            if name not in open_settings(factory):
+                continue
+            told = others.get(label, others.get(label.rsplit("-", 1)[0], common))
+            arguments = inspect.signature(factory).parameters
+            if arguments[name].default is not None:
+                assert told == f"{arguments[name].default:g}", (label, name)
+            elif told == "learned":
+                described = factory().static
+                learns = {"forgetting": "learn_speed", "implicit_weight": "learn_trust"}
+                assert described[learns[name]]
+            else:
+                state = factory(batch_size=2).init(REFERENCE)
+                in_force = float(getattr(state.settings, name))
+                assert told == f"{in_force:g}", (label, name)
+
+
+@pytest.mark.parametrize("name", ["check", "check.json", "runs/check", "runs/check.json"])
+def test_results_have_the_name_that_was_asked_for(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from benchmarks import common
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(common, "RESULTS", tmp_path / "results")
+    common.save(name, [])
+    folder = "runs" if "/" in name else "results"
+    (written,) = (path for path in tmp_path.rglob("*") if path.is_file())
+    assert written == tmp_path / folder / "check.json"
+
+
+@pytest.mark.parametrize(
+    "module", ["", ".strategies", ".draws", ".levels", ".implicit", ".features", ".adapters"]
+)
+def test_public_names_exist(module: str) -> None:
+    found = importlib.import_module(f"bots_jax{module}")
+    assert all(hasattr(found, name) for name in found.__all__)
+
+
+# --- what is forgotten within one pass ------------------------------------------------------
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    tasks=st.sampled_from([4, 160, 3999]),
+    batch=st.integers(1, 4),
+    forgetting=st.sampled_from([0.0, 0.001, 0.003, 0.03, 0.1, 1.0]),
+    how=st.sampled_from(["factory", "init", "grouped"]),
+)
+def test_bots_warns_once_where_a_pass_is_far_above_its_memory(
+    tasks: int, batch: int, forgetting: float, how: str
+) -> None:
+    numbers = {"settings": {"forgetting": forgetting}} if how == "init" else {}
+    build: dict[str, Any] = {} if how == "init" else {"forgetting": forgetting}
+    given: dict[str, Any] = {"num_tasks": tasks}
+    if how == "grouped":
+        build["representation"] = "grouped"
+        given = {"reference": np.full((2, tasks), 0.5, np.float32)}
+    selector = bots(batch_size=batch, **build)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        selector.init(**given, **numbers)
+    told = [str(warning.message) for warning in caught]
+    if tasks / batch * forgetting < 4 * (1 - 1e-5):
+        assert not told
+    elif tasks / batch * forgetting > 4 * (1 + 1e-5):
+        assert len(told) == 1
+        assert f"{tasks} / {batch} = {tasks / batch:.0f} steps" in told[0]
+        assert f"forgetting={batch / tasks:.1g} or less" in told[0]
 
 
 # --- evidence of a batch ----------------------------------------------------------------------

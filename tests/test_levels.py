@@ -80,6 +80,10 @@ def test_record_is_a_loop_over_episodes(case):
         running, evidence = compiled(running, dones[window], outcomes[window], ids, **rule)
         found, slots = loop(slots, dones[window], outcomes[window], played[window], **rule)
         told = totals(evidence)
+        if not case["by_step"]:
+            for slot in range(S):
+                shares = [share for _, at, _, share in found if at == slot]
+                assert bool(evidence.differ[slot]) == (len(set(shares)) > 1)
         for level in range(3):
             shares = [share for _, _, one, share in found if one == level]
             assert told[level] == pytest.approx((sum(shares), len(shares)))
@@ -115,6 +119,7 @@ def test_rows_close_visits_only_where_the_window_ends_them():
     _, dropped = levels.record(levels.no_running(2), dones, dones, np.array([5, 6]))
     assert dropped.task_ids.tolist() == [5, 6]
     assert dropped.trials.tolist() == [1, 0]
+    assert dropped.attempts.tolist() == [1, np.inf]
     _, kept = levels.record(
         levels.no_running(2), dones, dones, np.array([5, 6]), unfinished="carry"
     )

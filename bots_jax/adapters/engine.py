@@ -92,7 +92,10 @@ class Engine:
             numbers[: len(part)] = [entry.number for entry in part]
             s[: len(part)] = [entry.successes for entry in part]
             n[: len(part)] = [entry.trials for entry in part]
-            self.state = self.selector.observe(self.state, Evidence(rows, s, n, numbers))
+            differ = np.zeros(size, bool)
+            differ[: len(part)] = [entry.differ for entry in part]
+            told = Evidence(rows, s, n, numbers, differ=differ)
+            self.state = self.selector.observe(self.state, told)
         cut_short = [e.row for e in ended if e.number != ANY_VISIT and e.trials < self.rollouts]
         self.close(cut_short)
 

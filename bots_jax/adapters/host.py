@@ -30,7 +30,7 @@ from __future__ import annotations
 import json
 import threading
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,6 +39,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bots_jax import checkpoint
+from bots_jax.adapters.arrays import as_host
 from bots_jax.adapters.engine import Engine
 from bots_jax.adapters.identity import check_same, describe
 from bots_jax.adapters.ledger import ANY_VISIT, Ended, Ledger
@@ -258,13 +259,21 @@ class TaskSampler:
             self._notes.note(info, [step - entry.opened for entry in due if entry.trials > 0])
             return info
 
-    def redeliver(self) -> None:
-        """Hand out again, first and in the same order, all that is in flight: it was lost.
+    def redeliver(self, visits: Collection[tuple[int, int]] | None = None) -> None:
+        """Hand out again, first and in the same order, what is in flight: it was lost.
 
         The tasks keep their visit numbers; pieces that they had brought are dropped.
+
+        Args:
+          visits: rows and visit numbers; of these, those that have brought nothing. None: all.
         """
         with self._lock:
-            self._ledger.redeliver()
+            self._ledger.redeliver(visits)
+
+    def waiting_again(self) -> list[tuple[int, int]]:
+        """Rows and visit numbers in flight that the next batches hand out again."""
+        with self._lock:
+            return self._ledger.waiting_again()
 
     def close(self) -> None:
         """Hand out nothing any more; threads that wait for evidence are let go.
@@ -664,6 +673,7 @@ def _count_active(state: State) -> int:
 
 def _column(name: str, value: Any, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     """One value a row, or one for all; whole numbers are refused where they would change."""
+    value = as_host(value)
     try:
         given = np.asarray(value)
         with np.errstate(invalid="ignore"):  # what it warns of is refused below

@@ -14,7 +14,7 @@ No JAX, no locks: `host.py` has them.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,7 +26,8 @@ class Visit:
     """A task that is out with the trainer."""
 
     __slots__ = (
-        "attempts", "draw", "heard", "kind", "number", "opened", "pieces", "successes", "trials",
+        "attempts", "draw", "heard", "highest", "kind", "lowest", "number", "opened", "pieces",
+        "successes", "trials",
     )  # fmt: skip
 
     def __init__(self, number: int, opened: int, draw: float, kind: int = 0):
@@ -41,6 +42,7 @@ class Visit:
         self.successes = 0.0
         self.trials = 0.0  # scored
         self.attempts = 0.0  # scored or not
+        self.lowest, self.highest = 1.0, 0.0  # share of success among the rollouts
         self.heard = self.opened  # the step of the last report
         self.pieces: set[int] = set()
 
@@ -53,6 +55,7 @@ class Ended(NamedTuple):
     row: int
     successes: float
     trials: float
+    differ: bool  # whether the rewards of its rollouts do, as far as is known
 
 
 class Makeup:
@@ -144,11 +147,25 @@ class Ledger:
         self.counts["handed_out"] += count
         return rows
 
-    def redeliver(self) -> None:
-        """Hand out again what is open, from the start: whoever had it has lost it."""
-        for visit in self.open.values():
-            visit.restart()
-        self.again = deque((row, visit.number) for row, visit in self.open.items())
+    def redeliver(self, visits: Collection[tuple[int, int]] | None = None) -> None:
+        """Hand out again what is open, from the start: whoever had it has lost it.
+
+        Args:
+          visits: rows and numbers; of these, those that have brought nothing. None: all.
+        """
+        lost = [(row, visit.number) for row, visit in self.open.items()]
+        if visits is not None:
+            wanted = set(visits)
+            lost = [at for at in lost if at in wanted and not self.open[at[0]].attempts]
+        for row, _ in lost:
+            self.open[row].restart()
+        others = [at for at in self.waiting_again() if at not in set(lost)]
+        self.again = deque(lost + others)
+
+    def waiting_again(self) -> list[tuple[int, int]]:
+        """Rows and numbers of open visits that are handed out once more."""
+        numbers = {row: visit.number for row, visit in self.open.items()}
+        return [(row, number) for row, number in self.again if numbers.get(row) == number]
 
     # --- coming back ---------------------------------------------------------------------
 
@@ -191,7 +208,9 @@ class Ledger:
             elif unsolicited and row >= 0 and visits[at] == ANY_VISIT and visit is None:
                 counted[at] = trials[at] > 0 and not np.isnan(successes[at])
                 if counted[at]:
-                    brought = float(successes[at]), float(trials[at])
+                    s, n = float(successes[at]), float(trials[at])
+                    low, high = _extremes(s, n)
+                    brought = s, n, high > low
                     self.ended.append(Ended(step, ANY_VISIT, row, *brought))
                     self.counts["unsolicited"] += 1
             else:
@@ -215,6 +234,9 @@ class Ledger:
         if not np.isnan(successes):
             visit.successes += float(successes)
             visit.trials += float(trials)
+        if trials > 0 and not np.isnan(successes):
+            low, high = _extremes(float(successes), float(trials))
+            visit.lowest, visit.highest = min(visit.lowest, low), max(visit.highest, high)
         return True
 
     def stuck(self, before: int) -> list[Visit]:
@@ -224,7 +246,7 @@ class Ledger:
     def end(self, row: int) -> None:
         """End an open visit; what it has brought counts."""
         visit = self.open.pop(row)
-        brought = visit.successes, visit.trials
+        brought = visit.successes, visit.trials, visit.highest > visit.lowest
         self.ended.append(Ended(visit.opened, visit.number, row, *brought))
         self.counts["completed"] += visit.trials > 0
 
@@ -272,7 +294,8 @@ class Ledger:
 
         def told(row: int, visit: Visit) -> list[Any]:
             numbers = [visit.number, visit.opened, visit.draw, visit.successes, visit.trials]
-            return [row, *numbers, sorted(visit.pieces), visit.kind, visit.attempts, visit.heard]
+            reports = [visit.attempts, visit.heard, visit.lowest, visit.highest]
+            return [row, *numbers, sorted(visit.pieces), visit.kind, *reports]
 
         return {
             "open": [told(row, visit) for row, visit in self.open.items()],
@@ -290,10 +313,11 @@ class Ledger:
 
         def heard(entry: list[Any]) -> tuple[int, Visit]:
             row, number, opened, draw, successes, trials, pieces, *more = entry
-            kind, attempts, heard_at = more
+            kind, attempts, heard_at, lowest, highest = more
             visit = Visit(number, opened, draw, kind if kind in ledger.makeup.share else kinds[0])
             visit.successes, visit.trials, visit.pieces = successes, trials, set(pieces)
             visit.attempts, visit.heard = attempts, heard_at
+            visit.lowest, visit.highest = lowest, highest
             return row, visit
 
         ledger.open = dict(heard(entry) for entry in saved["open"])
@@ -305,6 +329,12 @@ class Ledger:
         if owed.keys() == ledger.makeup.share.keys():  # else the batch is made up otherwise now
             ledger.makeup.owed = owed
         return ledger
+
+
+def _extremes(successes: float, trials: float) -> tuple[float, float]:
+    """The lowest and highest share of success among the rollouts of a row."""
+    share = min(successes / trials, 1.0)
+    return (share, share) if trials <= 1 or share in (0, 1) else (0.0, 1.0)
 
 
 COUNTS = (

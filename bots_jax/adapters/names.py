@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from bots_jax.adapters.arrays import as_host
+
 Name = str | int
 RETIRED = -2  # the row of a task that is no longer in the pool
 
@@ -71,7 +73,7 @@ class TaskNames:
         return np.array(rows, np.int32)
 
     def _checked_rows(self, task_ids: Any) -> np.ndarray:
-        ids = np.atleast_1d(np.asarray(task_ids))
+        ids = np.atleast_1d(np.asarray(as_host(task_ids)))
         if ids.ndim != 1 or (ids.dtype.kind not in "iu" and ids.size):
             raise ValueError(
                 f"task_ids has shape {ids.shape} and dtype {ids.dtype}, expected whole numbers: "
@@ -208,7 +210,8 @@ def _plain(name: Any) -> Name:
 
 
 def _listed(task_ids: Any) -> list[Any]:
-    if hasattr(task_ids, "tolist"):  # arrays and tensors
+    task_ids = as_host(task_ids)
+    if hasattr(task_ids, "tolist"):
         task_ids = task_ids.tolist()
     if isinstance(task_ids, str | int | bytes):
         return [task_ids]

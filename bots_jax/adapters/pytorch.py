@@ -17,12 +17,15 @@ the memory at once. The arrays that go in and out are NumPy's; CPU tensors may b
 Loaders with worker processes draw indices ahead, 2 batches a worker: evidence then reaches the
 selector that many steps later. Their state holds the sampler as it was when it drew, before
 evidence that has come since: with workers give `TaskIndices(whole=False)` and save
-`sampler.state_dict()` beside the model.
+`sampler.state_dict()` beside the model, at the same time.
+
+An iterator that is left before its end has perhaps drawn tasks that nobody trained on. When the
+next one begins, those of its tasks that have brought nothing are handed out again, first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -31,6 +34,29 @@ from torch.utils.data import Dataset, Sampler
 from bots_jax.adapters.flat import flatten, unflatten
 from bots_jax.adapters.host import TaskSampler
 from bots_jax.checks import check_count
+
+Visit = tuple[int, int]  # a row and the number of its visit
+
+
+class _Epoch:
+    """How far an epoch is, in tasks.
+
+    Args:
+      position: tasks drawn, less those that are to be drawn again.
+      before: visits that were out when it began, and not drawn in it.
+      drawn: visits drawn in it, of those that are still out.
+    """
+
+    def __init__(
+        self, position: int = 0, before: Iterable[Visit] = (), drawn: Iterable[Visit] = ()
+    ):
+        self.position, self.before, self.drawn = position, set(before), set(drawn)
+
+    def draw(self, visits: list[Visit], out: set[Visit]) -> None:
+        """Tasks were handed out; `out` are in flight now."""
+        self.position += len(visits)
+        self.before = (self.before & out) - set(visits)
+        self.drawn = (self.drawn | set(visits)) & out
 
 
 class TaskIndex(int):
@@ -47,7 +73,8 @@ class TaskIndices(Sampler):
       batch_size: tasks asked for at a time [the selector's].
       repeats: times that each index comes in a row, such as the rollouts of a group.
       rounds: times that a batch comes, for trainers that make several steps with it.
-      num_batches: of an epoch; None: an epoch never ends.
+      num_batches: of an epoch; None: an epoch never ends. Resumed after its last batch an epoch
+        yields nothing more, as with torch's own samplers; the next iterator begins another.
       whole: whether `state_dict` holds the task sampler as well. False for loaders with
         workers: load the task sampler first, then the loader.
     """
@@ -69,20 +96,35 @@ class TaskIndices(Sampler):
         self.repeats, self.rounds = check_count("repeats", repeats), check_count("rounds", rounds)
         self.num_batches = num_batches
         self.whole = whole
-        self._drawn = 0  # batches of this epoch
+        self._epoch = _Epoch()
+        self._resumed = False  # whether the next iterator goes on with the epoch
 
     def __iter__(self) -> Iterator[int]:
-        while self.num_batches is None or self._drawn < self.num_batches:
+        if not self._resumed:
+            self._begin()
+        epoch, self._resumed = self._epoch, False
+        while self.num_batches is None or epoch.position < self.num_batches * self.batch_size:
             batch = self.sampler.next_batch(self.batch_size)
-            self._drawn += 1
+            visits = list(zip(batch.rows.tolist(), batch.visits.tolist(), strict=True))
+            epoch.draw(visits, self._in_flight())
             indices = []
-            for row, visit in zip(batch.rows.tolist(), batch.visits.tolist(), strict=True):
+            for row, visit in visits:
                 index = TaskIndex(row)
                 index.visit = visit
                 indices.extend([index] * self.repeats)
             for _ in range(self.rounds):
                 yield from indices
-        self._drawn = 0
+        if epoch is self._epoch:
+            self._epoch = _Epoch()
+
+    def _begin(self) -> None:
+        """A new epoch; what an iterator that was left has drawn in vain comes first."""
+        self.sampler.redeliver(self._epoch.drawn)
+        self._epoch = _Epoch(before=self._in_flight())
+
+    def _in_flight(self) -> set[Visit]:
+        out = self.sampler.in_flight()
+        return set(zip(out.rows.tolist(), out.visits.tolist(), strict=True))
 
     def __len__(self) -> int:
         if self.num_batches is None:
@@ -91,7 +133,14 @@ class TaskIndices(Sampler):
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and numbers: safe for `torch.load` as it is."""
-        state: dict[str, Any] = {"drawn": self._drawn, "handed_out": self.sampler.handed_out}
+        epoch = self._epoch
+        again = [visit for visit in self.sampler.waiting_again() if visit not in epoch.before]
+        state: dict[str, Any] = {
+            "position": epoch.position,
+            "again": len(again),
+            "before": sorted(map(list, epoch.before)),
+            "handed_out": self.sampler.handed_out,
+        }
         if self.whole:
             flat = flatten(self.sampler.state_dict())
             state["sampler"] = {name: torch.from_numpy(array) for name, array in flat.items()}
@@ -113,8 +162,14 @@ class TaskIndices(Sampler):
             )
         else:
             self.sampler.redeliver()
-        out = len(self.sampler.in_flight().rows)
-        self._drawn = max(0, int(state["drawn"]) - -(-out // self.batch_size))
+        # What the epoch had come to when the task sampler was saved, which is perhaps later, less
+        # what is handed out again. Tasks that were out before the epoch began are no part of it.
+        before = {(int(row), int(number)) for row, number in state["before"]}
+        out = self._in_flight() - before
+        since = self.sampler.handed_out - int(state["handed_out"])
+        begun = int(state["position"]) + int(state["again"]) + since
+        self._epoch = _Epoch(max(0, begun - len(out)), before, out)
+        self._resumed = True
 
 
 class TaggedDataset(Dataset):

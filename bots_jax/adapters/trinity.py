@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from trinity.buffer.selector.selector import BaseSelector
 
+from bots_jax.adapters.arrays import as_host
 from bots_jax.adapters.flat import flatten, unflatten
 from bots_jax.adapters.host import NotEnoughTasksError, TaskSampler
 from bots_jax.bots_selector import bots
@@ -108,8 +109,8 @@ class BotsSelector(BaseSelector):
             return
         m = self._options.m
         sampler = self._made(len(indices))
-        rewards = np.asarray(values, np.float64)
-        sampler.observe(np.asarray(indices), rewards * m, m, unsolicited=True)
+        rewards = np.asarray(as_host(values), np.float64)
+        sampler.observe(np.asarray(as_host(indices)), rewards * m, m, unsolicited=True)
         sampler.advance()
         _LOG.debug("selection: %s", sampler.metrics())
 

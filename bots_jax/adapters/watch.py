@@ -128,8 +128,8 @@ class PoolGroups:
 
 
 def _tenths(rates: np.ndarray) -> np.ndarray:
-    """i8[C] from f[K, C] pass rates, NaN where unknown."""
-    known = ~np.isnan(rates)
+    """i8[C] from f[K, C] pass rates, -1 where unknown."""
+    known = rates >= 0
     total = np.sum(np.where(known, rates, 0), axis=0, dtype=np.float64)
     mean = total / np.maximum(np.sum(known, axis=0), 1)
     tenth = np.minimum(10 * mean, 9).astype(np.int8)

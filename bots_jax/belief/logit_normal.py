@@ -181,6 +181,9 @@ class Expected(NamedTuple):
     shared: Array  # f[...], eta
     offset: Array  # f[...], u
     variance: Array  # f[...], v
+    of_line: Array | None = (
+        None  # f[...], what eta's own uncertainty adds to that of a visited task
+    )
 
 
 # --- settings -----------------------------------------------------------------------------
@@ -230,6 +233,7 @@ class _Prior(NamedTuple):
     line: Array  # f[R], eta
     mean: Array  # f[R], p~
     counts: Array  # f[R], c
+    variance: Array | None  # f[R], of eta, as far as it is shared
 
 
 def _infer(
@@ -250,7 +254,8 @@ def _infer(
         counts = jnp.where(inferred.known, inferred.concentration, prior)
     # As trusted as claimed: at rho = 1, or eta would be another for each pair of the grid.
     variance = _most_variance(1.0, counts)
-    return _Prior(unshrink(jnp.log(mean / (1 - mean)), variance), mean, counts)
+    line = unshrink(jnp.log(mean / (1 - mean)), variance)
+    return _Prior(line, mean, counts, inferred.variance)
 
 
 def _aged(history: History, clock: Array, pairs: HyperGrid, counts: Array) -> tuple[Array, Array]:
@@ -296,7 +301,24 @@ def expect(
     prior = _infer(rules, belief.shared.estimator, settings, known, where)
     history = jax.tree.map(lambda values: values[rows], belief.history)
     pairs = in_force(rules, settings, belief.shared)
-    return Expected(prior.line, *_aged(history, belief.clock, pairs, prior.counts))
+    offset, variance = _aged(history, belief.clock, pairs, prior.counts)
+    of_line = _variance_of_line(history, belief.clock, pairs, prior, variance)
+    return Expected(prior.line, offset, variance, of_line)
+
+
+def _variance_of_line(
+    history: History, clock: Array, pairs: HyperGrid, prior: _Prior, variance: Array
+) -> Array | None:
+    """f[...]: of an error of eta what the offset does not make up for, (1 - a)^2 var eta.
+
+    v is the variance of the offset given eta. V of a task without a history holds that of eta
+    already, and v as much of it as is left of V.
+    """
+    if prior.variance is None:
+        return None
+    shows = 1 - _explained_fraction(history, clock, pairs)
+    share = 1 - variance / _most_variance(pairs.prior_weight, prior.counts)
+    return jnp.square(shows) * jnp.clip(share, 0, 1) * prior.variance
 
 
 def expect_unvisited(
@@ -338,26 +360,37 @@ def mean_rate(expected: Expected) -> Array:
 _OPTIMISM = 2.0
 
 
-def optimistic_rate(expected: Expected) -> Array:
+def optimistic_rate(expected: Expected, best: Array | None = None) -> Array:
     """A p nearer to 1/2 than E p, the less is known the more: of logit mean / sqrt(1 + 2 v).
 
     E p divides by sqrt(1 + pi v / 8), nearly.
+
+    Args:
+      best: f[], the logit to come nearer to, where it is not that of 1/2.
     """
     scale = lax.rsqrt(1 + _OPTIMISM * expected.variance)
-    return jax.nn.sigmoid((expected.shared + expected.offset) * scale)
+    logit = expected.shared + expected.offset
+    return jax.nn.sigmoid(logit * scale if best is None else best + (logit - best) * scale)
 
 
 def draw_rate(rng_key: Array, expected: Expected) -> Array:
     """One draw of each p."""
     noise = jax.random.normal(rng_key, expected.shared.shape, expected.shared.dtype)
-    return jax.nn.sigmoid(expected.shared + expected.offset + noise * jnp.sqrt(expected.variance))
+    spread = jnp.sqrt(_whole_variance(expected))
+    return jax.nn.sigmoid(expected.shared + expected.offset + noise * spread)
+
+
+def _whole_variance(expected: Expected) -> Array:
+    if expected.of_line is None:
+        return expected.variance
+    return expected.variance + expected.of_line
 
 
 def as_belief(expected: Expected) -> Belief:
     """Mean, and the pseudo-counts of the Beta whose logit is as uncertain."""
     mean = mean_rate(expected)
     room = jnp.maximum(mean * (1 - mean), _LEAST_RATE)
-    return Belief(mean, 1 / (expected.variance * room))
+    return Belief(mean, 1 / (_whole_variance(expected) * room))
 
 
 # --- a step -------------------------------------------------------------------------------
@@ -420,7 +453,7 @@ def _own(prior: _Prior, expected: Expected, explained_fraction: Array) -> TaskCo
 
 def _visited(expected: Expected, successes: Array, trials: Array) -> tuple[Array, Array]:
     """u and v after s of n."""
-    line, start, variance = expected
+    line, start, variance, _ = expected
     offset = start
     for _ in range(_NEWTON_STEPS):
         rate = jax.nn.sigmoid(line + offset)

@@ -231,7 +231,8 @@ def _fill_places(
     def fill(chosen: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         ids, draws, valid = chosen
         left = _without(allowed, ids, valid)
-        spare, more_draws, good = rank(rng_key, left, ids.shape[0])
+        # In a loop of one turn, which JAX's check for keys used twice takes for many.
+        spare, more_draws, good = rank(jax.random.clone(rng_key), left, ids.shape[0])
         turn = jnp.cumsum(~valid) - 1
         return (
             jnp.where(valid, ids, spare[turn]),

@@ -5,7 +5,7 @@ In: the belief of `belief/logit_normal.py`. Out: the tasks with the largest
     V_k / t_k - c log(1 + (1 - .8 q_k) v_k),    V = 1 - q^G - (1 - q)^G
 
 V is the chance that G rollouts are not all alike (m of them, if nothing else is said; where a visit
-is one rollout, two), at an optimistic q
+is one rollout, two; or another worth: `worth.py`), at an optimistic q
 (`logit_normal.optimistic_rate`): nearer to 1/2 than the mean of the belief, by as much as is not
 known of the task, because what looks solved or hopeless may not be (optimism in the face of
 uncertainty). V is flat in the middle, so nothing is gained by narrowing to 1/2. t_k, where asked
@@ -41,11 +41,11 @@ from bots_jax.belief.logit_normal import (
     expect,
     in_force,
     mean_rate,
-    optimistic_rate,
     recent_visits,
     was_visited,
 )
 from bots_jax.choice.batch import lowest
+from bots_jax.choice.worth import MIXED, Worth, optimistic
 from bots_jax.compose import BeliefModel, Choice
 from bots_jax.numerics.random_bits import gumbel, open_uniform
 from bots_jax.numerics.short_lists import hash_bits
@@ -54,15 +54,17 @@ from bots_jax.types import Array, Settings, State
 
 # Puts what is overdue before all else: V / t - c log v is far above minus this.
 _FIRST = 1e4
-_BITS = 7  # of G
 
 
-def mixed_groups(rules: AutoConfig, floor: float | None, noisy: bool) -> Choice:
+def mixed_groups(
+    rules: AutoConfig, floor: float | None, noisy: bool, worth: Worth = MIXED
+) -> Choice:
     """The equation above.
 
     Args:
       floor: passes over the pool; None for no floor.
       noisy: whether Gumbel noise times the temperature is added, as in `nearest_target`.
+      worth: V, or what stands in its place.
     """
 
     def rates(state: State, rows: Any = slice(None)) -> Array:
@@ -75,7 +77,7 @@ def mixed_groups(rules: AutoConfig, floor: float | None, noisy: bool) -> Choice:
         belief, settings, tasks = state.belief, state.settings, state.pool
         expected = expect(rules, belief, settings, state.reference, tasks.domain)
         task_ids = jnp.arange(expected.shared.shape[0], dtype=jnp.int32)
-        scores = weigh_tasks(lottery_key, rules, belief, settings, expected, task_ids)
+        scores = weigh_tasks(lottery_key, rules, worth, belief, settings, expected, task_ids)
         if noisy:
             scores -= settings.temperature * gumbel(noise_key, scores.shape, scores.dtype)
         if floor is not None:
@@ -99,6 +101,7 @@ def mixed_groups(rules: AutoConfig, floor: float | None, noisy: bool) -> Choice:
 def weigh_tasks(
     rng_key: Array,
     rules: AutoConfig,
+    worth: Worth,
     belief: AutoBelief,
     settings: Settings,
     expected: Expected,
@@ -109,8 +112,9 @@ def weigh_tasks(
 
     `expected` is of all rows of the belief, `task_ids` i32[C] the tasks that stand in them.
     """
-    hoped = optimistic_rate(expected)
-    cost = prob_zero_advantage(hoped, group_in_force(settings))
+    group = group_in_force(settings)
+    hoped = optimistic(worth, expected, group)
+    cost = worth.lack(hoped, group)
     if belief.lengths is not None:
         cost = -(1 - cost) / relative_length(belief.lengths, expected.shared)
     pairs = in_force(rules, settings, belief.shared)
@@ -146,24 +150,6 @@ def lottery(task_ids: Array, turn: Array, like: Array) -> Array:
 def exponential(bits: Array, dtype: jnp.dtype) -> Array:
     """f[...] of mean `LOTTERY`, from random u32[...]."""
     return -LOTTERY * jnp.log(open_uniform((bits >> 1).astype(jnp.int32), dtype))
-
-
-def prob_zero_advantage(rate: Array, group: Array) -> Array:
-    """1 - V = p^G + (1 - p)^G, for G rounded to a whole number in [1, 127].
-
-    By squaring: seven products for each power, in a pass over all tasks, where a logarithm and
-    two exponentials would be most of what the pass costs. Near 0 it is resolved more finely
-    than V is near 1.
-    """
-    count = jnp.clip(jnp.round(group), 1, 2**_BITS - 1).astype(jnp.int32)
-    powers = []
-    for base in (rate, 1 - rate):
-        power = jnp.ones_like(base)
-        for bit in range(_BITS):
-            power = jnp.where((count >> bit) & 1 == 1, power * base, power)
-            base = base * base
-        powers.append(power)
-    return powers[0] + powers[1]
 
 
 def first_visit(floor: float) -> float:

@@ -164,7 +164,7 @@ def nearest(
     # front of the loop that seldom turns: under vmap they would be made at every call.
     result = lazy_cond(
         result.found < count,
-        lambda result: _finish(*lax.optimization_barrier((direct, result))),
+        lambda result: _finish(*lax.optimization_barrier((_looped(direct), result))),
         result,
     )
     return result.task_ids, result.draws, jnp.arange(count) < result.found
@@ -389,10 +389,16 @@ class _Direct(NamedTuple):
     target: Array
 
 
+def _looped(direct: _Direct) -> _Direct:
+    """The same within a loop of one turn, where JAX's check for keys used twice expects many."""
+    return direct._replace(rng_key=jax.random.clone(direct.rng_key))
+
+
 def _finish(direct: _Direct, result: Result) -> Result:
     """Draw the tasks that were not accepted, given that they lie beyond what was explored."""
     count, size = result.task_ids.shape[0], direct.alpha.shape[0]
-    draw_key, tie_key = jax.random.split(direct.rng_key)
+    # A barrier counts as a use.
+    draw_key, tie_key = jax.random.split(_looped(direct).rng_key)
     draws = draw_outside(draw_key, direct.alpha, direct.beta, direct.target, result.explored)
     place = jnp.where(jnp.arange(count) < result.found, result.task_ids, size)
     draws = draws.at[place].set(result.draws, mode="drop")

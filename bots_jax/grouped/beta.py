@@ -28,7 +28,7 @@ from bots_jax.compose import BeliefInfo
 from bots_jax.grouped import table
 from bots_jax.grouped.groups import Groups, draw_member, group_of
 from bots_jax.grouped.slots import GroupModel, Pick, free_slots
-from bots_jax.numerics.beta_draws import propose, value_at
+from bots_jax.numerics.beta_draws import is_rejected, propose, value_at
 from bots_jax.numerics.control_flow import lazy_cond
 from bots_jax.numerics.random_bits import key_words, lane_bits, open_uniform
 from bots_jax.pool import visits
@@ -283,9 +283,10 @@ def _draw_outside(
     def another(carry: tuple[Array, Array]) -> tuple[Array, Array]:
         drawn, attempt = carry
         bits = lane_bits(words, lanes, attempt, drawn.dtype)
-        draw = value_at(propose(tasks.alpha, tasks.beta, *bits), tasks.alpha, tasks.beta)
-        outside = jnp.abs(draw - target) > explored
-        return jnp.where(jnp.isnan(drawn) & outside, draw, drawn), attempt + 1
+        distance = propose(tasks.alpha, tasks.beta, *bits)
+        draw = value_at(distance, tasks.alpha, tasks.beta)
+        good = ~is_rejected(distance) & (jnp.abs(draw - target) > explored)
+        return jnp.where((drawn < 0) & good, draw, drawn), attempt + 1
 
-    start = jnp.where(wanted, jnp.nan, target), jnp.uint32(1)
-    return lax.while_loop(lambda carry: jnp.any(jnp.isnan(carry[0])), another, start)[0]
+    start = jnp.where(wanted, -1, target), jnp.uint32(1)
+    return lax.while_loop(lambda carry: jnp.any(carry[0] < 0), another, start)[0]

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bots_jax.numerics.random_bits import random_below
-from bots_jax.pool.reference import Reference, ReferenceCounts, ReferenceGroups
+from bots_jax.pool.reference import Reference, ReferenceCounts, ReferenceGroups, without_nan
 from bots_jax.types import Array
 
 # Above this a pool is not worth grouping; group numbers are held in 16 bits.
@@ -60,7 +60,7 @@ class Codes(NamedTuple):
 
     num_tasks: int
     part: Callable[[int], np.ndarray]  # start -> u16[<= _CHUNK], of the tasks from there on
-    rates: np.ndarray  # f64[K, G], NaN unknown
+    rates: np.ndarray  # f64[K, G], NaN or -1 unknown
     trials: np.ndarray | None  # f64[K, G]
     domain: np.ndarray | None  # i32[G]
 
@@ -225,7 +225,7 @@ def groups_of_sizes(given: ReferenceGroups, domains: Any, dtype: jnp.dtype) -> G
 
 def _as_reference(rates: np.ndarray, trials: np.ndarray | None, dtype: jnp.dtype) -> Reference:
     known = None if trials is None else jnp.asarray(trials, dtype)
-    return Reference(jnp.asarray(rates, dtype), known)
+    return Reference(without_nan(rates, dtype), known)
 
 
 def with_tasks(groups: Groups, codes: Codes, dtype: jnp.dtype) -> Groups:

@@ -25,6 +25,7 @@ from bots_jax.belief.logit_normal import (
     no_history,
     what_is_left,
 )
+from bots_jax.choice.worth import MIXED, Worth
 from bots_jax.compose import BeliefInfo
 from bots_jax.grouped import table
 from bots_jax.grouped.groups import Groups
@@ -85,7 +86,7 @@ class GroupedAuto(NamedTuple):
         return self._replace(apart=jnp.asarray(apart, jnp.int32))
 
 
-def group_auto(rules: AutoConfig, floor: float | None) -> GroupModel:
+def group_auto(rules: AutoConfig, floor: float | None, worth: Worth = MIXED) -> GroupModel:
     """The beliefs of a dense pool under these rules, and choice="mixed"."""
     dense = logit_normal_belief(rules)
 
@@ -127,5 +128,5 @@ def group_auto(rules: AutoConfig, floor: float | None) -> GroupModel:
     def most_left(rollouts: float) -> float:
         return _MOST_LEFT
 
-    best = mixed_in_groups(rules, floor)
+    best = mixed_in_groups(rules, floor, worth)
     return GroupModel(make, best, fuse, left, of_slots, of_groups, most_left)

@@ -47,16 +47,15 @@ from bots_jax.belief.logit_normal import (
     expect,
     expect_unvisited,
     mean_rate,
-    optimistic_rate,
 )
 from bots_jax.choice.batch import lowest
 from bots_jax.choice.mixed import (
     LOTTERY,
     exponential,
     first_visit,
-    prob_zero_advantage,
     weigh_tasks,
 )
+from bots_jax.choice.worth import MIXED, Worth, optimistic
 from bots_jax.grouped import table
 from bots_jax.grouped.groups import Groups, draw_member, group_of
 from bots_jax.grouped.slots import free_slots
@@ -105,7 +104,7 @@ class _Race(NamedTuple):
 Choose = Callable[[Array, State, Array | None, int], tuple[Any, Array, Array, Array]]
 
 
-def mixed_in_groups(rules: AutoConfig, floor: float | None) -> Choose:
+def mixed_in_groups(rules: AutoConfig, floor: float | None, worth: Worth = MIXED) -> Choose:
     """`GroupModel.best` for choice="mixed" without noise."""
 
     def best(
@@ -113,13 +112,13 @@ def mixed_in_groups(rules: AutoConfig, floor: float | None) -> Choose:
     ) -> tuple[Any, Array, Array, Array]:
         slots_key, race_key, walk_key = jax.random.split(rng_key, 3)
         swept, belief = _sweep(state, eligible, floor, count)
-        score, rate = _score_groups(rules, state)
+        score, rate = _score_groups(rules, worth, state)
         sizes = state.pool.groups.sizes
         free = sizes - belief.apart
         raced = (free >= _LARGE * _hits_at_a_time(count)) & (free >= sizes // _RARE)
         least = jnp.min(jnp.where(free > 0, score, _NEVER))
         line = _Groups(score - least, free, raced)
-        of_slots = _best_slots(slots_key, rules, state, eligible, swept, least, count)
+        of_slots = _best_slots(slots_key, rules, worth, state, eligible, swept, least, count)
         race = _run(race_key, state, eligible, line, swept, of_slots, count)
         met = jnp.where(race.counts, race.times, jnp.inf)
         found = _first(race.ids, met, of_slots)
@@ -143,17 +142,19 @@ def _first(ids: Array, scores: Array, best: _Best) -> _Best:
 # --- scores -------------------------------------------------------------------------------------
 
 
-def _score_groups(rules: AutoConfig, state: State) -> tuple[Array, Array]:
+def _score_groups(rules: AutoConfig, worth: Worth, state: State) -> tuple[Array, Array]:
     """f[G]: s_g, and the mean rate."""
     groups, shared = state.pool.groups, state.belief.slots.shared
     expected = expect_unvisited(rules, shared, state.settings, groups.reference, groups.domain)
-    cost = prob_zero_advantage(optimistic_rate(expected), group_in_force(state.settings))
+    group = group_in_force(state.settings)
+    cost = worth.lack(optimistic(worth, expected, group), group)
     return cost, mean_rate(expected)
 
 
 def _best_slots(
     rng_key: Array,
     rules: AutoConfig,
+    worth: Worth,
     state: State,
     eligible: Array | None,
     swept: Array,
@@ -162,7 +163,7 @@ def _best_slots(
 ) -> _Best:
     belief, settings, slot_ids = state.belief.slots, state.settings, state.pool.slot_ids
     expected = expect(rules, belief, settings, state.reference, state.pool.slots.domain)
-    score = weigh_tasks(rng_key, rules, belief, settings, expected, slot_ids, least)
+    score = weigh_tasks(rng_key, rules, worth, belief, settings, expected, slot_ids, least)
     taken = table.find(slot_ids, swept)
     allowed = free_slots(state.pool, eligible).at[taken].set(False, mode="drop")
     rows, valid = lowest(None, score, allowed, count)

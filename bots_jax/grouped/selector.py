@@ -55,7 +55,7 @@ from bots_jax.pool.evidence import (
     sound_numbers,
     validate_evidence,
 )
-from bots_jax.pool.reference import Reference
+from bots_jax.pool.reference import UNKNOWN, Reference
 from bots_jax.sharding import beside
 from bots_jax.types import Array, ArrayLike, Belief, Evidence, Info, Selection, Settings, State
 
@@ -104,7 +104,7 @@ def make_grouped(
     belief = model.make(settings, groups, num_domains, size)
     known = groups.reference
     reference = Reference(
-        jnp.full((known.rates.shape[0], size), jnp.nan, dtype),
+        jnp.full((known.rates.shape[0], size), UNKNOWN, dtype),
         None if known.trials is None else jnp.ones((known.trials.shape[0], size), dtype),
     )
     free = jnp.full((size,), table.FREE, jnp.int32)

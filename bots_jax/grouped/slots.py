@@ -23,7 +23,7 @@ from bots_jax.grouped.groups import Codes, Groups, group_of, with_tasks, without
 from bots_jax.numerics.short_lists import repeats
 from bots_jax.pool import visits
 from bots_jax.pool.evidence import PADDING
-from bots_jax.pool.reference import Reference
+from bots_jax.pool.reference import UNKNOWN, Reference
 from bots_jax.pool.visits import NO_VISIT, PoolState, StepEvidence, first_of_each
 from bots_jax.types import Array, Belief, PyTree, Settings, State
 
@@ -204,8 +204,7 @@ def enlarge(state: State) -> State:
     def move(leaf: Any) -> Any:
         if leaf.ndim == 0 or leaf.shape[-1] != size // 2:
             return jnp.asarray(leaf)
-        fill = np.nan if leaf.dtype.kind == "f" and leaf.ndim == 2 else 0
-        moved = np.full((*leaf.shape[:-1], size), fill, leaf.dtype)
+        moved = np.zeros((*leaf.shape[:-1], size), leaf.dtype)
         moved[..., rows[kept]] = leaf[..., used[kept]]
         return jnp.asarray(moved)
 
@@ -220,9 +219,11 @@ def enlarge(state: State) -> State:
     slot_ids = np.full(size, table.FREE, np.int32)
     slot_ids[rows[kept]] = np.asarray(ids)[kept]
     belief = state.belief.with_per_slot(jax.tree.map(move, old[2]))
+    reference = jax.tree.map(move, old[1])
+    rates = jnp.where(jnp.asarray(slot_ids == table.FREE)[None], UNKNOWN, reference.rates)
     return state._replace(
         pool=state.pool._replace(slot_ids=jnp.asarray(slot_ids), slots=moved),
-        reference=jax.tree.map(move, old[1]),
+        reference=reference._replace(rates=rates),
         belief=belief.recount(slot_ids),
     )
 

@@ -23,6 +23,9 @@ class Inferred(NamedTuple):
     # f[C] > 0, pseudo-counts that p~ may claim as a prior recomputed every step; None: the
     # estimator cannot tell
     concentration: Array | None = None
+    # f[C], variance of logit p~ that is in the estimator's parameters, and all tasks share; None:
+    # the estimator cannot tell
+    variance: Array | None = None
 
 
 class TaskCounts(NamedTuple):

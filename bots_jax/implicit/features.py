@@ -1,6 +1,6 @@
 """References as numbers that add up: logits.
 
-In: pass rates f[K, C], NaN = unknown. Out: logits f[K, C], finite.
+In: pass rates f[K, C], -1 where unknown. Out: logits f[K, C], finite.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import lax
 
-from bots_jax.pool.reference import Reference
+from bots_jax.pool.reference import Reference, is_known
 from bots_jax.sharding import totals
 from bots_jax.types import Array
 
@@ -29,7 +29,7 @@ def logits(reference: Reference) -> tuple[Array, Array]:
 
 
 def _shrunk_logit(rates: Array, trials: Array | None) -> tuple[Array, Array]:
-    known = jnp.isfinite(rates)
+    known = is_known(rates)
     rates = jnp.where(known, rates, 0.5)
     attempts: Array | float = _TRIALS if trials is None else trials
     return jnp.log((attempts * rates + 0.5) / (attempts * (1 - rates) + 0.5)), known

@@ -434,9 +434,8 @@ def _infer(
     variance = _variance(params, x, domain)
     mean = logistic(shrink(eta, variance))
     known = jnp.ones(mean.shape, bool)
-    return Inferred(
-        mean, known, overdispersion.concentration(params.dispersion, mean, variance, least)
-    )
+    counts = overdispersion.concentration(params.dispersion, mean, variance, least)
+    return Inferred(mean, known, counts, variance)
 
 
 def _variance(params: Regression, x: Array | list[Array], domain: Array | None) -> Array:

@@ -18,7 +18,7 @@ from bots_jax.implicit import overdispersion
 from bots_jax.implicit.contract import Estimator, Inferred, TaskCounts
 from bots_jax.implicit.overdispersion import Overdispersion
 from bots_jax.numerics.arithmetic import safe_ratio
-from bots_jax.pool.reference import Reference
+from bots_jax.pool.reference import Reference, is_known
 from bots_jax.pool.visits import StepEvidence, by_task, domain_sums
 from bots_jax.types import Array, Settings
 
@@ -74,7 +74,7 @@ def linear_ls() -> Estimator:
 def ends(reference: Reference) -> tuple[Array, Array, Array]:
     """lo, hi (0 where unknown) and where both are known."""
     lo, hi = reference.rates[0], reference.rates[-1]
-    known = jnp.isfinite(lo) & jnp.isfinite(hi)
+    known = is_known(lo) & is_known(hi)
     return jnp.where(known, lo, 0), jnp.where(known, hi, 0), known
 
 
@@ -177,7 +177,9 @@ def _infer_squares(params: LeastSquares, reference: Reference, domain: Array | N
     slope = (hi - lo) / (inner * (1 - inner))  # of logit p~ in mu
     of_mu = by_task(0.25 / (_PRIOR_SQUARE + params.square), domain)
     variance = jnp.square(slope) * of_mu
-    return Inferred(mean, known, overdispersion.concentration(params.dispersion, inner, variance))
+    return Inferred(
+        mean, known, overdispersion.concentration(params.dispersion, inner, variance), variance
+    )
 
 
 def none() -> Estimator:

@@ -113,4 +113,6 @@ def _infer(params: Ability, reference: Reference, domain: Array | None) -> Infer
     eta = lo + by_task(params.mean, domain) * gap
     variance = by_task(params.variance, domain) * gap * gap
     mean = logistic(shrink(eta, variance))
-    return Inferred(mean, known, overdispersion.concentration(params.dispersion, mean, variance))
+    return Inferred(
+        mean, known, overdispersion.concentration(params.dispersion, mean, variance), variance
+    )

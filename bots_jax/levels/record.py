@@ -111,10 +111,13 @@ def record(
     after = end if carry else no_running(dones.shape[1])
     if by_step:
         return after, _rows_by_step(levels, successes, trials, visit)
+    # A step that counts more than its own end counts one that was cut off.
+    worst = jnp.min(jnp.where(trials == 1, successes, jnp.where(trials > 1, 0, 1)), 0)
+    differ = jnp.max(successes, 0) > worst
     successes, trials = jnp.sum(successes, 0), jnp.sum(trials, 0)
     ids = jnp.where((trials > 0) | (not carry), levels, NO_LEVEL)
     attempts = None if carry else jnp.where(trials > 0, trials, jnp.inf)
-    return after, Evidence(ids, successes, trials, visit, attempts=attempts)
+    return after, Evidence(ids, successes, trials, visit, attempts=attempts, differ=differ)
 
 
 def _change_level(slots: Running, level: Array) -> Running:

@@ -138,7 +138,7 @@ def _draw_chunk(words: Array, a: Array, b: Array, start: Array, form: _Form) -> 
         distance = _settle(words, a, b, lanes, usable)
     else:
         distance = propose(a, b, *lane_bits(words, lanes, jnp.uint32(0), a.dtype))
-        # A NaN that no redraw could settle would keep the loop going for ever.
+        # A lane that no redraw could settle would keep the loop going for ever.
         distance = _redraw(words, a, b, start, jnp.where(usable, distance, 0))
     return jnp.where(usable, form(distance, a, b), jnp.nan)
 
@@ -149,23 +149,23 @@ def _settle(words: Array, a: Array, b: Array, lanes: Array, usable: Array) -> Ar
     def another(carry: tuple[Array, Array]) -> tuple[Array, Array]:
         drawn, attempt = carry
         proposal = propose(a, b, *lane_bits(words, lanes, attempt, a.dtype))
-        return jnp.where(jnp.isnan(drawn), proposal, drawn), attempt + jnp.uint32(1)
+        return jnp.where(is_rejected(drawn), proposal, drawn), attempt + jnp.uint32(1)
 
-    start = jnp.where(usable, jnp.asarray(jnp.nan, a.dtype), 0), jnp.uint32(0)
-    return lax.while_loop(lambda carry: jnp.any(jnp.isnan(carry[0])), another, start)[0]
+    start = jnp.where(usable, _rejected(a.dtype), jnp.asarray(0, a.dtype)), jnp.uint32(0)
+    return lax.while_loop(lambda carry: jnp.any(is_rejected(carry[0])), another, start)[0]
 
 
 class _Queues(NamedTuple):
     """Rejected lanes, redrawn one by one in each of N / 32 columns."""
 
-    drawn: Array  # f[N], NaN where not settled
+    drawn: Array  # f[N], `_rejected` where not settled
     waiting: Array  # u32[columns], bit i for a lane of row i that is not settled
     attempt: Array  # u32[columns], at the lane in turn
-    proposal: Array  # f[columns], the last one to it, NaN where rejected
+    proposal: Array  # f[columns], the last one to it
 
 
 def _redraw(words: Array, a: Array, b: Array, start: Array, drawn: Array) -> Array:
-    """Settle the lanes that are NaN after the first round.
+    """Settle the lanes that were rejected in the first round.
 
     The chunk is laid out in 32 rows, and each column works off its rejected lanes one after
     the other. A turn places the proposals of the turn before and makes new ones: where these
@@ -173,8 +173,8 @@ def _redraw(words: Array, a: Array, b: Array, start: Array, drawn: Array) -> Arr
     """
     size = drawn.shape[0]
     columns = -(-size // _BITS)
-    one, none = jnp.uint32(1), jnp.full((columns,), jnp.nan, a.dtype)
-    rejected = jnp.pad(jnp.isnan(drawn), (0, columns * _BITS - size)).reshape(_BITS, columns)
+    one, none = jnp.uint32(1), jnp.full((columns,), _rejected(a.dtype))
+    rejected = jnp.pad(is_rejected(drawn), (0, columns * _BITS - size)).reshape(_BITS, columns)
     bits = one << jnp.arange(_BITS, dtype=jnp.uint32)[:, None]
     waiting = jnp.sum(jnp.where(rejected, bits, 0), axis=0, dtype=jnp.uint32)
 
@@ -187,7 +187,7 @@ def _redraw(words: Array, a: Array, b: Array, start: Array, drawn: Array) -> Arr
     def turn(queues: _Queues) -> _Queues:
         drawn, waiting, attempt, proposal = queues
         bit, place = first_of(waiting)
-        kept = ~jnp.isnan(proposal)
+        kept = ~is_rejected(proposal)
         drawn = drawn.at[jnp.where(kept, place, size)].set(proposal, mode="drop")
         waiting = jnp.where(kept, waiting ^ bit, waiting)
         attempt = jnp.where(kept, one, attempt + one)
@@ -201,8 +201,18 @@ def _redraw(words: Array, a: Array, b: Array, start: Array, drawn: Array) -> Arr
     return lax.while_loop(lambda queues: jnp.any(queues.waiting != 0), turn, queues).drawn
 
 
+def _rejected(dtype: jnp.dtype) -> Array:
+    """In place of a distance. A NaN would trip `jax_debug_nans`, or be what it shows first."""
+    return jnp.asarray(jnp.finfo(dtype).max, dtype)
+
+
+def is_rejected(distance: Array) -> Array:
+    """bool[...]: what `propose` did not accept."""
+    return distance == _rejected(distance.dtype)
+
+
 def propose(a: Array, b: Array, position: Array, height: Array) -> Array:
-    """One proposal a lane, as distance of the log-odds from log(a / b); NaN where rejected.
+    """One proposal a lane, as distance of the log-odds from log(a / b); see `is_rejected`.
 
     Args:
       a, b: f[...], positive and finite.
@@ -220,7 +230,7 @@ def propose(a: Array, b: Array, position: Array, height: Array) -> Array:
     total = low + high
     log_density = low * distance - total * _log_growth(distance, low / total)
     accepted = jnp.log(open_uniform(height, a.dtype) * offered) <= log_density
-    return jnp.where(accepted, jnp.where(swapped, -distance, distance), jnp.nan)
+    return jnp.where(accepted, jnp.where(swapped, -distance, distance), _rejected(a.dtype))
 
 
 def _spreads(low: Array, high: Array) -> tuple[Array, Array]:

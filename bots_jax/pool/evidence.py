@@ -33,6 +33,7 @@ class Rows(NamedTuple):
     trials: Array  # f[M]
     visit: Array  # i32[M], -1 = unnumbered
     attempts: Array | None = None  # f[M]; None: as many as trials
+    differ: Array | None = None  # bool[M]; None: not known
 
 
 def as_ids(name: str, task_ids: ArrayLike, capacity: int) -> Array:
@@ -73,10 +74,15 @@ def as_rows(evidence: Evidence, dtype: jnp.dtype) -> Rows:
         successes=_column("successes", evidence.successes, task_ids.shape, dtype),
         trials=_column("trials", evidence.trials, task_ids.shape, dtype),
         visit=_column("visit", visit, task_ids.shape, jnp.dtype(jnp.int32)),
-        attempts=None
-        if evidence.attempts is None
-        else _column("attempts", evidence.attempts, task_ids.shape, dtype),
+        attempts=_given("attempts", evidence.attempts, task_ids.shape, dtype),
+        differ=_given("differ", evidence.differ, task_ids.shape, jnp.dtype(bool)),
     )
+
+
+def _given(
+    name: str, value: ArrayLike | None, shape: tuple[int, ...], dtype: jnp.dtype
+) -> Array | None:
+    return None if value is None else _column(name, value, shape, dtype)
 
 
 def _column(name: str, value: ArrayLike, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
@@ -135,6 +141,24 @@ def validate_evidence(evidence: Evidence, capacity: int) -> None:
         return
     attempts = np.broadcast_to(np.asarray(evidence.attempts, np.float64), s.shape)
     _refuse(used & ~(attempts >= 0), "attempts", attempts, "must be 0 or more, or infinite")
+
+
+# Shares of success are held in so many parts, to tell whether those of a task differ.
+PARTS = 255
+
+
+def extremes(rows: Rows) -> tuple[Array, Array]:
+    """u8[M] twice: the highest share of failure and of success among a row's rollouts, in parts.
+
+    More than `PARTS` together means that they differ. Of a row of several rollouts that does not
+    say whether they do it is taken that they are 0 and 1.
+    """
+    s, n = rows.successes, rows.trials
+    differ = (s > 0) & (s < n) & (n > 1) if rows.differ is None else rows.differ
+    share = jnp.clip(s / jnp.where(n > 0, n, 1), 0, 1)
+    success = jnp.round(PARTS * jnp.where(jnp.isfinite(share), share, 0)).astype(jnp.uint8)
+    whole = jnp.uint8(PARTS)
+    return jnp.where(differ, whole, whole - success), jnp.where(differ, whole, success)
 
 
 def attempts_of(rows: Rows, sound: Array, rollouts: Array) -> Array:

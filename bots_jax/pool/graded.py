@@ -54,21 +54,26 @@ def evidence_of_rewards(
         raise ValueError(f"rewards has shape {given.shape}, expected [M, n]: n rollouts a task")
     values = given if jnp.issubdtype(given.dtype, jnp.floating) else given.astype(jnp.float32)
     _check_scale(task_ids, values, low, high)
-    successes, trials = _counts(jnp.asarray(task_ids), values, low, high)
+    successes, trials, differ = _counts(jnp.asarray(task_ids), values, low, high)
     attempts = jnp.full(trials.shape, given.shape[1], trials.dtype)
-    return Evidence(task_ids, successes, trials, visit, tokens, attempts)
+    return Evidence(task_ids, successes, trials, visit, tokens, attempts, differ)
 
 
 @jit_by_size  # or each operation would be compiled by itself at the first call, for a second in all
-def _counts(task_ids: Array, values: Array, low: ArrayLike, high: ArrayLike) -> tuple[Array, Array]:
-    """Successes and trials, f[M] each."""
+def _counts(
+    task_ids: Array, values: Array, low: ArrayLike, high: ArrayLike
+) -> tuple[Array, Array, Array]:
+    """Successes and trials, f[M] each, and bool[M], whether the scored rewards differ."""
     scored = jnp.isfinite(values)
     low, high = jnp.asarray(low, values.dtype), jnp.asarray(high, values.dtype)
     share = jnp.clip((jnp.where(scored, values, low) - low) / (high - low), 0, 1)
     count = jnp.sum(scored, axis=1).astype(share.dtype)
     mean = jnp.sum(jnp.where(scored, share, 0), axis=1) / jnp.maximum(count, 1)
     count *= _worth(share, scored, mean, count, task_ids >= 0)
-    return count * mean, count
+    differ = jnp.max(jnp.where(scored, share, 0), axis=1) > jnp.min(
+        jnp.where(scored, share, 1), axis=1
+    )
+    return count * mean, count, differ
 
 
 def _worth(share: Array, scored: Array, mean: Array, count: Array, used: Array) -> Array:

@@ -1,7 +1,8 @@
 """Pass rates of reference models: where the belief about an unvisited task comes from.
 
 In: f[K, N] pass rates, ordered weak to strong, NaN where unknown. Out: `Reference`, the
-same padded to the C rows of the state.
+same padded to the C rows of the state, with `UNKNOWN` in place of NaN: a state is finite, so that
+`jax_debug_nans` tells of mistakes alone.
 """
 
 from __future__ import annotations
@@ -12,9 +13,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bots_jax.checks import is_concrete
+from bots_jax.checks import check_count, is_concrete
 from bots_jax.pool.features import FeatureCode
 from bots_jax.types import Array, ArrayLike
+
+UNKNOWN = -1.0  # in place of a pass rate
+
+
+def is_known(rates: Array) -> Array:
+    """bool[...]: whether there is a pass rate."""
+    return rates >= 0
+
+
+def without_nan(rates: Any, dtype: jnp.dtype) -> Array:
+    """f[...]: `UNKNOWN` in place of NaN, put there on the host if it can be."""
+    if not is_concrete(rates):
+        return jnp.where(jnp.isnan(rates), UNKNOWN, rates).astype(dtype)
+    values = np.asarray(rates)
+    return jnp.asarray(np.where(np.isnan(values), UNKNOWN, values), dtype)
 
 
 class ReferenceCounts(NamedTuple):
@@ -53,7 +69,7 @@ class TaskFeatures(NamedTuple):
 class Reference(NamedTuple):
     """What is known of each task before the policy has tried it."""
 
-    rates: Array  # f[K, C] in [0, 1], NaN = unknown; K = 0 without references
+    rates: Array  # f[K, C] in [0, 1], -1 where unknown; K = 0 without references
     trials: Array | None  # f[K, C], attempts behind each rate; None if not told
     embeddings: Array | None = None  # f[E, C]
     code: FeatureCode | None = None  # how embeddings were made of features
@@ -89,7 +105,7 @@ def make_reference(
     if isinstance(rates, TaskFeatures):
         return _with_embeddings(rates, trials, num_tasks, capacity, dtype)
     num_tasks = _num_tasks(rates, num_tasks)
-    capacity = num_tasks if capacity is None else capacity
+    capacity = num_tasks if capacity is None else check_count("capacity", capacity)
     if capacity < num_tasks:
         raise ValueError(f"capacity={capacity} is below the {num_tasks} tasks given: raise it")
     if rates is None:
@@ -98,7 +114,7 @@ def make_reference(
         return Reference(jnp.zeros((0, capacity), dtype), None), num_tasks
     check_rates(rates)
     padding = ((0, 0), (0, capacity - num_tasks))
-    rates = jnp.pad(jnp.asarray(rates, dtype), padding, constant_values=np.nan)
+    rates = jnp.pad(without_nan(rates, dtype), padding, constant_values=UNKNOWN)
     if trials is not None:
         trials = jnp.pad(broadcast_trials(trials, rates.shape[0], num_tasks, dtype), padding)
     return Reference(rates, trials), num_tasks
@@ -108,6 +124,8 @@ def _with_embeddings(
     given: TaskFeatures, trials: Any, num_tasks: int | None, capacity: int | None, dtype: Any
 ) -> tuple[Reference, int]:
     shape = np.shape(given.embeddings)
+    if num_tasks is not None:
+        num_tasks = check_count("num_tasks", num_tasks)
     if len(shape) != 2 or num_tasks not in (None, shape[1]):
         raise ValueError(f"TaskFeatures.embeddings has shape {shape}, expected [E, {num_tasks}]")
     if is_concrete(given.embeddings) and not np.all(np.isfinite(np.asarray(given.embeddings))):
@@ -124,11 +142,11 @@ _MANY_MODELS = 32
 
 
 def _num_tasks(rates: ArrayLike | None, num_tasks: int | None) -> int:
+    if num_tasks is not None:
+        num_tasks = check_count("num_tasks", num_tasks)
     if rates is None:
         if num_tasks is None:
             raise ValueError("reference is None and num_tasks is None: give one of them")
-        if num_tasks < 1:
-            raise ValueError(f"num_tasks={num_tasks} must be at least 1")
         return num_tasks
     shape = np.shape(rates)
     if len(shape) != 2:

@@ -18,7 +18,7 @@ are gone through in any case.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,15 @@ from jax import lax
 
 from bots_jax.numerics.control_flow import lazy_cond
 from bots_jax.numerics.short_lists import repeats, seen_before, times_before
-from bots_jax.pool.evidence import PADDING, UNNUMBERED, Rows, attempts_of, sound_numbers
+from bots_jax.pool.evidence import (
+    PADDING,
+    PARTS,
+    UNNUMBERED,
+    Rows,
+    attempts_of,
+    extremes,
+    sound_numbers,
+)
 from bots_jax.sharding import mesh_of, top_k, total
 from bots_jax.types import Array, PyTree
 
@@ -47,6 +55,8 @@ class PoolState(NamedTuple):
     visit_trials: Array  # f[C], attempts that the open visit has brought so far
     successes: Array  # f[C], pending
     trials: Array  # f[C], pending
+    most_failed: Array  # u8[C], pending: the highest share of failure among them, in 255ths
+    most_solved: Array  # u8[C], of success; together above 255 where the rewards differ
     touched: Array  # i32[R], rows with pending evidence or attempts, C beyond; in no order
     num_touched: Array  # i32; above R the list is incomplete
     in_flight: Array  # i32, open visits
@@ -69,6 +79,8 @@ class StepEvidence(NamedTuple):
     rows: Array | None = None
     # bool, whether `rows` is incomplete; None: nobody knows, and all rows are gone through
     overflow: Array | None = None
+    most_failed: Array | None = None  # u8[C], see `PoolState`; None: nobody knows
+    most_solved: Array | None = None  # u8[C]
 
 
 class Evaluated(NamedTuple):
@@ -77,25 +89,35 @@ class Evaluated(NamedTuple):
     rows: Array | None  # i32[R]; None for all C rows in order
     successes: Array  # f[R]
     trials: Array  # f[R], 0 in padding
+    mixed: Array | None = None  # bool[R], tasks whose rewards differ
+
+
+def is_mixed(fused: StepEvidence, rows: Any = slice(None)) -> Array:
+    """bool[...]: the tasks whose rewards differ, as far as is known: see `Evidence.differ`."""
+    if fused.most_failed is None or fused.most_solved is None:
+        return (fused.successes[rows] > 0) & (fused.successes[rows] < fused.trials[rows])
+    return fused.most_failed[rows] > PARTS - fused.most_solved[rows]
 
 
 def over_evaluated(fused: StepEvidence, measure: Callable[[Evaluated], PyTree]) -> PyTree:
     """`measure` of the tasks with evidence: small numbers, such as means over the batch."""
     capacity = fused.trials.shape[0]
     if fused.rows is None or fused.overflow is None:
-        return measure(Evaluated(None, fused.successes, fused.trials))
+        return measure(Evaluated(None, fused.successes, fused.trials, is_mixed(fused)))
     at = jnp.minimum(fused.rows, capacity - 1)
     present = fused.rows < capacity
     few = Evaluated(
         at,
         jnp.where(present, fused.successes[at], 0),
         jnp.where(present, fused.trials[at], 0),
+        present & is_mixed(fused, at),
     )
 
     def all_rows(measured: PyTree) -> PyTree:
         # Tied to what is replaced, or XLA moves it in front of the loop that seldom turns.
-        successes, trials, _ = lax.optimization_barrier((fused.successes, fused.trials, measured))
-        return measure(Evaluated(None, successes, trials))
+        told = fused._replace(domain=None, rows=None, overflow=None, num_domains=0)
+        tied = lax.optimization_barrier((told, measured))[0]
+        return measure(Evaluated(None, tied.successes, tied.trials, is_mixed(tied)))
 
     return lazy_cond(fused.overflow, all_rows, measure(few))
 
@@ -144,6 +166,8 @@ def make_pool(
         visit_trials=zeros(),
         successes=zeros(),
         trials=zeros(),
+        most_failed=jnp.zeros((capacity,), jnp.uint8),
+        most_solved=jnp.zeros((capacity,), jnp.uint8),
         touched=jnp.full((min(touched_capacity, capacity),), capacity, jnp.int32),
         num_touched=zero(),
         in_flight=zero(),
@@ -183,6 +207,29 @@ def open_visits(pool: PoolState, task_ids: Array, valid: Array) -> tuple[PoolSta
     return pool, jnp.where(valid, number, NO_VISIT)
 
 
+class Admitted(NamedTuple):
+    """What becomes of each row of evidence, bool[M]."""
+
+    exists: Array  # its task is in the pool
+    sound: Array  # and its numbers make sense
+    attached: Array  # it is of the visit that is open
+    counts: Array  # its trials are learned from
+
+
+def admit(pool: PoolState, evidence: Rows) -> Admitted:
+    """Which rows count in a call that begins with this pool."""
+    capacity = pool.active.shape[0]
+    ids = evidence.task_ids
+    at = jnp.clip(ids, 0, capacity - 1)
+    exists = (ids >= 0) & (ids < capacity) & pool.active[at]
+    sound = exists & sound_numbers(evidence)
+    numbered = evidence.visit != UNNUMBERED
+    is_open = exists & (pool.visit[at] != NO_VISIT)
+    attached = is_open & jnp.where(numbered, pool.visit[at] == evidence.visit, sound)
+    counts = sound & (evidence.trials > 0) & (attached | ~numbered)
+    return Admitted(exists, sound, attached, counts)
+
+
 def observe(pool: PoolState, evidence: Rows, rollouts: Array) -> PoolState:
     """Add evidence to what is pending.
 
@@ -192,20 +239,13 @@ def observe(pool: PoolState, evidence: Rows, rollouts: Array) -> PoolState:
     visit like any others: a visit of which nothing is scored ends as one that is, and does not
     keep its task in flight for ever.
     """
-    capacity = pool.active.shape[0]
     ids = evidence.task_ids
-    at = jnp.clip(ids, 0, capacity - 1)
-    exists = (ids >= 0) & (ids < capacity) & pool.active[at]
-    sound = exists & sound_numbers(evidence)
-    numbered = evidence.visit != UNNUMBERED
-    is_open = exists & (pool.visit[at] != NO_VISIT)
-    attached = is_open & jnp.where(numbered, pool.visit[at] == evidence.visit, sound)
+    exists, sound, attached, counts = admit(pool, evidence)
     attempts = jnp.where(attached, attempts_of(evidence, sound, rollouts), 0)
     again = None if _is_small(pool) else repeats(ids, exists)
-    counts = sound & (evidence.trials > 0) & (attached | ~numbered)
     pool = _add_counts(pool, evidence, counts, counts | (attempts > 0), again)
     pool = _add_to_visits(pool, ids, attempts, attached, rollouts, again)
-    stale = sound & numbered & ~attached
+    stale = sound & (evidence.visit != UNNUMBERED) & ~attached
     return pool._replace(
         stale=pool.stale + _count(stale),
         unsolicited=pool.unsolicited + _count(counts & ~attached),
@@ -253,12 +293,15 @@ def _add_counts(
 ) -> PoolState:
     """Add what counts, and list the rows that this step has to look at."""
     capacity = pool.active.shape[0]
+    failed, solved = extremes(evidence)
     if again is None:
         rows = jnp.where(counts, evidence.task_ids, capacity)
         successes = jnp.minimum(evidence.successes, evidence.trials)
         return pool._replace(
             successes=pool.successes.at[rows].add(successes, mode="drop"),
             trials=pool.trials.at[rows].add(evidence.trials, mode="drop"),
+            most_failed=pool.most_failed.at[rows].max(failed, mode="drop"),
+            most_solved=pool.most_solved.at[rows].max(solved, mode="drop"),
             # The list is not kept: incomplete, if the pool should grow before the next step.
             num_touched=jnp.full_like(pool.num_touched, pool.touched.shape[0] + 1),
         )
@@ -273,6 +316,8 @@ def _add_counts(
     return pool._replace(
         successes=pool.successes.at[rows].add(successes, mode="drop"),
         trials=pool.trials.at[rows].add(evidence.trials, mode="drop"),
+        most_failed=pool.most_failed.at[rows].max(failed, mode="drop"),
+        most_solved=pool.most_solved.at[rows].max(solved, mode="drop"),
         touched=pool.touched.at[place].set(looked_at, mode="drop"),
         num_touched=pool.num_touched + _count(new),
     )
@@ -337,7 +382,10 @@ def close_step(
       keep_open: whether a visit that brought some of it waits for the rest of its attempts.
     """
     capacity, step = pool.active.shape[0], pool.step + 1
-    fused = StepEvidence(pool.successes, pool.trials, pool.domain, pool.domain_sizes.shape[0])
+    fused = StepEvidence(
+        pool.successes, pool.trials, pool.domain, pool.domain_sizes.shape[0],
+        most_failed=pool.most_failed, most_solved=pool.most_solved,
+    )  # fmt: skip
     if pool.touched.shape[0] < capacity and _is_small(pool):
         first = top_k((pool.trials > 0).astype(jnp.float32), pool.touched.shape[0])[1]
         rows = jnp.where(pool.trials[first] > 0, first.astype(jnp.int32), capacity)
@@ -397,6 +445,8 @@ def clear_pending(pool: PoolState, fused: StepEvidence, zero: Array) -> PoolStat
     few = pool._replace(
         successes=pool.successes.at[rows].set(0, mode="drop"),
         trials=pool.trials.at[rows].set(0, mode="drop"),
+        most_failed=pool.most_failed.at[rows].set(0, mode="drop"),
+        most_solved=pool.most_solved.at[rows].set(0, mode="drop"),
         touched=jnp.full_like(pool.touched, pool.active.shape[0]),
         num_touched=jnp.zeros_like(pool.num_touched),
     )
@@ -407,6 +457,8 @@ def _clear_all(pool: PoolState) -> PoolState:
     return pool._replace(
         successes=jnp.zeros_like(pool.successes),
         trials=jnp.zeros_like(pool.trials),
+        most_failed=jnp.zeros_like(pool.most_failed),
+        most_solved=jnp.zeros_like(pool.most_solved),
         touched=jnp.full_like(pool.touched, pool.active.shape[0]),
         num_touched=jnp.zeros_like(pool.num_touched),
     )
@@ -427,6 +479,8 @@ def retire(pool: PoolState, task_ids: Array) -> PoolState:
         domain_sizes=_domain_sizes(active, pool.domain, pool.domain_sizes.shape[0]),
         successes=pool.successes.at[rows].set(0, mode="drop"),
         trials=pool.trials.at[rows].set(0, mode="drop"),
+        most_failed=pool.most_failed.at[rows].set(0, mode="drop"),
+        most_solved=pool.most_solved.at[rows].set(0, mode="drop"),
     )
 
 

@@ -13,6 +13,7 @@ from typing import Any, get_args
 
 import jax
 
+from bots_jax.choice.worth import WORTHS
 from bots_jax.evaluate import report
 from bots_jax.rl import finetune
 from bots_jax.rl.finetune import FinetuneConfig, StoppedError
@@ -225,6 +226,8 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     for name, text in SETTINGS.items():
         flag = f"--{name.replace('_', '-')}"
         selectors.add_argument(flag, type=float, metavar="X", help=text)
+    text = "what a task is worth to auto; pass_gain goes with --estimator maxrl [mixed]"
+    selectors.add_argument("--worth", choices=WORTHS, help=text)
     selectors.add_argument("--by-domain", action="store_true",
         help="a capability of its own for each domain of your file, or family of ours")  # fmt: skip
 
@@ -256,7 +259,7 @@ def make_config(args: argparse.Namespace) -> FinetuneConfig:
         return default if value is None else value
 
     names = given("strategies", ",".join(base.strategies))
-    settings = {name: getattr(args, name) for name in SETTINGS}
+    settings = {name: getattr(args, name) for name in (*SETTINGS, "worth")}
     return dataclasses.replace(
         base,
         strategies=tuple(name.strip() for name in names.split(",") if name.strip()),

@@ -19,7 +19,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bots_jax import checkpoint
+from bots_jax import checkpoint, features
 from bots_jax.checks import check_choice
 from bots_jax.evaluate.task_files import read_tasks
 from bots_jax.pool.reference import TaskFeatures
@@ -116,7 +116,9 @@ class FinetuneConfig:
     by_domain: bool = False  # a capability of its own for each domain or family
     reference_rollouts: int = 8  # of each task by each reference
     checkpoint_every: int = 1  # steps
-    settings: Mapping[str, float] = dataclasses.field(default_factory=dict)  # of the selectors
+    settings: Mapping[str, float | str] = dataclasses.field(
+        default_factory=dict
+    )  # of the selectors
     loop: LoopConfig = LoopConfig()
     warmup: WarmupConfig = WarmupConfig()
 
@@ -248,6 +250,7 @@ class Problem(NamedTuple):
     held_out: TaskPool
     held_out_verifier: Verifier
     reference: np.ndarray  # f32[2, N], pass rates of the early and the late checkpoint
+    texts: Sequence[str] | None = None  # what is asked; None: the pool's characters
 
 
 class Compiled(NamedTuple):
@@ -474,12 +477,19 @@ def start(config: Comparison, problem: Problem, selector: Selector, name: str) -
     known: Any = problem.reference if told in ("references", "everything") else None
     try:
         if told in ("prompts", "everything"):
-            known = TaskFeatures(known, worlds.prompt_features(problem.pool))
+            known = TaskFeatures(known, _prompt_features(problem))
             return selector.init(known, domains=domains)
         tasks = len(np.asarray(problem.pool.prompts))
         return selector.init(known, num_tasks=tasks, domains=domains)
     except ValueError as error:
         raise ValueError(f"strategy {name}: {error}; or leave the strategy out") from None
+
+
+def _prompt_features(problem: Problem) -> np.ndarray:
+    """f32[F, N] of what is asked."""
+    if problem.texts is None:
+        return worlds.prompt_features(problem.pool)
+    return np.asarray(features.text(problem.texts), np.float32).T
 
 
 def train(

@@ -75,7 +75,7 @@ class StepMetrics(NamedTuple):
 
     task_ids: Array  # i32[B], -1 where fewer tasks were eligible
     successes: Array  # f[B], summed rewards; 0 where invalid
-    effective_task_ratio: Array  # f, share of the selected with rewards neither all 0 nor all 1
+    effective_task_ratio: Array  # f, share of the selected whose rewards differ
     mean_reward: Array  # f, over the selected
     generated_tokens: Array  # i32, over the selected
     unsound: Array  # i32, groups left out because a reward was not in [0, 1]
@@ -168,6 +168,11 @@ def make_learn(
     return learn
 
 
+def differ(rewards: Array) -> Array:
+    """bool[...]: groups whose rewards f[..., G] are not all alike, and so have a gradient."""
+    return jnp.max(rewards, axis=-1) > jnp.min(rewards, axis=-1)
+
+
 def evidence_of(selection: Selection, seen: Experience) -> Evidence:
     """What the selector is told: summed rewards of each selected task and how many there were.
 
@@ -178,7 +183,10 @@ def evidence_of(selection: Selection, seen: Experience) -> Evidence:
     trials = jnp.where(counts, float(group), 0.0)
     successes = jnp.where(counts, jnp.sum(seen.rewards, axis=1), 0.0)
     attempts = jnp.full_like(trials, group)
-    return Evidence(selection.task_ids, successes, trials, selection.visit, attempts=attempts)
+    return Evidence(
+        selection.task_ids, successes, trials, selection.visit,
+        attempts=attempts, differ=differ(seen.rewards),
+    )  # fmt: skip
 
 
 StepFn = Callable[[LoopState, Any], tuple[LoopState, StepMetrics]]
@@ -222,7 +230,7 @@ def summarise(selection: Selection, seen: Experience, gradient: Metrics, info: I
     group = seen.rewards.shape[1]
     counted = selection.valid & seen.sound
     selected = jnp.maximum(jnp.sum(counted), 1).astype(successes.dtype)
-    mixed = counted & (successes > 0) & (successes < group)
+    mixed = counted & differ(seen.rewards)
     lengths = jnp.where(selection.valid[:, None], seen.rollouts.lengths, 0)
     return StepMetrics(
         task_ids=selection.task_ids,

@@ -6,7 +6,7 @@ In: a `Batch` of rollouts and their rewards. Out: new parameters and `Metrics`. 
 
 with r_it = pi(o_it) / pi_old(o_it) the ratio of token t in completion i, A_i the advantage of
 the completion in its group, D the divergence from the base policy, and w the weights that
-average over tokens, completions and prompts. Three published settings:
+average over tokens, completions and prompts. Four published settings:
 
 =========  =============================================  =================================
 estimator  advantage A_i                                  w_it, within a group
@@ -14,10 +14,13 @@ estimator  advantage A_i                                  w_it, within a group
 grpo       (R_i - mean R) / std R                         1 / (G |o_i|)
 dr_grpo    R_i - mean R                                   1 / (G L)
 rloo       R_i - mean of the other R_j                    1 / (G L)
+maxrl      (R_i - mean R) / mean R                        1 / (G |o_i|)
 =========  =============================================  =================================
 
 GRPO: Shao et al., arXiv 2402.03300, eq. 3. Dr. GRPO: Liu et al., arXiv 2503.20783, sec. 3.2.
 RLOO: Ahmadian et al., arXiv 2402.14740, eq. 8 (times 1 / L, which AdamW does not notice).
+MaxRL: Tajwar et al., arXiv 2602.02710: the gradient of log p instead of p, as far as G rollouts
+tell, by which what is rarely solved counts more. Rewards must not be negative.
 """
 
 from __future__ import annotations
@@ -33,7 +36,7 @@ import optax
 from bots_jax.rl.policy import GraphDef, Params, extend, prefill
 
 Array = jax.Array
-Estimator = Literal["grpo", "rloo", "dr_grpo"]
+Estimator = Literal["grpo", "rloo", "dr_grpo", "maxrl"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +58,7 @@ class GradientConfig:
     kl_weight: float = 0.0  # b; above 0 the batch must carry `base_logprobs`
     chunk: int = 0  # prompts differentiated at a time, to save memory; 0: all at once
     mixed_chunk: int = 0  # mixed groups differentiated at a time, the rest skipped; 0: no skipping
+    upper_layers: int = 0  # so many of the last layers are trained, and no others; 0: everything
 
     def __post_init__(self) -> None:
         if self.estimator not in get_args(Estimator):
@@ -62,7 +66,7 @@ class GradientConfig:
                 f"estimator={self.estimator!r} is unknown; use one of {get_args(Estimator)}"
             )
         for name in ("lr_warmup", "lr_decay", "weight_decay", "kl_weight", "clip_high", "chunk",
-                     "mixed_chunk"):  # fmt: skip
+                     "mixed_chunk", "upper_layers"):  # fmt: skip
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name}={getattr(self, name)} must be finite and at least 0")
         for name in ("learning_rate", "max_grad_norm"):
@@ -131,7 +135,35 @@ def rate_schedule(config: GradientConfig) -> optax.Schedule:
 
 def init_train_state(params: Params, config: GradientConfig) -> TrainState:
     """Step 0: parameters as given, a fresh optimizer."""
-    return TrainState(params, make_optimizer(config).init(params), jnp.zeros((), jnp.int32))
+    opt_state = make_optimizer(config).init(trained(params, config))
+    return TrainState(params, opt_state, jnp.zeros((), jnp.int32))
+
+
+def trained(params: Params, config: GradientConfig) -> Params:
+    """Those of the parameters that are trained: all, or the upper layers and the last norm.
+
+    What is below them is not differentiated, which on a CPU is most of a step's time.
+
+    Raises:
+      ValueError: if there are not so many layers.
+    """
+    if config.upper_layers == 0:
+        return params
+    layers = params["layers"]
+    if config.upper_layers > len(layers):
+        raise ValueError(
+            f"upper_layers={config.upper_layers} is more than the model's {len(layers)} layers; "
+            "give fewer, or 0 to train everything"
+        )
+    upper = sorted(layers)[-config.upper_layers :]
+    return {"layers": {i: layers[i] for i in upper}, "final_norm": params["final_norm"]}
+
+
+def _replaced(params: Params, part: Params, config: GradientConfig) -> Params:
+    """The parameters with their trained part in its place."""
+    if config.upper_layers == 0:
+        return part
+    return {**params, **part, "layers": {**params["layers"], **part["layers"]}}
 
 
 def completion_logprobs(
@@ -175,15 +207,19 @@ def advantages(rewards: Array, estimator: Estimator) -> Array:
 
     grpo: eq. after eq. 3 of 2402.03300; the standard deviation divides by G. dr_grpo: the
     same without it (2503.20783). rloo: eq. 8 of 2402.14740, which is G / (G - 1) dr_grpo.
+    maxrl: by the mean in place of the standard deviation (2602.02710).
     """
     group = rewards.shape[-1]
     mixed = jnp.max(rewards, axis=-1, keepdims=True) > jnp.min(rewards, axis=-1, keepdims=True)
     # The mean of equal numbers can differ from them by rounding, so 0 is set, not computed.
-    centred = jnp.where(mixed, rewards - jnp.mean(rewards, axis=-1, keepdims=True), 0.0)
+    mean = jnp.mean(rewards, axis=-1, keepdims=True)
+    centred = jnp.where(mixed, rewards - mean, 0.0)
     if estimator == "dr_grpo":
         return centred
     if estimator == "rloo":
         return centred * (group / max(group - 1, 1))
+    if estimator == "maxrl":
+        return centred / jnp.where(mixed, mean, 1.0)
     spread = jnp.sqrt(jnp.mean(centred**2, axis=-1, keepdims=True))
     return centred / jnp.where(mixed, spread, 1.0)
 
@@ -193,7 +229,7 @@ def token_weights(mask: Array, valid: Array, estimator: Estimator) -> Array:
     counted = mask & valid[:, None, None]
     prompts = jnp.maximum(jnp.sum(valid), 1).astype(jnp.float32)
     lengths = jnp.maximum(jnp.sum(mask, axis=-1, keepdims=True), 1).astype(jnp.float32)
-    per_completion = lengths if estimator == "grpo" else jnp.float32(mask.shape[-1])
+    per_completion = lengths if estimator in ("grpo", "maxrl") else jnp.float32(mask.shape[-1])
     return jnp.where(counted, 1.0 / (prompts * mask.shape[1] * per_completion), 0.0)
 
 
@@ -242,22 +278,27 @@ def make_train_step(
     """
     optimizer = make_optimizer(config)
 
-    def loss(params: Params, batch: Batch) -> tuple[Array, Metrics]:
-        now = completion_logprobs(
-            graphdef, params, batch.prompts, batch.tokens, temperature, config.chunk
-        )
-        return surrogate(now, batch, config)
-
     def gradient(params: Params, batch: Batch) -> tuple[Metrics, Params]:
+        """Of the trained parameters."""
+
+        def loss(part: Params, batch: Batch) -> tuple[Array, Metrics]:
+            now = completion_logprobs(
+                graphdef, _replaced(params, part, config), batch.prompts, batch.tokens,
+                temperature, config.chunk,
+            )  # fmt: skip
+            return surrogate(now, batch, config)
+
+        part = trained(params, config)
         if config.mixed_chunk and config.mixed_chunk < len(batch.prompts):
-            return _mixed_gradient(loss, params, batch, config)
-        (_, metrics), grads = jax.value_and_grad(loss, has_aux=True)(params, batch)
+            return _mixed_gradient(loss, part, batch, config)
+        (_, metrics), grads = jax.value_and_grad(loss, has_aux=True)(part, batch)
         return metrics, grads
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         metrics, grads = gradient(state.params, batch)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        part = trained(state.params, config)
+        updates, opt_state = optimizer.update(grads, state.opt_state, part)
+        params = _replaced(state.params, optax.apply_updates(part, updates), config)
         metrics = metrics._replace(grad_norm=optax.tree.norm(grads))
         return TrainState(params, opt_state, state.step + 1), metrics
 

@@ -93,14 +93,45 @@ def rollout(
     return _finish(end.tokens, end.logprobs)
 
 
+# Of the vocabulary, from which on one number is drawn for a token instead of one for each entry:
+# at 49,152 entries that takes a fiftieth of the time on a CPU.
+_MANY_TOKENS = 4096
+_BLOCK = 256
+
+
 def _draw(rng_key: Array, logits: Array, temperature: float) -> tuple[Array, Array]:
     """One token of each row and its log-probability."""
     logprobs = jax.nn.log_softmax(logits / temperature if temperature > 0 else logits)
-    if temperature > 0:
+    if temperature > 0 and logits.shape[-1] > _MANY_TOKENS:
+        token = _invert(jax.random.uniform(rng_key, logprobs.shape[:-1]), logprobs)
+    elif temperature > 0:
         token = jax.random.categorical(rng_key, logprobs).astype(jnp.int32)
     else:
         token = jnp.argmax(logprobs, axis=-1).astype(jnp.int32)
     return token, jnp.take_along_axis(logprobs, token[..., None], axis=-1)[..., 0]
+
+
+def _invert(uniform: Array, logprobs: Array) -> Array:
+    """Tokens i32[...] where the distribution function of f[..., V] passes f[...] in [0, 1).
+
+    In two steps, block by block and then in one block. Never one of probability 0.
+    """
+    empty = [(0, 0)] * (logprobs.ndim - 1) + [(0, -logprobs.shape[-1] % _BLOCK)]
+    weights = jnp.pad(jnp.exp(logprobs), empty).reshape(*logprobs.shape[:-1], -1, _BLOCK)
+    upto = jnp.cumsum(jnp.sum(weights, axis=-1), axis=-1)
+    place = uniform * upto[..., -1]
+    block = _passes(upto, place)
+    before = jnp.take_along_axis(upto, jnp.maximum(block - 1, 0)[..., None], axis=-1)[..., 0]
+    before = jnp.where(block > 0, before, 0.0)
+    own = jnp.take_along_axis(weights, block[..., None, None], axis=-2)[..., 0, :]
+    return block * _BLOCK + _passes(jnp.cumsum(own, axis=-1), place - before)
+
+
+def _passes(upto: Array, place: Array) -> Array:
+    """First index where sums f[..., K] exceed f[...]; by rounding perhaps the last that rises."""
+    found = jnp.sum(upto <= place[..., None], axis=-1, dtype=jnp.int32)
+    last = jnp.argmax(upto, axis=-1).astype(jnp.int32)  # the first of the largest
+    return jnp.minimum(found, last)
 
 
 def _append(now: _Progress, token: Array, logprob: Array) -> _Progress:

@@ -148,9 +148,10 @@ class WorldData(NamedTuple):
     reference: NDArray[np.float32]  # f[2, N], pass rates of the early and the late checkpoint
 
 
-def loop_config(world: World) -> LoopConfig:
+def loop_config(world: World, estimator: Any = "grpo") -> LoopConfig:
     """The settings of a step that is measured: a rate that falls to 0 by the last one."""
     gradient = GradientConfig(
+        estimator=estimator,
         learning_rate=world.learning_rate,
         lr_warmup=min(5, world.steps - 1),
         lr_decay=world.steps,

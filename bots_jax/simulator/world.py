@@ -8,7 +8,8 @@ when it is asked for: a world of 1e7 tasks takes no memory. With skills theta f[
 
     w_k   loadings, E_d^q / sum E^q with E_d ~ Exp(1): which skills the task needs
     b_k   difficulty, a normal with one standard deviation above and one below its middle;
-          a share of the tasks is beyond any policy (wrong labels)
+          a share of the tasks is beyond any policy (wrong labels), and a share is guessed: these
+          need no skill and teach none (w_k = 0, b_k = 0)
     e_k   what was learned of this very task (`learning.py`)
     slip  share of rollouts that fail on any task (a wrong format, a slip of the pen),
           slip_0 exp(-f mean theta): training on anything lowers it
@@ -64,6 +65,7 @@ class Config(NamedTuple):
     strong_scale: Number  # c
     strong_taste: Number  # sigma_y
     strong_slip: Number  # slip_strong, a probability
+    guessed: Number = 0.0  # share of tasks that are guessed half of the time, whatever was learned
 
 
 class World(NamedTuple):
@@ -97,6 +99,7 @@ def as_config(numbers: Any) -> Config:
       ValueError: naming a field that is unknown, missing or of the wrong shape.
     """
     given = numbers._asdict() if isinstance(numbers, Config) else dict(numbers)
+    given = {**Config._field_defaults, **given}
     if set(given) != set(Config._fields):
         wrong = sorted(set(given) ^ set(Config._fields))
         raise ValueError(f"config: {wrong[0]!r} is unknown or missing; give {Config._fields}")
@@ -120,14 +123,17 @@ def describe_tasks(world: World, task_ids: Array) -> Tasks:
 
     u = jax.vmap(uniforms)(task_ids)
     waves = u[:, skills + 3 :].reshape(-1, 3, WAVES)
+    place, config = u[:, skills + 2], world.config
+    guessed = (place >= config.unsolvable) & (place < config.unsolvable + config.guessed)
+    difficulty = _difficulty(ndtri(u[:, skills]), place, config)
     scale = world.config.drift * jnp.sqrt(1.0 / WAVES)
     return Tasks(
-        loadings=_loadings(u[:, :skills], world.config.focus),
-        difficulty=_difficulty(ndtri(u[:, skills]), u[:, skills + 2], world.config),
+        loadings=jnp.where(guessed[:, None], 0, _loadings(u[:, :skills], config.focus)),
+        difficulty=jnp.where(guessed, 0, difficulty),
         amplitude=scale * jnp.sqrt(-2 * jnp.log(waves[:, 0])),
         frequency=jnp.tan(jnp.pi * (waves[:, 1] - 0.5)) / world.config.drift_time,
         phase=2 * jnp.pi * waves[:, 2],
-        taste=world.config.strong_taste * ndtri(u[:, skills + 1]),
+        taste=jnp.where(guessed, 0, config.strong_taste * ndtri(u[:, skills + 1])),
     )
 
 

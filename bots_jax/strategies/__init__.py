@@ -7,6 +7,7 @@ keyword-only `batch_size`, `rollouts` and the settings of its own.
 from __future__ import annotations
 
 import inspect
+from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 from bots_jax.auto_selector import auto
 from bots_jax.bots_selector import bots
 from bots_jax.checks import check_choice
+from bots_jax.settings import AUTO_DEFAULTS, BOTS_DEFAULTS
 from bots_jax.strategies.adarft import adarft
 from bots_jax.strategies.balanced import balanced
 from bots_jax.strategies.binned_thompson import binned_thompson
@@ -23,6 +25,7 @@ from bots_jax.strategies.epochs import epochs
 from bots_jax.strategies.greso import greso
 from bots_jax.strategies.insight import insight
 from bots_jax.strategies.kgps import kgps
+from bots_jax.strategies.learning_progress import learning_progress
 from bots_jax.strategies.lesson_weights import lesson_weights
 from bots_jax.strategies.mapp import mapp
 from bots_jax.strategies.mopps import mopps
@@ -53,6 +56,7 @@ STRATEGIES: dict[str, Callable[..., Selector]] = {
     "kgps": kgps,
     "kgps-logit": partial(kgps, scale="logit"),
     "kgps-paced": partial(kgps, choice="paced"),
+    "learning-progress": learning_progress,
     "lesson-weights": lesson_weights,
     "mapp": mapp,
     "mopps": mopps,
@@ -71,22 +75,52 @@ ORACLES: dict[str, Callable[..., Selector]] = {
 }
 
 
-# Numbers that a command line may give, and what they mean.
-SETTINGS: dict[str, str] = {
-    "target": "p*, the success probability worth training on [0.5]",
-    "forgetting": "lambda, share of the posterior pulled to the prior a step [0.1]",
-    "implicit_weight": "rho, weight of implicit evidence [0.1]",
-    "capability_momentum": "gamma, smoothing of the capability [0.9]",
-    "temperature": "tau, noise in the choice [0: the nearest are taken]",
-    "breadth": "c, what auto, balanced and oracle-mixed charge for recent visits [0.1, 0.1, 0]",
-    "exploration": "share of the batch that is drawn uniformly [0]",
-}
-
-
 def open_settings(factory: Callable[..., Selector]) -> set[str]:
     """Names of the settings that a factory takes and its name does not fix."""
     fixed = getattr(factory, "keywords", {})
     return set(inspect.signature(factory).parameters) - set(fixed)
+
+
+def default_of(name: str, factory: Callable[..., Selector]) -> str:
+    """What a setting of a factory is where nothing is given."""
+    value = inspect.signature(factory).parameters[name].default
+    if value is None and factory is auto and name in ("forgetting", "implicit_weight"):
+        return "learned"
+    if value is None:
+        value = getattr(AUTO_DEFAULTS if factory is auto else BOTS_DEFAULTS, name)
+    return f"{value:g}"
+
+
+def _with_defaults(name: str, text: str) -> str:
+    """The text, and in brackets the default of most strategies; then of those with another."""
+    defaults = {
+        label: default_of(name, factory)
+        for label, factory in {**STRATEGIES, **ORACLES}.items()
+        if name in open_settings(factory)
+    }
+    most = Counter(defaults.values()).most_common(1)[0][0]
+    others = {label: value for label, value in defaults.items() if value != most}
+    told = [
+        f"{label} {value}"
+        for label, value in others.items()
+        if others.get(label.rsplit("-", 1)[0], "") != value or "-" not in label  # a variant
+    ]
+    return f"{text} [{'; '.join([most, ', '.join(told)]) if told else most}]"
+
+
+# Numbers that a command line may give, and what they mean.
+SETTINGS: dict[str, str] = {
+    name: _with_defaults(name, text)
+    for name, text in {
+        "target": "p*, the success probability worth training on",
+        "forgetting": "lambda, share of the posterior pulled to the prior a step",
+        "implicit_weight": "rho, weight of implicit evidence",
+        "capability_momentum": "gamma, smoothing of the capability",
+        "temperature": "tau, noise in the choice, 0 for none",
+        "breadth": "c, what recent visits cost a task",
+        "exploration": "share of the batch that is drawn uniformly",
+    }.items()
+}
 
 
 def configure(
@@ -121,7 +155,7 @@ def make_strategy(name: str, **settings: Any) -> Selector:
 
 
 __all__ = [
-    "CHEATING",
+    "ORACLES",
     "SETTINGS",
     "STRATEGIES",
     "adarft",
@@ -134,6 +168,7 @@ __all__ = [
     "greso",
     "insight",
     "kgps",
+    "learning_progress",
     "lesson_weights",
     "make_strategy",
     "mapp",

@@ -10,8 +10,7 @@ raised to at least .05 / bins, and normalised again. A place in the batch is giv
 by weight, and then to any of its tasks. r = 2 lets a bin at the floor be tried again; with
 r = 0 the few groups that it gets confirm for ever that it is useless.
 
-Departures: a group is what a task brought in one step, mixed if 0 < successes < trials, so
-that fractional rewards that are all equal count as mixed. Weights are drawn anew at each
+Departures: a group is what a task brought in one step. Weights are drawn anew at each
 `select`, not once a step. Bins are domains, or intervals of the reference pass rate: see
 `bins.py`.
 """
@@ -28,7 +27,7 @@ from bots_jax.checks import check_count, check_number
 from bots_jax.compose import BeliefModel, Choice, Shared, compose, factory
 from bots_jax.numerics import beta_draws
 from bots_jax.pool.reference import Reference
-from bots_jax.pool.visits import StepEvidence
+from bots_jax.pool.visits import StepEvidence, is_mixed
 from bots_jax.strategies import bins
 from bots_jax.strategies.choices import among_allowed, mean_rate
 from bots_jax.strategies.counting import counting_settings, counting_with
@@ -94,9 +93,8 @@ def _decayed_groups(intervals: int, keep: float, reversion: float) -> BeliefMode
         memory: Groups, settings: Settings, reference: Reference, fused: StepEvidence
     ) -> Groups:
         at, count = bins.bin_of(reference, fused.domain, fused.num_domains, intervals)
-        mixed = (fused.successes > 0) & (fused.successes < fused.trials)
         dtype = fused.trials.dtype
-        informative = bins.bin_sums(mixed.astype(dtype), at, count)
+        informative = bins.bin_sums(is_mixed(fused).astype(dtype), at, count)
         groups = bins.bin_sums((fused.trials > 0).astype(dtype), at, count)
         informative += keep * memory.informative + reversion / 2
         return Groups(informative, keep * memory.groups + groups + reversion)

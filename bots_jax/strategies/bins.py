@@ -15,14 +15,14 @@ import jax
 import jax.numpy as jnp
 
 from bots_jax.numerics.arithmetic import safe_ratio
-from bots_jax.pool.reference import Reference
+from bots_jax.pool.reference import Reference, is_known
 from bots_jax.strategies.choices import drawn_by
 from bots_jax.types import Array, State
 
 
 def mean_reference(reference: Reference) -> tuple[Array, Array]:
     """f[C] mean pass rate of the references that are known, 0 without any; bool[C], if any."""
-    known = ~jnp.isnan(reference.rates)
+    known = is_known(reference.rates)
     total = jnp.sum(jnp.where(known, reference.rates, 0), axis=0)
     models = jnp.sum(known, axis=0).astype(total.dtype)
     return safe_ratio(total, models), models > 0

@@ -22,7 +22,7 @@ from jax import lax
 from bots_jax.compose import BeliefInfo, BeliefModel, Choice, compose, factory
 from bots_jax.numerics.arithmetic import masked_mean
 from bots_jax.numerics.random_bits import gumbel
-from bots_jax.pool.reference import Reference
+from bots_jax.pool.reference import Reference, is_known
 from bots_jax.pool.visits import StepEvidence
 from bots_jax.strategies.counting import counting_settings, no_inference
 from bots_jax.types import Array, ArrayLike, Belief, Selector, Settings, State
@@ -140,7 +140,7 @@ def features(reference: Reference) -> Array:
     if reference.embeddings is not None:
         return reference.embeddings.T
     rates = jnp.clip(reference.rates, 0.05, 0.95)  # a few tries of a reference tell no more
-    logits, known = jax.scipy.special.logit(rates), ~jnp.isnan(rates)
+    logits, known = jax.scipy.special.logit(rates), is_known(reference.rates)
     count = jnp.maximum(jnp.sum(known, axis=1, keepdims=True, dtype=rates.dtype), 1)
     mean = jnp.sum(jnp.where(known, logits, 0), axis=1, keepdims=True) / count
     apart = jnp.where(known, logits - mean, 0)

@@ -59,8 +59,7 @@ def _init(settings: Settings, reference: Reference, num_domains: int) -> Curricu
     models, capacity = reference.rates.shape
     if not models:
         raise ValueError("reference is None: easy-to-hard orders tasks by reference pass rates")
-    strong, weak = jnp.nan_to_num(reference.rates[-1], nan=-1), reference.rates[0]
-    weak = jnp.nan_to_num(weak, nan=-1)
+    strong, weak = reference.rates[-1], reference.rates[0]  # the unknown are below 0, and last
     order = jnp.lexsort((-weak, -strong))
     same = (jnp.diff(strong[order]) == 0) & (jnp.diff(weak[order]) == 0)
     ranks = jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(~same, dtype=jnp.int32)])

@@ -107,7 +107,8 @@ class _Free:
         ids, draws, valid, visit = selection
         rolled = roll(0, ids, self.rollouts)
         trials = jnp.where(valid, float(self.rollouts), 0.0)
-        evidence = Evidence(ids, _successes(rolled, valid), trials, visit)
+        differ = _is_mixed(rolled, valid)
+        evidence = Evidence(ids, _successes(rolled, valid), trials, visit, differ=differ)
         generated, tokens = _cost(rolled, valid)
         collected = TrainBatch(ids, draws, valid, rolled, generated, tokens)
         return self.observe(state, evidence), collected
@@ -132,9 +133,15 @@ def _cost(rolled: Rolled, valid: Array) -> tuple[Array, Array]:
 
 
 def _is_mixed(rolled: Rolled, valid: Array) -> Array:
-    """bool[M]: rewards neither all 0 nor all 1."""
-    total, group = jnp.sum(rolled.rewards, axis=1), rolled.rewards.shape[1]
-    return valid & (total > 0) & (total < group)
+    """bool[M]: rewards that are not all alike."""
+    return valid & (jnp.max(rolled.rewards, axis=1) > jnp.min(rolled.rewards, axis=1))
+
+
+def _differ_in_two_groups(first: Rolled, second: Rolled, rows: Array) -> Array:
+    """bool[M]: whether rewards f[M, .] and those f[B, .] of some of the rows differ."""
+    highest, lowest = jnp.max(first.rewards, axis=1), jnp.min(first.rewards, axis=1)
+    highest = highest.at[rows].max(jnp.max(second.rewards, axis=1), mode="drop")
+    return highest > lowest.at[rows].min(jnp.min(second.rewards, axis=1), mode="drop")
 
 
 # --- rounds until the batch is full of mixed groups ------------------------------------------
@@ -153,6 +160,7 @@ class PartialBatch(NamedTuple):
     successes: Array  # f[R B]
     trials: Array  # f[R B]
     visit: Array  # i32[R B]
+    differ: Array  # bool[R B]
 
 
 def _fill(
@@ -191,7 +199,7 @@ def _nothing(state: State, selection: Selection, rolled: Rolled, rounds: int) ->
     none, nothing = jnp.full((rows,), -1, jnp.int32), jnp.zeros((rows,), dtype)
     return PartialBatch(
         state, zero, zero, jnp.ones((), bool), batch, empty, none, nothing, nothing,
-        jnp.full_like(none, -1),
+        jnp.full_like(none, -1), jnp.zeros((rows,), bool),
     )  # fmt: skip
 
 
@@ -229,11 +237,14 @@ def _add_round(
         filling.successes.at[row].set(successes),
         filling.trials.at[row].set(trials),
         filling.visit.at[row].set(visit),
+        filling.differ.at[row].set(mixed),
     )
 
 
 def _told(selector: Selector, filling: PartialBatch) -> State:
-    evidence = Evidence(filling.ids, filling.successes, filling.trials, filling.visit)
+    evidence = Evidence(
+        filling.ids, filling.successes, filling.trials, filling.visit, differ=filling.differ
+    )
     return selector.observe(filling.state, evidence)
 
 
@@ -346,6 +357,7 @@ def learnability(
             solved.at[row].add(_successes(rolled, valid), mode="drop"),
             trials.at[row].add(rollouts, mode="drop"),
             selection.visit,
+            differ=_differ_in_two_groups(tried, rolled, row),
         )
         draws = jnp.where(valid, selection.rate[best], 0)
         collected = TrainBatch(ids, draws, valid, rolled, cost + again, tokens + more)
@@ -407,7 +419,8 @@ def dots(
         tried = roll(1, ids, tries)
         solved = _successes(tried, valid)
         trials = jnp.where(valid, float(tries), 0.0).astype(solved.dtype)
-        state = selector.observe(state, Evidence(ids, solved, trials))
+        differ = _is_mixed(tried, valid)
+        state = selector.observe(state, Evidence(ids, solved, trials, differ=differ))
         return measured(state, ids, solved, tries, steps, rate), *_cost(tried, valid)
 
     train = no_oversampling(selector, rollouts).collect

@@ -23,7 +23,7 @@ from bots_jax.rl.policy_gradient import (
 from bots_jax.rl.rollouts import rollout
 from bots_jax.rl.tasks import encode_prompts
 
-ESTIMATORS = ("grpo", "rloo", "dr_grpo")
+ESTIMATORS = ("grpo", "rloo", "dr_grpo", "maxrl")
 
 
 def batch_of(rng: np.random.Generator, estimator_base: bool = False) -> Batch:
@@ -51,8 +51,10 @@ def numpy_loss(now: np.ndarray, batch: Batch, config: GradientConfig) -> float:
             gain = rewards[i] - (others.mean() if config.estimator == "rloo" else rewards.mean())
             if config.estimator == "grpo":
                 gain /= rewards.std()
+            if config.estimator == "maxrl":
+                gain /= rewards.mean()
             tokens = np.flatnonzero(batch.mask[b, i])
-            share = len(tokens) if config.estimator == "grpo" else 5
+            share = len(tokens) if config.estimator in ("grpo", "maxrl") else 5
             for t in tokens:
                 ratio = np.exp(now[b, i, t] - float(batch.logprobs[b, i, t]))
                 clipped = np.clip(ratio, 1 - config.clip_low, 1 + config.clip_high)
@@ -145,6 +147,38 @@ def test_invalid_rows_contribute_nothing(lived: tuple) -> None:
     one, _ = step(start, make_batch(lived, rewards, [True, False]))
     other, _ = step(start, make_batch(lived, rewards.at[1].set(jnp.arange(4.0)), [True, False]))
     chex.assert_trees_all_equal(one.params, other.params)
+
+
+@pytest.mark.parametrize("mixed_chunk", [0, 1])
+def test_upper_layers_alone_move_as_their_gradient_says(lived: tuple, mixed_chunk: int) -> None:
+    """The first step of AdamW goes by signs: where all is trained, those parts move alike."""
+    depth = 2
+    config = PolicyConfig(width=16, depth=depth, heads=2, mlp_width=32)
+    graphdef, params = make_policy(config, jax.random.key(0))
+    rewards = jnp.asarray([[1.0, 0, 0, 0], [0, 0, 1.0, 0]])
+    batch = make_batch(lived, rewards, [True] * 2)
+    now = completion_logprobs(graphdef, params, batch.prompts, batch.tokens)
+    batch = batch._replace(logprobs=now)
+    settings = {"learning_rate": 1e-3, "lr_warmup": 0, "max_grad_norm": 1e9}
+    after = {}
+    for upper in (0, 1):
+        config = GradientConfig(**settings, upper_layers=upper, mixed_chunk=mixed_chunk)
+        start = init_train_state(params, config)
+        after[upper] = jax.jit(make_train_step(graphdef, config))(start, batch)[0]
+    moved = after[1].params
+    for part in ("layers", "final_norm"):
+        own, whole = moved[part], after[0].params[part]
+        if part == "layers":
+            own, whole = own[depth - 1], whole[depth - 1]
+        chex.assert_trees_all_close(own, whole, atol=1e-5)
+    assert not np.array_equal(moved["final_norm"]["scale"], params["final_norm"]["scale"])
+    chex.assert_trees_all_equal(moved["embedding"], params["embedding"])
+    below = {i: layer for i, layer in params["layers"].items() if i < depth - 1}
+    chex.assert_trees_all_equal({i: moved["layers"][i] for i in below}, below)
+    count = sum(leaf.size for leaf in jax.tree.leaves(after[1].opt_state))
+    assert count < sum(leaf.size for leaf in jax.tree.leaves(after[0].opt_state))
+    with pytest.raises(ValueError, match="upper_layers=9"):
+        init_train_state(params, GradientConfig(upper_layers=9))
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import bots_jax
 from bots_jax.rl import loop
 from bots_jax.rl.policy import PolicyConfig, full_logits, make_policy
 from bots_jax.rl.policy_gradient import Batch, GradientConfig, completion_logprobs, surrogate
-from bots_jax.rl.rollouts import rollout
+from bots_jax.rl.rollouts import _invert, rollout
 from bots_jax.rl.tasks import BOS, EOS, PAD, decode, encode_prompts, generate_split
 from bots_jax.rl.tasks import python_verifier as from_python
 
@@ -56,6 +56,23 @@ def plain_rollout(policy: Any, prompts: jax.Array, key: jax.Array, group: int, l
     return np.where(ended > 0, PAD, tokens).reshape(len(prompts), group, length)
 
 
+def test_tokens_of_a_large_vocabulary_are_drawn_by_one_number_each() -> None:
+    """The distribution function, inverted in two steps, against one step in float64."""
+    rng = np.random.default_rng(0)
+    logits = 4.0 * rng.normal(size=(2, 3, 5000)).astype(np.float32)
+    logits[..., ::7] = -np.inf
+    logits[0, 0, :4900] = -np.inf  # the blocks before the last are empty
+    logprobs = jax.nn.log_softmax(jnp.asarray(logits))
+    upto = np.cumsum(np.exp(np.asarray(logprobs, np.float64)), axis=-1)
+    for uniform in (*rng.random((40, 2, 3)), np.zeros((2, 3)), np.full((2, 3), 1 - 2**-24)):
+        token = np.asarray(_invert(jnp.asarray(uniform, jnp.float32), logprobs))
+        at = np.take_along_axis(upto, token[..., None], -1)[..., 0]
+        chance = np.exp(np.take_along_axis(np.asarray(logprobs), token[..., None], -1)[..., 0])
+        assert np.all(chance > 0)
+        place = uniform * upto[..., -1]
+        assert np.all((at > place - 1e-5) & (at - chance < place + 1e-5))
+
+
 def test_stopping_early_changes_nothing(policy: Any, prompts: jax.Array) -> None:
     stopped_early = 0
     for seed in range(3):
@@ -73,7 +90,7 @@ def test_fewer_columns_of_room_cut_the_same_completions(policy: Any, prompts: ja
     np.testing.assert_allclose(short.logprobs, long.logprobs[..., :3], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("estimator", ["grpo", "rloo", "dr_grpo"])
+@pytest.mark.parametrize("estimator", ["grpo", "rloo", "dr_grpo", "maxrl"])
 def test_gradient_agrees_with_central_differences(prompts: jax.Array, estimator: str) -> None:
     """Along random directions, in float64, clipping and divergence included."""
     graphdef, params = make_policy(TINY, jax.random.key(2))

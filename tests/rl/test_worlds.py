@@ -267,6 +267,15 @@ def test_what_a_strategy_is_told_is_part_of_its_cell(tmp_path: Path) -> None:
         make_plan(matrix._replace(environments=("simulation",)))
 
 
+def test_the_estimator_is_part_of_a_cell() -> None:
+    plain, other = worlds_environment(), worlds_environment(estimator="maxrl")
+    assert "estimator" not in plain.about  # the cells of before are still those
+    assert other.about == {**plain.about, "estimator": "maxrl"}
+    assert other.name == "frontier, 400 steps, maxrl"
+    with pytest.raises(ValueError, match="estimator='ppo' is unknown"):
+        worlds_environment(estimator="ppo")
+
+
 def test_the_main_job_is_in_a_world_unless_there_are_tasks_of_a_file() -> None:
     parser = argparse.ArgumentParser()
     add_finetune_parser(parser.add_subparsers())
@@ -280,6 +289,9 @@ def test_the_main_job_is_in_a_world_unless_there_are_tasks_of_a_file() -> None:
     assert config("--steps", "50").loop.gradient.lr_decay == 50
     assert config("--steps", "50", "--lr-decay", "0").loop.gradient.lr_decay == 0
     assert config("--world", "sparse").world == "sparse"
+    pair = config("--world", "sparse", "--estimator", "maxrl", "--worth", "pass_gain")
+    assert pair.loop.gradient.estimator == "maxrl"
+    assert pair.selector("auto+prompts").static["worth"] == "pass_gain"
     assert config("--tasks", "mine.jsonl") == FinetuneConfig(tasks="mine.jsonl")
     with pytest.raises(ValueError, match=r"--world sparse and --tasks mine.jsonl"):
         config("--world", "sparse", "--tasks", "mine.jsonl")

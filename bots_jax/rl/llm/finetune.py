@@ -3,6 +3,9 @@
 In: an `LlmConfig`. Out: a `Problem` for `rl.finetune.compare`, which does the rest: paired
 seeds, equal rollouts, a line a step, checkpoints, resuming.
 
+Tasks are those of reasoning-gym in the model's chat (`gym`), or short lines with solved ones
+before them (`lines`), whose held-out pass rates are computed instead of sampled.
+
 References. BOTS infers pass rates from those of a weak and a strong model. Given no file of
 them, they are *unknown* and evidence is explicit alone; or, with `reference_steps`, the model
 itself is the weak one, and the strong one is what so many steps of training on uniformly
@@ -13,28 +16,32 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bots_jax.rl.finetune import Problem, Watcher, check_comparison
-from bots_jax.rl.llm.gguf_file import GgufFile, load_gguf
+from bots_jax.checks import check_choice
+from bots_jax.rl.finetune import TOLD, Problem, Watcher, check_comparison, told_of
 from bots_jax.rl.llm.gym import LEVELS, Level, gym_verifier, make_tasks, questions, to_pool
+from bots_jax.rl.llm.lines import FAMILIES, EndingInLines, make_lines
+from bots_jax.rl.llm.lines import to_pool as lines_to_pool
 from bots_jax.rl.llm.tokenizer import Tokenizer
+from bots_jax.rl.llm.weights import Weights, load_weights, open_weights
 from bots_jax.rl.loop import LoopConfig, init_loop, make_step
 from bots_jax.rl.policy import GraphDef, Params
 from bots_jax.rl.policy_gradient import GradientConfig
-from bots_jax.rl.rollouts import pass_rates
-from bots_jax.rl.tasks import TaskPool, Verifier
+from bots_jax.rl.rollouts import answer_probabilities, pass_rates
+from bots_jax.rl.tasks import TaskPool, Verifier, exact_verifier
+from bots_jax.rl.worlds import draw_rates
 from bots_jax.strategies import configure
 from bots_jax.types import Selector
 
 _REFERENCE = "reference.npy"  # measured references, in the folder of a comparison
+TASKS = ("gym", "lines")
 
 
 def _loop() -> LoopConfig:
@@ -50,7 +57,7 @@ class LlmConfig:
       ValueError: where a setting is out of range.
     """
 
-    weights: str = ""  # a GGUF file
+    weights: str = ""  # a GGUF file, or a folder of safetensors
     strategies: tuple[str, ...] = ("uniform", "auto", "bots")
     seeds: int = 2
     first_seed: int = 0
@@ -61,7 +68,9 @@ class LlmConfig:
     num_tasks: int = 4096
     num_held_out: int = 256
     data_seed: int = 0
-    levels: tuple[Level, ...] = LEVELS
+    tasks: str = "gym"  # of reasoning-gym; or "lines"
+    levels: tuple[Level, ...] = LEVELS  # of reasoning-gym
+    families: tuple[str, ...] = tuple(FAMILIES)  # of lines
     reference: str | None = None  # a .npy file, f[K, N] pass rates, weak to strong
     reference_steps: int = 0  # of training to the strong reference; 0: none is made
     reference_rollouts: int = 4  # of each task by each reference
@@ -74,24 +83,30 @@ class LlmConfig:
     loop: LoopConfig = dataclasses.field(default_factory=_loop)
 
     def __post_init__(self) -> None:
-        check_comparison(self, "max_prompt", "eval_rollouts")
+        check_choice("tasks", self.tasks, TASKS)
+        check_comparison(self, "max_prompt")
+        if self.eval_rollouts == 0 and self.tasks == "gym":
+            raise ValueError(
+                "eval_rollouts=0 computes the probability of the exact answer, which the verifiers "
+                "of reasoning-gym do not go by: give eval_rollouts of at least 1"
+            )
         if self.reference_steps < 0:
             raise ValueError(f"reference_steps={self.reference_steps} must be at least 0")
         if self.reference is not None and self.reference_steps:
             raise ValueError("reference and reference_steps exclude each other: give one of them")
         for name in self.strategies:
+            check_choice("told", told_of(name), TOLD)
             self.selector(name)
 
     def selector(self, name: str) -> Selector:
         """The strategy of that name under the settings that it has and does not fix."""
         group = self.loop.group_size
+        name = name.partition("+")[0]
         return configure(name, self.settings, batch_size=self.batch_size, rollouts=group)
 
     def saved(self) -> dict[str, Any]:
         """As JSON values, for the folder; with a checksum of the weights instead of their place."""
-        with open(self.weights, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return {**dataclasses.asdict(self), "weights": digest}
+        return {**dataclasses.asdict(self), "weights": open_weights(self.weights).digest()}
 
 
 def prepare(config: LlmConfig, folder: Path, watcher: Watcher) -> Problem:
@@ -103,19 +118,58 @@ def prepare(config: LlmConfig, folder: Path, watcher: Watcher) -> Problem:
     Raises:
       FileNotFoundError, ValueError: if the weights or a level are unfit.
     """
-    file = GgufFile(config.weights)
+    tasks = make_problem_tasks(config)
+    changes: dict[str, Any] = {} if config.depth is None else {"depth": config.depth}
+    graphdef, base = load_weights(
+        tasks.weights, max_prompt=config.max_prompt, max_answer=config.loop.max_new_tokens,
+        dtype=config.dtype, **changes,
+    )  # fmt: skip
+    reference = _reference(config, graphdef, base, tasks.pool, tasks.verifier, folder, watcher)
+    return Problem(
+        graphdef, base, tasks.pool, tasks.verifier, tasks.held_out, tasks.held_out_verifier,
+        reference, tasks.texts,
+    )  # fmt: skip
+
+
+class ProblemTasks(NamedTuple):
+    """The tasks of a comparison, and the weights as they want them."""
+
+    pool: TaskPool
+    verifier: Verifier
+    held_out: TaskPool
+    held_out_verifier: Verifier
+    texts: Sequence[str]  # what the pool asks
+    weights: Weights  # with the token that ends a completion
+
+
+def make_problem_tasks(config: LlmConfig) -> ProblemTasks:
+    """Tasks of the kind that is asked for, in the tokens of the model."""
+    file = open_weights(config.weights)
+    return _gym_tasks(config, file) if config.tasks == "gym" else _line_tasks(config, file)
+
+
+def _gym_tasks(config: LlmConfig, file: Weights) -> ProblemTasks:
     tokenizer = Tokenizer(file)
     held = make_tasks(config.num_held_out, config.data_seed + 10**6, config.levels)
     asked = make_tasks(config.num_tasks, config.data_seed, config.levels, questions(held))
     pool, held_out = (to_pool(tasks, tokenizer, config.max_prompt) for tasks in (asked, held))
     verifier, held_out_verifier = (gym_verifier(tasks, tokenizer) for tasks in (asked, held))
-    changes: dict[str, Any] = {} if config.depth is None else {"depth": config.depth}
-    graphdef, base = load_gguf(
-        file, max_prompt=config.max_prompt, max_answer=config.loop.max_new_tokens,
-        dtype=config.dtype, **changes,
-    )  # fmt: skip
-    reference = _reference(config, graphdef, base, pool, verifier, folder, watcher)
-    return Problem(graphdef, base, pool, verifier, held_out, held_out_verifier, reference)
+    texts = questions(asked)
+    return ProblemTasks(pool, verifier, held_out, held_out_verifier, texts, file)
+
+
+def _line_tasks(config: LlmConfig, file: Weights) -> ProblemTasks:
+    file = EndingInLines(file)
+    tokenizer = Tokenizer(file)
+    held = make_lines(config.num_held_out, config.data_seed + 10**6, config.families)
+    asked = make_lines(config.num_tasks, config.data_seed, config.families, held.questions)
+    room = config.max_prompt, config.loop.max_new_tokens
+    pool, held_out = (
+        lines_to_pool(lines, config.families, tokenizer, *room) for lines in (asked, held)
+    )
+    verifier, held_out_verifier = (exact_verifier(part.answers) for part in (pool, held_out))
+    texts = asked.questions
+    return ProblemTasks(pool, verifier, held_out, held_out_verifier, texts, file)
 
 
 def _reference(
@@ -174,12 +228,20 @@ def _measure(
     verifier: Verifier,
     seed: int,
 ) -> np.ndarray:
+    """Pass rates f32[N], as shares of successes in some rollouts of each task."""
+    rollouts, prompts = config.reference_rollouts, jnp.asarray(pool.prompts)
+    if config.tasks == "lines":  # computed, then drawn from: cheaper than to sample completions
+        answers = jnp.asarray(pool.answers)
+        rates = jax.jit(lambda params: answer_probabilities(graphdef, params, prompts, answers))(
+            params
+        )
+        return draw_rates(np.asarray(rates, np.float32), rollouts, config.data_seed + seed)
     measure = functools.partial(
-        pass_rates, graphdef, verifier=verifier, rollouts=config.reference_rollouts,
+        pass_rates, graphdef, verifier=verifier, rollouts=rollouts,
         max_new_tokens=config.loop.max_new_tokens, temperature=config.loop.temperature,
     )  # fmt: skip
     key = jax.random.key(config.data_seed + seed)
     found = jax.jit(lambda params, prompts, key: measure(params, prompts, rng_key=key))(
-        params, jnp.asarray(pool.prompts), key
+        params, prompts, key
     )
-    return np.asarray(found.successes, np.float32) / config.reference_rollouts
+    return np.asarray(found.successes, np.float32) / rollouts

@@ -1,32 +1,33 @@
 """Weights and sizes out of a GGUF file: the format of llama.cpp, one file a model.
 
-In: a path. Out: (static graph, nested dict of float32 arrays) as `llama.make_llama` gives.
+In: a path. Out: a `Weights`.
 Quantised tensors (Q4_1, Q8_0 and the others that the package `gguf` knows) are dequantised,
 
     w = scale * q + offset for each block of numbers,
 
-and trained on in full precision. Three things differ from what is in the file: matrices are
-transposed, from [out, in] to [in, out]; rows of the query and key matrices, which the
+and trained on in full precision. Two things differ from what is in the file: matrices are
+transposed, from [out, in] to [in, out]; and rows of the query and key matrices, which the
 converters of architecture "llama" interleave so that neighbours are rotated together, go
-back to halves (row 2 i + j of a head to row i + j D / 2), as `llama.rotate` has them; and rows
-of the vocabulary are in the order of `token_order`.
+back to halves (row 2 i + j of a head to row i + j D / 2), as `llama.rotate` has them.
 """
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from bots_jax.rl.llm.llama import LlamaConfig, abstract_llama
-from bots_jax.rl.policy import GraphDef, Params
-from bots_jax.rl.tasks import EOS, PAD
+from bots_jax.rl.llm.llama import LlamaConfig
+from bots_jax.rl.llm.weights import Place, Vocabulary
 
-CONTROL = 3  # the format's number for a type of token: one that no text turns into
+_CONTROL = 3  # the format's number for a type of token: one that no text turns into
+# How texts are cut before merging, by the file's name of it; True: digits one by one.
+_CUTS = {"smollm": True, "gpt-2": False, "default": False}
 
 # Our name of each part of a layer: (the file's name, how it is brought into our shape).
 _LAYER = {
@@ -66,8 +67,9 @@ class GgufFile:
         kind = self.field("general.architecture")
         if kind != "llama":
             raise ValueError(
-                f"{self.path}: the architecture is {kind!r}, and only 'llama' can be loaded, such "
-                "as SmolLM2 and Llama 3 without scaled rotation"
+                f"{self.path}: the architecture is {kind!r}, and of GGUF only 'llama' can be "
+                "loaded, such as SmolLM2 and Llama 3 without scaled rotation; Qwen2 and Qwen3 "
+                "come as a folder of safetensors"
             )
         if "rope_freqs.weight" in self._tensors:
             raise ValueError(
@@ -88,8 +90,8 @@ class GgufFile:
         found = self._tensors[name]
         return np.asarray(dequantize(found.data, found.tensor_type), np.float32)
 
-    def config(self, **changes: Any) -> LlamaConfig:
-        """The sizes; `changes` are fields of `LlamaConfig` that the file does not fix."""
+    def config(self) -> LlamaConfig:
+        """See `weights.Weights`."""
         heads = self.field("llama.attention.head_count")
         width = self.field("llama.embedding_length")
         return LlamaConfig(
@@ -103,8 +105,40 @@ class GgufFile:
             rotary_base=self.field("llama.rope.freq_base", 10000.0),
             epsilon=self.field("llama.attention.layer_norm_rms_epsilon"),
             tied="output.weight" not in self._tensors,
-            **changes,
         )
+
+    def leaf(self, place: Place, config: LlamaConfig) -> tuple[str, np.ndarray]:
+        """See `weights.Weights`."""
+        if place in _WHOLE:
+            return _WHOLE[place], self.tensor(_WHOLE[place])
+        part, how = _LAYER[place[2:]]
+        name = f"blk.{place[1]}.{part}.weight"
+        found = self.tensor(name)
+        if how == "heads":
+            found = _halves(found, config.head_width)
+        return name, found if how == "as is" else found.T
+
+    def vocabulary(self) -> Vocabulary:
+        """See `weights.Weights`."""
+        return self._vocabulary
+
+    @functools.cached_property
+    def _vocabulary(self) -> Vocabulary:
+        names: list[str] = self.field("tokenizer.ggml.tokens")
+        types = np.asarray(self.field("tokenizer.ggml.token_type"))
+        control = tuple(int(i) for i in np.flatnonzero(types == _CONTROL))
+        start, end, padding = (
+            self.field(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos", "padding")
+        )
+        told = {i: names[i] for i in (start, end, padding) if i is not None}
+        model = _build_tokenizer(self, names, control)
+        template = self.field("tokenizer.chat_template")
+        return Vocabulary(model, len(names), told, control, start, end, padding, template)
+
+    def digest(self) -> str:
+        """See `weights.Weights`."""
+        with open(self.path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def installed_weights() -> Path:
@@ -123,67 +157,29 @@ def installed_weights() -> Path:
     )
 
 
-def load_gguf(path: str | Path | GgufFile, **changes: Any) -> tuple[GraphDef, Params]:
-    """The model of a file: (static graph, nested dict of f32 arrays on the default device).
-
-    Args:
-      changes: `max_prompt`, `max_answer` and `dtype` of `LlamaConfig`; or a smaller `depth`,
-        for the first layers alone.
-
-    Raises:
-      FileNotFoundError, ValueError: if the file is absent, foreign or does not fit.
-    """
-    file = path if isinstance(path, GgufFile) else GgufFile(path)
-    config = file.config()
-    config = type(config)(**{**vars(config), **changes})
-    graphdef, shapes = abstract_llama(config)
-
-    def read(place: tuple[Any, ...], wanted: jax.ShapeDtypeStruct) -> jax.Array:
-        name, array = _read(file, config, tuple(part.key for part in place))
-        if array.shape != wanted.shape:
-            raise ValueError(f"{file.path}: {name} is {array.shape}, expected {wanted.shape}")
-        return jnp.asarray(array)
-
-    return graphdef, jax.tree_util.tree_map_with_path(read, shapes)
-
-
-def _read(file: GgufFile, config: LlamaConfig, place: tuple[Any, ...]) -> tuple[str, np.ndarray]:
-    """The file's name of a leaf and the leaf, in our shape."""
-    if place in _WHOLE:
-        name = _WHOLE[place]
-        found = file.tensor(name)
-        return name, found[token_order(file)] if found.ndim == 2 else found
-    part, how = _LAYER[place[2:]]
-    name = f"blk.{place[1]}.{part}.weight"
-    found = file.tensor(name)
-    if how == "heads":
-        found = _halves(found, config.head_width)
-    return name, found if how == "as is" else found.T
-
-
-def token_order(file: GgufFile) -> np.ndarray:
-    """i32[V]: the file's number of each of our tokens.
-
-    Padding and end of turn are where the loop looks for them. A file whose padding is its
-    end of turn too is given the first control token that is neither start nor end.
-    """
-    types = np.asarray(file.field("tokenizer.ggml.token_type"))
-    start, end, padding = (
-        file.field(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos", "padding")
-    )
-    if padding is None or padding == end:
-        free = [i for i in np.flatnonzero(types == CONTROL) if i not in (start, end)]
-        if not free:
-            raise ValueError(f"{file.path}: no token is left for padding")
-        padding = free[0]
-    order = np.arange(len(types), dtype=np.int32)
-    for ours, theirs in ((PAD, padding), (EOS, end)):
-        place = int(np.flatnonzero(order == theirs)[0])
-        order[[ours, place]] = order[[place, ours]]
-    return order
-
-
 def _halves(matrix: np.ndarray, head_width: int) -> np.ndarray:
     """Rows of each head from (0, D/2, 1, D/2 + 1, ...) to (0, 1, 2, ...)."""
     pairs = matrix.reshape(-1, head_width // 2, 2, matrix.shape[1])
     return pairs.swapaxes(1, 2).reshape(matrix.shape)
+
+
+def _build_tokenizer(file: GgufFile, names: list[str], control: Sequence[int]) -> Any:
+    """A byte-level BPE of the library, in the file's own numbers."""
+    from tokenizers import AddedToken, decoders, models, pre_tokenizers
+    from tokenizers import Tokenizer as Base
+
+    kind, cut = (file.field(f"tokenizer.ggml.{name}") for name in ("model", "pre"))
+    if kind != "gpt2" or cut not in _CUTS:
+        raise ValueError(
+            f"{file.path}: a tokenizer of the kind {kind!r}, {cut!r} is not implemented; of 'gpt2' "
+            f"there are {', '.join(map(repr, _CUTS))}"
+        )
+    merges = [tuple(merge.split(" ")) for merge in file.field("tokenizer.ggml.merges")]
+    base = Base(models.BPE({name: i for i, name in enumerate(names)}, merges))
+    bytes_first = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    digits = [pre_tokenizers.Digits(individual_digits=True)] if _CUTS[cut] else []
+    base.pre_tokenizer = pre_tokenizers.Sequence([*digits, bytes_first])
+    base.decoder = decoders.ByteLevel()
+    special = [AddedToken(names[i], normalized=False, special=True) for i in control]
+    base.add_special_tokens(special)
+    return base

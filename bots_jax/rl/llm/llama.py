@@ -10,6 +10,10 @@ of a head's D numbers by the angle column * base^(-2 i / D). Only differences of
 matter, so padding on the left changes nothing. H heads of queries share K heads of keys
 (Ainslie et al., arXiv 2305.13245); `policy.prefill` and `policy.extend` see to that.
 
+Two relatives differ by a setting each: in Qwen2 queries, keys and values have biases (`biased`,
+Yang et al., arXiv 2407.10671); in Qwen3 each head of queries and of keys is RMS-normed before
+it is rotated (`normed`, Yang et al., arXiv 2505.09388).
+
 Parameters are float32; `dtype` is that of the matrix products, bfloat16 on accelerators.
 """
 
@@ -45,6 +49,8 @@ class LlamaConfig:
     rotary_base: float = 100000.0
     epsilon: float = 1e-5  # of RMSNorm
     tied: bool = True  # the embedding gives the logits too
+    biased: bool = False  # queries, keys and values have biases
+    normed: bool = False  # queries and keys are RMS-normed, head by head
     max_prompt: int = 256  # columns of the longest prompt
     max_answer: int = 256  # tokens of the longest completion
     dtype: str = "float32"  # of the matrix products
@@ -52,7 +58,7 @@ class LlamaConfig:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if field.name not in ("tied", "dtype") and not value > 0:
+            if not isinstance(value, bool | str) and not value > 0:
                 raise ValueError(f"{field.name}={value} must be above 0")
         if self.heads % self.key_heads:
             raise ValueError(
@@ -62,12 +68,19 @@ class LlamaConfig:
             raise ValueError(f"head_width={self.head_width} must be even: its halves are rotated")
 
 
-def _linear(config: LlamaConfig, n_in: int, n_out: int, rngs: nnx.Rngs) -> nnx.Linear:
-    return nnx.Linear(n_in, n_out, use_bias=False, dtype=jnp.dtype(config.dtype), rngs=rngs)
+def _linear(
+    config: LlamaConfig, n_in: int, n_out: int, rngs: nnx.Rngs, biased: bool = False
+) -> nnx.Linear:
+    return nnx.Linear(n_in, n_out, use_bias=biased, dtype=jnp.dtype(config.dtype), rngs=rngs)
 
 
 def _norm(config: LlamaConfig, rngs: nnx.Rngs) -> nnx.RMSNorm:
     return nnx.RMSNorm(config.width, epsilon=config.epsilon, rngs=rngs)
+
+
+def _head_norm(config: LlamaConfig, rngs: nnx.Rngs) -> nnx.RMSNorm:
+    dtype = jnp.dtype(config.dtype)
+    return nnx.RMSNorm(config.head_width, epsilon=config.epsilon, dtype=dtype, rngs=rngs)
 
 
 class LlamaLayer(nnx.Module):
@@ -77,9 +90,11 @@ class LlamaLayer(nnx.Module):
         self.head_width, self.rotary_base = config.head_width, config.rotary_base
         keys, queries = config.key_heads * config.head_width, config.heads * config.head_width
         self.attention_norm = _norm(config, rngs)
-        self.query = _linear(config, config.width, queries, rngs)
-        self.key = _linear(config, config.width, keys, rngs)
-        self.value = _linear(config, config.width, keys, rngs)
+        self.query = _linear(config, config.width, queries, rngs, config.biased)
+        self.key = _linear(config, config.width, keys, rngs, config.biased)
+        self.value = _linear(config, config.width, keys, rngs, config.biased)
+        self.query_norm = _head_norm(config, rngs) if config.normed else None
+        self.key_norm = _head_norm(config, rngs) if config.normed else None
         self.out = _linear(config, queries, config.width, rngs)
         self.mlp_norm = _norm(config, rngs)
         self.gate = _linear(config, config.width, config.mlp_width, rngs)
@@ -93,6 +108,8 @@ class LlamaLayer(nnx.Module):
             part(normed).reshape(*x.shape[:-1], -1, self.head_width)
             for part in (self.query, self.key, self.value)
         )
+        if self.query_norm is not None and self.key_norm is not None:
+            query, key = self.query_norm(query), self.key_norm(key)
         query = rotate(query, columns, self.rotary_base) * self.head_width**-0.5
         return query, rotate(key, columns, self.rotary_base), value
 

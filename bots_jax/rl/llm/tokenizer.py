@@ -1,47 +1,40 @@
-"""Text to tokens and back, by the vocabulary that a GGUF file carries.
+"""Text to tokens and back, by the vocabulary that comes with a model's weights.
 
 In: strings. Out: rows of tokens as the loop wants them: prompts padded on the left,
-completions read up to their end. It is a byte-level BPE, as GPT-2's, with the chat template
-of its model.
+completions read up to their end; with the chat template of the model.
 
 The loop knows two tokens by number, `tasks.PAD` and `tasks.EOS`. A model's own change places
-with those (`token_order`), in the vocabulary here and in the embedding that `gguf_file`
+with those (`token_order`), in the vocabulary here and in the embedding that `load_weights`
 loads. SmolLM2 has them there already.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from bots_jax.rl.llm.gguf_file import CONTROL, GgufFile, token_order
+from bots_jax.rl.llm.weights import Weights, token_order
 from bots_jax.rl.tasks import EOS, PAD
-
-# How texts are cut before merging, by the file's name of it; True: digits one by one.
-_CUTS = {"smollm": True, "gpt-2": False, "default": False}
 
 
 class Tokenizer:
-    """The tokenizer of a file.
+    """The tokenizer of a file or folder of weights.
 
     Raises:
       ValueError: if it is of a kind that is not implemented.
     """
 
-    def __init__(self, file: GgufFile) -> None:
+    def __init__(self, file: Weights) -> None:
         self.path = file.path
-        self._names: list[str] = file.field("tokenizer.ggml.tokens")
-        self._model = _build(file, self._names)
-        order = token_order(file)
+        found = file.vocabulary()
+        self._model, self._template = found.model, found.template
+        order = token_order(found, file.path)
         self._theirs, self._ours = order, np.argsort(order)
-        self._template: str | None = file.field("tokenizer.chat_template")
-        bos = file.field("tokenizer.ggml.bos_token_id")
         self._special = {  # what templates may name
-            "bos_token": "" if bos is None else self._names[bos],
-            "eos_token": self._names[int(order[EOS])],
+            "bos_token": "" if found.start is None else found.names[found.start],
+            "eos_token": found.names[found.end],
         }
 
     def encode(self, text: str) -> NDArray[np.int32]:
@@ -97,26 +90,3 @@ class Tokenizer:
         for place, row in zip(padded, rows, strict=True):
             place[length - len(row) :] = row
         return padded
-
-
-def _build(file: GgufFile, names: list[str]) -> Any:
-    """The tokenizer of the library, in the file's own numbers."""
-    from tokenizers import AddedToken, decoders, models, pre_tokenizers
-    from tokenizers import Tokenizer as Base
-
-    kind, cut = (file.field(f"tokenizer.ggml.{name}") for name in ("model", "pre"))
-    if kind != "gpt2" or cut not in _CUTS:
-        raise ValueError(
-            f"{file.path}: a tokenizer of the kind {kind!r}, {cut!r} is not implemented; of 'gpt2' "
-            f"there are {', '.join(map(repr, _CUTS))}"
-        )
-    merges = [tuple(merge.split(" ")) for merge in file.field("tokenizer.ggml.merges")]
-    base = Base(models.BPE({name: i for i, name in enumerate(names)}, merges))
-    bytes_first = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    digits = [pre_tokenizers.Digits(individual_digits=True)] if _CUTS[cut] else []
-    base.pre_tokenizer = pre_tokenizers.Sequence([*digits, bytes_first])
-    base.decoder = decoders.ByteLevel()
-    types = file.field("tokenizer.ggml.token_type")
-    special = [name for name, kind in zip(names, types, strict=True) if kind == CONTROL]
-    base.add_special_tokens([AddedToken(name, normalized=False, special=True) for name in special])
-    return base

@@ -19,9 +19,10 @@ pytest.importorskip("gguf")
 pytest.importorskip("reasoning_gym")
 
 from bots_jax import cli
-from bots_jax.rl.llm.gguf_file import GgufFile, installed_weights, load_gguf
+from bots_jax.rl.llm.gguf_file import GgufFile, installed_weights
 from bots_jax.rl.llm.gym import Level, answers_in, gym_verifier, make_tasks, questions, to_pool
 from bots_jax.rl.llm.tokenizer import Tokenizer
+from bots_jax.rl.llm.weights import load_weights
 from bots_jax.rl.loop import LoopConfig, init_loop, make_act, make_learn
 from bots_jax.rl.policy import full_logits
 from bots_jax.rl.policy_gradient import Batch, GradientConfig, completion_logprobs, surrogate
@@ -55,7 +56,7 @@ def tokenizer(file: GgufFile) -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def whole(file: GgufFile) -> tuple[Any, Any]:
-    return load_gguf(file, max_prompt=112, max_answer=8)
+    return load_weights(file, max_prompt=112, max_answer=8)
 
 
 @pytest.mark.parametrize("case", EXPECTED, ids=["chat", "text"])
@@ -151,25 +152,34 @@ def test_a_step_of_grpo_lowers_its_loss(whole: Any, tokenizer: Tokenizer) -> Non
     assert float(loss(after.params)) < before - 1e-4
 
 
-def test_the_command_runs_and_resumes(path: Path, tmp_path: Path) -> None:
+# What a comparison on each kind of tasks asks of the command, at its smallest.
+COMMANDS = {
+    "gym": "--families chain_sum --strategies bots --num-tasks 12 --eval-rollouts 1 "
+    "--max-prompt-tokens 112 --reference-steps 1 --reference-rollouts 1",
+    "lines": "--tasks lines --families addition --strategies auto+prompts --num-tasks 20 "
+    "--eval-rollouts 0 --max-prompt-tokens 40 --mixed-chunk 1 --upper-layers 1 --lr-decay 8",
+}
+
+
+@pytest.mark.parametrize("tasks", COMMANDS)
+def test_the_command_runs_and_resumes(path: Path, tmp_path: Path, tasks: str) -> None:
     """On the real weights of one layer; taken up after a step, the numbers are the same."""
     command = [
         "finetune-llm", "--weights", str(path), "--depth", "1", "--seeds", "1", "--steps", "2",
-        "--strategies", "bots",
-        "--batch-size", "2", "--rollouts", "2", "--num-tasks", "12", "--num-held-out", "2",
-        "--eval-rollouts", "1", "--eval-every", "2", "--families", "chain_sum",
-        "--max-prompt-tokens", "112", "--max-answer-tokens", "4", "--checkpoint-every", "1",
-        "--reference-steps", "1", "--reference-rollouts", "1", "--out", str(tmp_path / "run"),
+        "--batch-size", "2", "--rollouts", "2", "--num-held-out", "5", "--eval-every", "2",
+        "--max-answer-tokens", "5", "--checkpoint-every", "1", "--out", str(tmp_path / "run"),
+        *COMMANDS[tasks].split(),
     ]  # fmt: skip
     assert cli.main(command) == 0
     folder = RunFolder(tmp_path / "run")
-    first = folder.lines("bots-0")
+    run = "bots-0" if tasks == "gym" else "auto+prompts-0"
+    first = folder.lines(run)
     assert len(first) == 3
     assert (tmp_path / "run" / "summary.md").exists()
-    folder.keep("bots-0", 2)  # as if killed in the second step
+    folder.keep(run, 2)  # as if killed in the second step
     assert cli.main([*command, "--resume"]) == 0
     clock = ("seconds", "select_ms", "step_ms")
-    for before, after in zip(first, folder.lines("bots-0"), strict=True):
+    for before, after in zip(first, folder.lines(run), strict=True):
         assert {k: v for k, v in before.items() if k not in clock} == {
             k: v for k, v in after.items() if k not in clock
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import pickle
 import re
 from pathlib import Path
@@ -18,6 +19,9 @@ from bots_jax.adapters.pytorch import TaggedDataset, TaskIndex, TaskIndices
 from tests.adapters.lives import ROOT, assert_a_kill_changes_nothing
 
 B, M, N = 4, 8, 64
+# Not forked from this process, which has JAX's threads, but from one that has imported all.
+WORKERS = multiprocessing.get_context("forkserver")
+WORKERS.set_forkserver_preload(["bots_jax.adapters.pytorch"])
 
 
 def make() -> TaskSampler:
@@ -83,6 +87,103 @@ def test_epochs_go_on_where_they_were() -> None:
     assert again == seen[2:]
 
 
+def _loader(sampler: TaskSampler, workers: int, batches: int | None = 6) -> StatefulDataLoader:
+    return StatefulDataLoader(
+        TaggedDataset(range(N)),
+        batch_size=B,
+        sampler=TaskIndices(sampler, num_batches=batches, whole=not workers),
+        num_workers=workers,
+        multiprocessing_context=WORKERS if workers else None,
+    )
+
+
+def _report(sampler: TaskSampler, batch: dict) -> None:
+    sampler.observe(batch["task_id"], torch.full((B,), 3.0), M, batch["visit"])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("twice", [False, True])
+def test_an_epoch_is_as_long_wherever_it_is_resumed(workers: int, twice: bool) -> None:
+    """After each of its batches, the last one too; saved once more before it goes on."""
+    sampler = make()
+    loader = _loader(sampler, workers)
+    saved = []
+    for batch in loader:
+        _report(sampler, batch)
+        saved.append((sampler.state_dict(), loader.state_dict()))
+    for done, (tasks, state) in enumerate(saved, start=1):
+        if workers and done % 2:
+            continue  # processes take long to start
+        other = make()
+        resumed = _loader(other, workers)
+        for _ in range(1 + twice):
+            other.load_state_dict(tasks)
+            resumed.load_state_dict(state)
+            if twice and not workers:
+                tasks, state = other.state_dict(), resumed.state_dict()
+        lengths = []
+        for _ in range(2):
+            epoch = [_report(other, batch) for batch in resumed]
+            lengths.append(len(epoch))
+        assert lengths == [len(saved) - done, len(saved)]
+        assert len(other.in_flight().rows) == 0
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_iterators_left_before_their_end_leak_nothing(workers: int) -> None:
+    """The pool has 16 batches: so many loops that are left would have used it up."""
+    sampler = make()
+    loader = _loader(sampler, workers, None)
+    turns = 6 if workers else 20
+    for _ in range(turns):
+        for turn, batch in enumerate(loader):
+            _report(sampler, batch)
+            if turn == 1:
+                break
+        next(iter(loader))
+    ahead = 2 * workers + 1
+    assert len(sampler.in_flight().rows) <= 2 * ahead * B
+    epochs = TaskIndices(make(), num_batches=3, batch_size=2)
+    next(iter(epochs))
+    assert len(list(epochs)) == 6  # another epoch, not the rest of the one that was left
+
+
+def test_what_was_reported_late_is_not_handed_out_again() -> None:
+    sampler = make()
+    indices = TaskIndices(sampler, num_batches=2)
+    first = [(int(index), index.visit) for index in indices]  # all of it, reported later
+    again = [(int(index), index.visit) for index in indices]
+    assert not set(first) & set(again)
+    broken = iter(indices)
+    drawn = [next(broken) for _ in range(B)]
+    sampler.observe([int(drawn[0])], [0], 1, [drawn[0].visit])  # a piece has come: it is trained on
+    kept = {(int(index), index.visit) for index in drawn[1:]}
+    third = [(int(index), index.visit) for index in indices]
+    assert set(third[: B - 1]) == kept
+    assert (int(drawn[0]), drawn[0].visit) not in third
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64, torch.int64])
+def test_tensors_of_any_precision_are_taken(dtype: torch.dtype) -> None:
+    told = []
+    for kind in (dtype, None):
+        sampler = make()
+        batch = sampler.next_batch()
+        ids, visits = torch.tensor(batch.task_ids), torch.tensor(batch.visits)
+        solved = torch.tensor([0.0, 3.0, 8.0, 1.0])
+        if kind is not None:
+            solved = solved.to(kind)
+            solved.requires_grad_(kind.is_floating_point)
+        trials = torch.full((B,), 8, dtype=kind)
+        assert sampler.observe(ids, solved, trials, visits).all()
+        told.append(float(sampler.advance().success_rate))
+    assert told[0] == told[1] == 12 / 32
+    sampler = make()
+    batch = sampler.next_batch()
+    rewards = [torch.tensor(0.5, dtype=torch.bfloat16)] * B
+    assert sampler.observe([torch.tensor(int(row)) for row in batch.rows], rewards).all()
+
+
 def test_the_sampler_is_loaded_first() -> None:
     trained = TaskIndices(make(), whole=False)
     next(iter(trained))
@@ -95,5 +196,7 @@ def test_the_example_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     monkeypatch.chdir(tmp_path)
     names: dict = {}
-    exec(compile(code, "pytorch.md", "exec"), names)
-    assert names["sampler"].step >= 3
+    # Six steps that end with an epoch: the second run begins after its last batch.
+    exec(compile(code.replace("num_batches=100", "num_batches=3"), "pytorch.md", "exec"), names)
+    assert names["sampler"].handed_out == 6 * 8
+    assert names["sampler"].step == 5
