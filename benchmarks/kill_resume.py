@@ -197,10 +197,10 @@ def identity() -> str:
     return digest.hexdigest()[:16]
 
 
-def recorded(same_as: str) -> Rows:
+def recorded(same_as: str, result: str) -> Rows:
     """The rows of the result file, or none of them if they are of something else."""
     try:
-        rows = json.loads((RESULTS / f"{NAME}.json").read_text())["rows"]
+        rows = json.loads((RESULTS / f"{result}.json").read_text())["rows"]
     except (OSError, ValueError, KeyError):
         rows = {}
     known = rows.get("identity") == same_as
@@ -212,7 +212,7 @@ def kills(trials: list[Rows]) -> int:
     return sum(len(trial["killed_after_s"]) for trial in trials)
 
 
-def try_kind(name: str, rows: Rows, wanted: int, a_trial: int, folder: Path) -> None:
+def try_kind(name: str, rows: Rows, wanted: int, a_trial: int, folder: Path, result: str) -> None:
     """Trials of one kind until there were so many kills."""
     kind = KINDS[name]
     told = rows["kinds"].setdefault(name, {"trials": []})
@@ -229,7 +229,7 @@ def try_kind(name: str, rows: Rows, wanted: int, a_trial: int, folder: Path) -> 
         attempt = 0 if row["killed_after_s"] else attempt + 1
         if row["killed_after_s"]:
             trials.append(row)
-            save(NAME, rows)
+            save(result, rows)
             print(f"{name}: {kills(trials)} of {wanted} kills: {row}", flush=True)
 
 
@@ -242,16 +242,17 @@ def main() -> None:
     )  # fmt: skip
     parser.add_argument("--a-trial", type=int, default=5, help="kills before a run is compared")
     parser.add_argument("--work", default="runs/kill_resume", help="folder to work in")
+    parser.add_argument("--result", default=NAME, help="name of the result file")
     parser.add_argument("--sampler", metavar="FOLDER", help="be the sampler that is killed")
     args = parser.parse_args()
     if args.sampler:
         run_sampler(Path(args.sampler))
         return
-    rows = recorded(identity())
+    rows = recorded(identity(), args.result)
     folder = Path(args.work).absolute() / rows["identity"]
     for name, count in (words.split("=") for words in args.kills):
         (folder / name).mkdir(parents=True, exist_ok=True)
-        try_kind(name, rows, int(count), args.a_trial, folder / name)
+        try_kind(name, rows, int(count), args.a_trial, folder / name, args.result)
     trials = [trial for told in rows["kinds"].values() for trial in told["trials"]]
     same = sum(trial["same"] for trial in trials)
     print(f"{kills(trials)} kills; {same} of {len(trials)} trials ended with the same numbers")

@@ -62,6 +62,8 @@ _ALIKE = {
     "argmax": "argmin", "sqrt": "square", "rsqrt": "sqrt", "log_softmax": "softmax",
     "add": "set", "mean": "sum",
 }  # fmt: skip
+# Whose first two arguments may be swapped without a difference.
+_COMMUTE = {"minimum", "maximum", "min", "max", "logaddexp", "add", "multiply", "array_equal"}
 # Calls that may be left out: what they are given first goes through.
 _THROUGH = {"clip", "abs", "sqrt", "sigmoid", "log", "exp", "round", "floor", "minimum", "maximum"}
 
@@ -231,7 +233,11 @@ class _Finder(ast.NodeVisitor):
             self.changed(node, "branch", args=[test, no, yes])
             self.note(node, "branch", yes)
             self.note(node, "branch", no)
-        elif len(node.args) > 1 and ast.dump(node.args[0]) != ast.dump(node.args[1]):
+        elif (
+            len(node.args) > 1
+            and name not in _COMMUTE
+            and ast.dump(node.args[0]) != ast.dump(node.args[1])
+        ):
             self.changed(node, "arguments", args=[node.args[1], node.args[0], *node.args[2:]])
         if name == "_replace":
             for at in range(len(node.keywords)):

@@ -423,3 +423,16 @@ def test_bad_input_is_refused() -> None:
         selector.init(ReferenceGroups(np.zeros((2, 1)), np.array([2**31])))
     with pytest.raises(ValueError, match="which holds its own"):
         selector.init(ReferenceCounts(np.full((2, 9), 1), 16), reference_trials=16)
+
+
+@pytest.mark.filterwarnings("ignore:one pass over the pool")
+def test_all_tasks_return_to_their_groups() -> None:
+    """From every part of the table: forgotten, they differ from their group no more."""
+    selector = bots(batch_size=8, rollouts=8, forgetting=0.9, representation="grouped", slots=512)
+    state = selector.init(np.full((2, 4000), 0.5, np.float32))
+    ids = np.arange(0, 4000, 40, dtype=np.int32)
+    state, _ = selector.update(state, Evidence(ids, np.full(100, 8.0), 8))
+    assert int(state.pool.slots.active.sum()) == 100
+    for _ in range(24):
+        state, _ = selector.advance(state)
+    assert int(state.pool.slots.active.sum()) == 0
