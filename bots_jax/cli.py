@@ -1,4 +1,4 @@
-"""The command `bots-jax`: finetune | finetune-llm | replay | bench."""
+"""The command `bots-jax`: finetune | finetune-llm | replay | bench | advise."""
 
 from __future__ import annotations
 
@@ -29,10 +29,12 @@ def _add_commands(
     commands: argparse._SubParsersAction[argparse.ArgumentParser],
 ) -> None:
     from bots_jax.bench.command import add_bench_parser
+    from bots_jax.evaluate.advice import add_advise_parser
     from bots_jax.evaluate.replay import add_replay_parser
 
     add_replay_parser(commands)
     add_bench_parser(commands)
+    add_advise_parser(commands)
     try:
         from bots_jax.rl.command import add_finetune_parser
         from bots_jax.rl.llm.command import add_finetune_llm_parser

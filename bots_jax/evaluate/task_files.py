@@ -30,6 +30,7 @@ import struct
 import tokenize
 import zipfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -78,18 +79,38 @@ def read_tasks(path: str | Path, *, needs_answers: bool = True) -> TaskFile:
       ModuleNotFoundError: for a .parquet file where pyarrow is not installed.
     """
     path = Path(path)
-    readers = {
-        ".npz": _npz_columns,
-        ".parquet": _parquet_columns,
-        ".pq": _parquet_columns,
-        ".jsonl": _jsonl_columns,
-        ".ndjson": _jsonl_columns,
-    }
-    suffix = path.suffix.lower()
-    if suffix not in readers:
-        raise ValueError(f"{path}: a task file must be {FORMATS}, not {suffix or 'without suffix'}")
-    columns = readers[suffix](path)
+    columns = _npz_columns(path) if _is_npz(path) else read_columns(path, _is_of_tasks)
     return _build(path, columns, needs_answers)
+
+
+def read_columns(path: str | Path, wanted: Callable[[str], bool]) -> Columns:
+    """Columns of a file by name, a list of N values each; of an .npz what its arrays hold.
+
+    Args:
+      wanted: which names to read. (All of a .jsonl file is read.)
+
+    Raises:
+      ValueError: where the file is of another kind, damaged or cannot be read.
+      ModuleNotFoundError: for a .parquet file where pyarrow is not installed.
+    """
+    path = Path(path)
+    if _is_npz(path):
+        arrays = read_npz(path)
+        return {name: array.tolist() for name, array in arrays.items() if wanted(name)}
+    suffix = path.suffix.lower()
+    if suffix in (".parquet", ".pq"):
+        return _parquet_columns(path, wanted)
+    if suffix in (".jsonl", ".ndjson"):
+        return _jsonl_columns(path)
+    raise ValueError(f"{path}: a task file must be {FORMATS}, not {suffix or 'without suffix'}")
+
+
+def _is_npz(path: Path) -> bool:
+    return path.suffix.lower() == ".npz"
+
+
+def _is_of_tasks(name: str) -> bool:
+    return name in _TEXTS or name.startswith("reference")
 
 
 def read_npz(path: str | Path) -> dict[str, npt.NDArray[Any]]:
@@ -126,7 +147,7 @@ def _npz_columns(path: Path) -> Columns:
     arrays = read_npz(path)
     columns: Columns = {}
     for name, array in arrays.items():
-        if name not in _TEXTS and not name.startswith("reference"):
+        if not _is_of_tasks(name):
             continue
         if name != "reference" and array.ndim != 1:
             raise ValueError(f"{path}: {name} must have shape [N], not {list(array.shape)}")
@@ -149,7 +170,7 @@ def _reference_rows(
     return array.T
 
 
-def _parquet_columns(path: Path) -> Columns:
+def _parquet_columns(path: Path, is_wanted: Callable[[str], bool]) -> Columns:
     try:
         pyarrow = importlib.import_module("pyarrow")
         parquet = importlib.import_module("pyarrow.parquet")
@@ -162,7 +183,7 @@ def _parquet_columns(path: Path) -> Columns:
         with path.open("rb") as file:
             source = parquet.ParquetFile(file)
             names = source.schema_arrow.names
-            wanted = [n for n in names if n in _TEXTS or n.startswith("reference")]
+            wanted = [name for name in names if is_wanted(name)]
             table = source.read(columns=wanted)
             return {name: table.column(name).to_pylist() for name in wanted}
     except OSError as error:
@@ -183,7 +204,7 @@ def _jsonl_columns(path: Path) -> Columns:
     lines = raw.removeprefix(b"\xef\xbb\xbf").rstrip(b"\r\n \t").split(b"\n")
     rows = [_jsonl_row(path, i, line) for i, line in enumerate(lines)] if lines != [b""] else []
     names = dict.fromkeys(name for row in rows for name in row)
-    return {name: [row.get(name, _ABSENT) for row in rows] for name in names}
+    return {name: [row.get(name, ABSENT) for row in rows] for name in names}
 
 
 def _jsonl_row(path: Path, index: int, line: bytes) -> dict[str, Any]:
@@ -203,7 +224,7 @@ def _jsonl_row(path: Path, index: int, line: bytes) -> dict[str, Any]:
 
 # ------------------------------------------------------------------------- the contents
 
-_ABSENT = object()  # a JSONL line that lacks a key which other lines have
+ABSENT = object()  # a JSONL line that lacks a key which other lines have
 _TEXTS = ("prompt", "answer", "id", "domain", "family")
 
 
@@ -243,7 +264,7 @@ def _texts(path: Path, columns: Columns, name: str) -> list[str]:
 
 def _text(path: Path, name: str, index: int, value: Any, whole_numbers: bool) -> str:
     place = f"{place_of(path, index)}, column {name!r}"
-    if value is _ABSENT or value is None:
+    if value is ABSENT or value is None:
         raise ValueError(f"{place}: there is no value; give one in every row")
     if isinstance(value, bytes):
         try:
@@ -303,7 +324,7 @@ def _reference_lists(path: Path, rows: list[Any]) -> npt.NDArray[np.float32]:
     width = next((len(row) for row in rows if isinstance(row, list)), 0)
     rates = np.full((len(rows), width), np.nan, np.float32)
     for i, row in enumerate(rows):
-        if row is _ABSENT or row is None:
+        if row is ABSENT or row is None:
             continue  # nothing is known of this task
         place = f"{place_of(path, i)}, column 'reference'"
         if not isinstance(row, list):
@@ -320,7 +341,7 @@ def _reference_lists(path: Path, rows: list[Any]) -> npt.NDArray[np.float32]:
 
 
 def _rate(path: Path, name: str, index: int, value: Any) -> float:
-    if value is None or value is _ABSENT:
+    if value is None or value is ABSENT:
         return float("nan")
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if number and (math.isnan(value) or 0 <= value <= 1):
