@@ -130,11 +130,11 @@ def compared(own: Sequence[Curve], base: Sequence[Curve]) -> dict[str, Any]:
     """TTB(100%), and what is gained beyond the baseline's gain, as a share of it."""
     pairs = [(metrics.averaged(a), metrics.averaged(b)) for a, b in zip(own, base, strict=True)]
     times = [metrics.ttb(a, b, 1.0) for a, b in pairs]
-    more = [a.scores[-1] - b.scores[-1] for a, b in zip(own, base, strict=True)]
-    usual = np.mean([b.scores[-1] - b.scores[0] for b in base])
+    ours, theirs = (np.array([np.asarray(one.scores) for one in of]) for of in (own, base))
+    usual = np.mean(theirs[:, -1] - theirs[:, 0])
     return {
         "ttb": as_list(metrics.time_interval(times)),
-        "gain": as_list(metrics.mean_interval(np.array(more) / usual)),
+        "gain": as_list(metrics.mean_interval((ours[:, -1] - theirs[:, -1]) / usual)),
     }
 
 

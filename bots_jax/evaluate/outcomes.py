@@ -153,7 +153,9 @@ def _by_task(path: Path, columns: Columns, counts: Floats, exact: bool) -> Outco
     size = max(row) + 1
     if exact and size < counts.shape[1]:
         raise ValueError(f"{path}: an id has several rows of pass_rate: give --trials, or one row")
-    successes, trials = (np.bincount(row, weights=part, minlength=size) for part in counts)
+    successes, trials = (
+        np.asarray(np.bincount(row, weights=part, minlength=size), np.float64) for part in counts
+    )
     tried = trials > 0
     if not tried.any():
         raise ValueError(f"{path}: no reward is scored: give at least one that is not null")
@@ -190,13 +192,14 @@ def shares_of(outcomes: Outcomes, rollouts: int) -> Shares:
     if outcomes.trials is None:
         rates = outcomes.rates
         return Shares((1 - rates) ** rollouts, rates**rollouts, rollouts)
-    m = min(rollouts, math.floor(outcomes.trials.min()))
-    wrong = outcomes.trials - outcomes.successes
+    trials = outcomes.trials
+    m = min(rollouts, math.floor(trials.min()))
+    wrong = trials - outcomes.successes
 
     def alike(count: Floats) -> Floats:
         chance = np.ones_like(count)
         for i in range(m):
-            chance *= np.clip((count - i) / (outcomes.trials - i), 0, 1)
+            chance *= np.clip((count - i) / (trials - i), 0, 1)
         return chance
 
     return Shares(alike(wrong), alike(outcomes.successes), m)
