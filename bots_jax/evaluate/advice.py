@@ -308,8 +308,7 @@ def _advice(
             "keep out what is (select(..., eligible=mask))"
         )
     lines.append(
-        "worth: 'mixed' for GRPO; with advantages over the mean (MaxRL) 'pass_gain', with none "
-        "divided (RLOO, Dr. GRPO) 'variance'"
+        "worth as it is ('mixed'), under MaxRL too: 'pass_gain' ended lower there (docs/worlds.md)"
     )
     if measured < rollouts:
         lines.append(
