@@ -461,11 +461,16 @@ def _check_dtype(dtype: Any) -> jnp.dtype:
 _WITHOUT_FEATURES = (None, "linear", "linear_ls", "logit", "none")
 
 
+def can_use_features(static: Mapping[str, Any]) -> bool:
+    """Whether a selector of this `static` can use what is known of tasks besides references."""
+    return static.get("estimator") not in _WITHOUT_FEATURES or static.get("reads") == "embeddings"
+
+
 def with_features(reference: Any, features: Any, static: Mapping[str, Any]) -> Any:
     """The reference, with features where there are any, for a selector that can use them."""
     if features is None:
         return reference
-    if static.get("estimator") in _WITHOUT_FEATURES and static.get("reads") != "embeddings":
+    if not can_use_features(static):
         raise ValueError(
             f"features are of no use to strategy={static['strategy']!r}: use bots_jax.auto, or "
             "bots(estimator='glm')"

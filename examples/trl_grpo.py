@@ -4,7 +4,8 @@
         --data tasks.jsonl --out runs/trl
 
 `tasks.jsonl` has a line a task: {"prompt": ..., "answer": ..., "weak": 0.1, "strong": 0.6}, the
-last two the pass rates of two reference models, where they are known. What to take over into a
+last two the pass rates of two reference models, where they are known. Where none are, features
+are made of the prompts, unless `--features none`. What to take over into a
 trainer of your own: `BotsGRPOTrainer`, `reporting` and `SaveSampler`.
 """
 
@@ -111,11 +112,23 @@ def right(completions: list, answer: list, **_: Any) -> list[float]:
     return [float(str(a) in text) for text, a in zip(texts, answer, strict=True)]
 
 
-def make_sampler(rows: list[dict[str, Any]], tasks: int, rollouts: int, seed: int) -> TaskSampler:
-    """A sampler of these rows, with their reference pass rates where they have any."""
+def make_sampler(
+    rows: list[dict[str, Any]],
+    tasks: int,
+    rollouts: int,
+    seed: int,
+    features: str | None = "text",
+) -> TaskSampler:
+    """A sampler of these rows, with their reference pass rates, or else told their prompts."""
     rates = np.array([[row.get(k, np.nan) for row in rows] for k in ("weak", "strong")], np.float32)
     return TaskSampler(
-        auto(batch_size=tasks, rollouts=rollouts), rates, seed=seed, expiry=50, device="cpu"
+        auto(batch_size=tasks, rollouts=rollouts),
+        None if np.isnan(rates).all() else rates,
+        prompts=[row["prompt"] for row in rows],
+        features=features,
+        seed=seed,
+        expiry=50,
+        device="cpu",
     )
 
 
@@ -128,11 +141,13 @@ def main() -> None:
     parser.add_argument("--tasks", type=int, default=16, help="tasks of a batch")
     parser.add_argument("--rollouts", type=int, default=8, help="completions of a task")
     parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--features", choices=("text", "none"), default="text")
     parser.add_argument("--resume", help="a checkpoint of an earlier run")
     asked = parser.parse_args()
     rows = [json.loads(line) for line in Path(asked.data).read_text().splitlines()]
     data = Dataset.from_list([{**row, "task_id": i} for i, row in enumerate(rows)])
-    sampler = make_sampler(rows, asked.tasks, asked.rollouts, seed=0)
+    features = None if asked.features == "none" else asked.features
+    sampler = make_sampler(rows, asked.tasks, asked.rollouts, 0, features)
     load(sampler, asked.resume)
     trainer = BotsGRPOTrainer(
         asked.model,

@@ -113,6 +113,7 @@ def main() -> None:
         task_ids=file.ids,
         seed=args.seed,
     )
+    # Where the file has no references, features are made of the prompts.
     tasks = TunixTasks(
         sampler,
         {"prompts": prompts, "answer": file.answers},

@@ -23,6 +23,7 @@ import grain
 import numpy as np
 
 from bots_jax.adapters.host import ClosedError, TaskSampler
+from bots_jax.adapters.prompts import TEXT, prompt_column, wants_text
 
 
 class TaskDataset(grain.IterDataset):
@@ -35,10 +36,18 @@ class TaskDataset(grain.IterDataset):
       sampler: hands out the tasks; give it a `delay` if anything reads ahead.
       source: `source[row]` is the record of a task, such as a `grain.MapDataset` or a list;
         None for elements of task and visit alone.
+      features: "text": where the sampler knows nothing of its tasks and its records have a
+        prompt (`prompt`, `prompts`, `question` or `problem`), each record is read once,
+        `features.text` is made of the prompts, and a log line says so; None: it is not.
     """
 
-    def __init__(self, sampler: TaskSampler, source: Any = None):
+    def __init__(self, sampler: TaskSampler, source: Any = None, *, features: str | None = TEXT):
         super().__init__()
+        if wants_text(features) and sampler.prompts_wanted and source is not None:
+            column = prompt_column(source[0])
+            if column is not None:
+                rows = range(sampler.prompts_wanted)
+                sampler.read_prompts([source[row][column] for row in rows])
         self._sampler, self._source = sampler, source
 
     def __iter__(self) -> TaskIterator:

@@ -33,7 +33,7 @@ import threading
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -45,12 +45,16 @@ from bots_jax.adapters.engine import Engine
 from bots_jax.adapters.identity import check_same, describe
 from bots_jax.adapters.ledger import ANY_VISIT, Ended, Ledger
 from bots_jax.adapters.names import RETIRED, Name, TaskNames
+from bots_jax.adapters.prompts import TEXT, as_texts, text_features, wants_text
 from bots_jax.adapters.watch import ChoiceWatch, PoolGroups, StepNotes
 from bots_jax.checks import check_choice, check_count
-from bots_jax.compose import settings_of
+from bots_jax.compose import can_use_features, settings_of
 from bots_jax.growth import add_tasks, retire
 from bots_jax.pool.evidence import validate_evidence
 from bots_jax.types import ArrayLike, Belief, Evidence, Info, Selector, Settings, State
+
+if TYPE_CHECKING:
+    from bots_jax.features.text import TextCode
 
 _LOG = logging.getLogger(__name__)
 IN_FLIGHT = ("redeliver", "keep", "abandon")
@@ -78,8 +82,10 @@ class TaskSampler:
 
     Args:
       selector: for example `bots(batch_size=32, rollouts=8)`.
-      reference, num_tasks, settings, reference_trials, domains, capacity, features: as in
-        `selector.init`.
+      reference, num_tasks, settings, reference_trials, domains, capacity: as in `selector.init`.
+      prompts: N strings, chat messages or rows of token ids: `features.text` is made of them, if
+        there are no references and the selector can use features; one log line says so.
+      features: as in `selector.init`; "text": those of the prompts; None: none.
       task_ids: names of the tasks, strings or whole numbers; None: a task's id is its row.
       seed: of all that is drawn.
       rollouts: m, where it is not the selector's: trials at which a visit is complete. It
@@ -107,7 +113,8 @@ class TaskSampler:
         reference_trials: ArrayLike | None = None,
         domains: ArrayLike | None = None,
         capacity: int | None = None,
-        features: Any = None,
+        prompts: Any = None,
+        features: Any = TEXT,
         task_ids: Sequence[Name] | None = None,
         seed: int = 0,
         rollouts: float | None = None,
@@ -133,13 +140,11 @@ class TaskSampler:
         self._lock = threading.Condition(threading.RLock())
         if num_tasks is None and reference is None and task_ids is not None:
             num_tasks = len(task_ids)
-        described = {} if features is None else {"features": features}
+        if num_tasks is None and reference is None and prompts is not None:
+            num_tasks = len(prompts)
+        pool = (reference, settings, num_tasks, reference_trials, domains, capacity)
         with engine.on_device():
-            engine.set_state(
-                selector.init(
-                    reference, settings, num_tasks, reference_trials, domains, capacity, **described
-                )
-            )
+            engine.set_state(self._first_state(pool, prompts, features))
             if rollouts is not None:
                 engine.set_numbers({"rollouts": rollouts})
             self._tasks = describe(engine.state)  # they may change later
@@ -154,6 +159,22 @@ class TaskSampler:
         self._warned = False
         self._stuck = 1  # visits that were stuck at the last warning
         self._closed = False
+
+    def _first_state(self, pool: tuple[Any, ...], prompts: Any, features: Any) -> State:
+        init, reference = self.selector.init, pool[0]
+        self._text: TextCode | None = None  # how later prompts become features
+        open_to_text = wants_text(features)
+        if open_to_text:
+            features = None
+            if prompts is not None:
+                features, self._text = text_features(prompts, self.selector, reference)
+
+        def begin(features: Any) -> State:
+            return init(*pool, **({} if features is None else {"features": features}))
+
+        # For an adapter that sees prompts; where references are given nothing is made of them.
+        self._begin = begin if open_to_text and reference is None and prompts is None else None
+        return begin(features)
 
     # --- the loop ----------------------------------------------------------------------------
 
@@ -291,6 +312,47 @@ class TaskSampler:
 
     # --- pool ----------------------------------------------------------------------------------
 
+    @property
+    def prompts_wanted(self) -> int:
+        """How many prompts `read_prompts` would make features of; 0: it would do nothing."""
+        fresh = not self.handed_out and not self.step
+        if self._begin is None or not fresh or not can_use_features(self.selector.static):
+            return 0
+        changes = self._names.changes()
+        grown = changes["num_rows"] != changes["start"] or bool(self._names.idle)
+        return 0 if grown else self._names.num_rows
+
+    def read_prompts(self, prompts: Any) -> bool:
+        """Make features of prompts, as `prompts=` does, of a sampler that has handed out nothing.
+
+        What adapters do with the column of prompts that they see.
+
+        Args:
+          prompts: as of the factory, one for each row; more are of tasks to come.
+
+        Returns:
+          Whether there are features now: not where references, features, prompts or
+          `features=None` were given, where the selector cannot use them, or once it has begun.
+
+        Raises:
+          ValueError: if there are fewer than tasks.
+        """
+        with self._lock, self._engine.on_device():
+            wanted = self.prompts_wanted
+            if not wanted:
+                return False
+            if len(prompts) < wanted:
+                raise ValueError(
+                    f"there are {len(prompts)} prompts for {wanted} tasks: give one a row, or "
+                    "features=None"
+                )
+            features, self._text = text_features(prompts[:wanted], self.selector, None)
+            assert self._begin is not None
+            state = self._begin(features)._replace(settings=self.state.settings)
+            self._engine.set_state(state)
+            self._tasks, self._groups, self._begin = describe(state), None, None
+            return True
+
     def add_tasks(
         self,
         task_ids: Sequence[Name] | None = None,
@@ -299,22 +361,33 @@ class TaskSampler:
         *,
         reference_trials: ArrayLike | None = None,
         domains: ArrayLike | None = None,
+        prompts: Any = None,
+        features: Any = None,
     ) -> np.ndarray:
         """Add tasks while running; needs `capacity`, but in grouped pools.
 
         Args:
           task_ids: names, where the pool has names.
-          reference, num_tasks, reference_trials, domains: as in `bots_jax.add_tasks`.
+          reference, num_tasks, reference_trials, domains, features: as in `bots_jax.add_tasks`.
+          prompts: of the new tasks, where features were made of the first ones' prompts: these
+            get theirs on the same components. Where none were made, prompts are of no use.
 
         Returns:
           The ids of the new tasks.
         """
         with self._lock, self._engine.on_device():
-            if num_tasks is None and reference is None and task_ids is not None:
-                num_tasks = len(task_ids)
+            if prompts is not None and features is not None:
+                raise ValueError("prompts and features were both given: give one of them")
+            if prompts is not None and self._text is not None:
+                features = self._text.apply(as_texts(prompts))
+            if num_tasks is None and reference is None:
+                given = (part for part in (task_ids, prompts) if part is not None)
+                num_tasks = next((len(part) for part in given), None)
             count = num_tasks if reference is None else np.shape(reference)[-1]
             self._names.check_new(task_ids, count or 0)
-            state, rows = add_tasks(self.state, reference, num_tasks, reference_trials, domains)
+            state, rows = add_tasks(
+                self.state, reference, num_tasks, reference_trials, domains, features
+            )
             self._engine.set_state(state)
             self._groups = None
             self._names.add(np.asarray(rows), task_ids)

@@ -33,6 +33,7 @@ from torch.utils.data import Dataset, Sampler
 
 from bots_jax.adapters.flat import flatten, unflatten
 from bots_jax.adapters.host import TaskSampler
+from bots_jax.adapters.prompts import TEXT, wants_text
 from bots_jax.checks import check_count
 
 Visit = tuple[int, int]  # a row and the number of its visit
@@ -77,6 +78,10 @@ class TaskIndices(Sampler):
         yields nothing more, as with torch's own samplers; the next iterator begins another.
       whole: whether `state_dict` holds the task sampler as well. False for loaders with
         workers: load the task sampler first, then the loader.
+      prompts: column of the data set, texts or messages, such as `data["prompt"]`.
+      features: "text": where the sampler knows nothing of its tasks, `features.text` is made of
+        the prompts, and a log line says so; None: it is not. With `whole=False` give the prompts
+        to the task sampler, which is loaded first.
     """
 
     def __init__(
@@ -88,8 +93,12 @@ class TaskIndices(Sampler):
         rounds: int = 1,
         num_batches: int | None = None,
         whole: bool = True,
+        prompts: Any = None,
+        features: str | None = TEXT,
     ):
         self.sampler = sampler
+        if wants_text(features) and prompts is not None:
+            sampler.read_prompts(prompts)
         self.batch_size = sampler.batch_size
         if batch_size is not None:
             self.batch_size = check_count("batch_size", batch_size)

@@ -13,6 +13,10 @@ The settings, their defaults and what they do are those of Trinity's selector (0
 different: tasks that are being explored are not chosen again, posteriors are saved, and draws
 come from other random bits. One call of `feedback` is one time step, as there.
 
+Without `feature_keys`, which Trinity's own needs, features are made of the prompts (the column
+`prompt`, `prompts`, `question` or `problem`), and a log line says so; `features: null` in `kwargs`
+leaves them out.
+
 Trinity writes a selector's state as indented JSON and logs it. So posteriors go to a side file
 and the state names it; files of earlier states stay, up to `keep`.
 """
@@ -31,6 +35,7 @@ from trinity.buffer.selector.selector import BaseSelector
 from bots_jax.adapters.arrays import as_host
 from bots_jax.adapters.flat import flatten, unflatten
 from bots_jax.adapters.host import NotEnoughTasksError, TaskSampler
+from bots_jax.adapters.prompts import TEXT, prompt_column, wants_text
 from bots_jax.bots_selector import bots
 from bots_jax.checkpoint import local_folder
 from bots_jax.checks import check_count
@@ -54,6 +59,7 @@ class Options(NamedTuple):
     expiry: int | None = 32  # steps after which a task without feedback may be chosen again
     state_dir: str | None = None  # of the side files [bots_jax_state/<name of the taskset>]
     keep: int = 8  # side files
+    features: str | None = TEXT  # without feature_keys: made of the prompts; None: of nothing
     device: str | None = "cpu"  # where the selector runs
 
 
@@ -76,6 +82,9 @@ class BotsSelector(BaseSelector):
             np.asarray(list(data_source.dataset[k]), np.float64) for k in config.feature_keys
         ]
         self._reference = np.stack(columns).astype(np.float32) if columns else None
+        self._prompts = None
+        if self._reference is None and wants_text(self._options.features):
+            self._prompts = _prompts_of(data_source.dataset)
         name = getattr(data_source, "name", "") or "tasks"
         self._folder = local_folder(self._options.state_dir or Path("bots_jax_state") / name)
         self._sampler: TaskSampler | None = None
@@ -175,11 +184,14 @@ class BotsSelector(BaseSelector):
             target=float(np.clip(options.target_reward, 1 - _ALMOST_ONE, _ALMOST_ONE)),
             temperature=options.tau,
             choice="thompson" if options.do_sample else "mean",
+            estimator="linear" if self._prompts is None else "glm",
         )
         self._sampler = TaskSampler(
             selector,
             self._reference,
             None if self._reference is not None else self.data_source.dataset_size,
+            prompts=self._prompts,
+            features=options.features,
             seed=self.config.seed,
             auto_advance=False,
             expiry=options.expiry,
@@ -196,6 +208,13 @@ class BotsSelector(BaseSelector):
             )
         _LOG.warning("few tasks are left: choosing some again that had no feedback yet")
         sampler.abandon(out.rows[:count], out.visits[:count])
+
+
+def _prompts_of(dataset: Any) -> list[Any] | None:
+    """The column of prompts of Trinity's data set; None where none is found."""
+    names = getattr(dataset, "column_names", None) or list(dataset)
+    name = prompt_column({name: dataset[name][0] for name in names})
+    return None if name is None else list(dataset[name])
 
 
 def _options(given: Mapping[str, Any]) -> Options:

@@ -34,6 +34,7 @@ import numpy as np
 
 from bots_jax import checkpoint
 from bots_jax.adapters.host import Batch, TaskSampler
+from bots_jax.adapters.prompts import TEXT, wants_text
 
 Columns = dict[str, np.ndarray]
 RewardFn = Callable[..., Sequence[float]]
@@ -64,6 +65,8 @@ class TunixTasks:
         `save_interval_steps` must be a multiple of this many batches' updates.
       keep: checkpoints to keep: those of all that Tunix may fall back to.
       success: from a reward to a success in [0, 1]; by default the reward itself.
+      features: "text": where the sampler knows nothing of its tasks, `features.text` is made of
+        `prompts`, and a log line says so; None: it is not. Columns by a function tell no prompts.
 
     Raises:
       ValueError: naming the argument and its value.
@@ -79,6 +82,7 @@ class TunixTasks:
         save_every: int = 1,
         keep: int = 4,
         success: Callable[[float], float] | None = None,
+        features: str | None = TEXT,
     ) -> None:
         for name, value, least in (("delay", delay, 0), ("save_every", save_every, 1),
                                    ("keep", keep, 1)):  # fmt: skip
@@ -86,6 +90,8 @@ class TunixTasks:
                 raise ValueError(f"{name}={value} must be at least {least}")
         self.sampler = sampler
         self._columns = columns if callable(columns) else _by_row(columns)
+        if wants_text(features) and not callable(columns):
+            sampler.read_prompts(columns["prompts"])
         self._delay = delay
         self._directory = None if directory is None else checkpoint.local_folder(directory)
         self._save_every, self._keep = save_every, keep

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -44,19 +44,50 @@ def text(
     >>> features.text(["2 + 2 =", "12 + 7 =", "sort 3 1 2"], components=2).shape
     (3, 2)
     """
+    return learn_text(prompts, components=components, pad=pad)[0]
+
+
+class TextCode(NamedTuple):
+    """How prompts become features: for tasks that come later, by what the first ones taught."""
+
+    reduction: Reduction
+    ids: bool  # token ids, not strings
+    pad: int | None
+
+    def apply(self, prompts: Sequence[str] | ArrayLike) -> np.ndarray:
+        """Features f32[A, components] of other prompts, on the components of the first."""
+        if _is_ids(prompts) != self.ids:
+            expected = "token ids i32[N, L]" if self.ids else "strings"
+            raise ValueError(f"prompts must be {expected}, as those that the pool was made with")
+        return self._of(_counted(prompts, np.arange(len(prompts)), self.pad))  # type: ignore[arg-type]
+
+    def _of(self, counted: Iterable[np.ndarray]) -> np.ndarray:
+        return np.concatenate([self.reduction.apply(part) for part in counted]).astype(np.float32)
+
+
+def learn_text(
+    prompts: Sequence[str] | ArrayLike, *, components: int = 32, pad: int | None = None
+) -> tuple[np.ndarray, TextCode]:
+    """Features f32[N, components] as of `text`, and the code that gives them to later prompts.
+
+    Raises:
+      ValueError: as `text`.
+    """
     check_count("components", components)
-    count = _count_tokens if _is_ids(prompts) else _count_strings
+    ids = _is_ids(prompts)
     rows = np.arange(len(prompts))  # type: ignore[arg-type]
     sample = rows if len(rows) <= _SAMPLE else np.linspace(0, len(rows) - 1, _SAMPLE).astype(int)
-    counted = [count(_take(prompts, part), pad) for part in _chunks(sample)]
-    reduction = learn_reduction(np.concatenate(counted), components)
-    if len(sample) == len(rows):
-        return _joined(reduction, counted)
-    return _joined(reduction, (count(_take(prompts, part), pad) for part in _chunks(rows)))
+    counted = list(_counted(prompts, sample, pad))
+    code = TextCode(learn_reduction(np.concatenate(counted), components), ids, pad)
+    whole = len(sample) == len(rows)
+    return code._of(counted if whole else _counted(prompts, rows, pad)), code
 
 
-def _joined(reduction: Reduction, counted: Any) -> np.ndarray:
-    return np.concatenate([reduction.apply(part) for part in counted]).astype(np.float32)
+def _counted(prompts: Any, rows: np.ndarray, pad: int | None) -> Iterator[np.ndarray]:
+    """f32[n, D] of these rows, some at a time."""
+    count = _count_tokens if _is_ids(prompts) else _count_strings
+    for part in _chunks(rows):
+        yield count(_take(prompts, part), pad)
 
 
 def _chunks(rows: np.ndarray) -> Iterator[np.ndarray]:

@@ -9,7 +9,7 @@ import grain
 import numpy as np
 import pytest
 
-from bots_jax import bots
+from bots_jax import auto, bots
 from bots_jax.adapters import TaskSampler
 from bots_jax.adapters.grain import TaskDataset
 from tests.adapters.lives import ROOT, assert_a_kill_changes_nothing
@@ -80,3 +80,15 @@ def test_the_example_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     names["sampler"].close()
     assert names["sampler"].step >= 5
     assert names["manager"].latest_step() == 5
+
+
+def test_prompts_are_found_where_there_are_no_references() -> None:
+    source = [{"question": f"what is {i} + {i * i}"} for i in range(70)]
+    selector = auto(batch_size=B, rollouts=M)
+    told, plain = (TaskSampler(selector, num_tasks=64) for _ in range(2))
+    batch = next(iter(TaskDataset(told, source).batch(B)))
+    TaskDataset(plain, source, features=None)
+    assert told.state.reference.embeddings.shape[0] == 32
+    assert plain.prompts_wanted == 64
+    told.observe(batch["task_id"], np.ones(B), M, batch["visit"])
+    assert told.metrics()["completed"] == B

@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from bots_jax import bots
+from bots_jax import auto, bots
 from bots_jax.adapters import TaskSampler
 from bots_jax.adapters.pytorch import TaggedDataset, TaskIndex, TaskIndices
 from tests.adapters.lives import ROOT, assert_a_kill_changes_nothing
@@ -200,3 +200,17 @@ def test_the_example_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     exec(compile(code.replace("num_batches=100", "num_batches=3"), "pytorch.md", "exec"), names)
     assert names["sampler"].handed_out == 6 * 8
     assert names["sampler"].step == 5
+
+
+def test_prompts_are_found_where_there_are_no_references() -> None:
+    data = [{"prompt": f"what is {i} + {i * i}"} for i in range(N)]
+    prompts = [item["prompt"] for item in data]
+    selector = auto(batch_size=B, rollouts=M)
+    told, plain = (TaskSampler(selector, num_tasks=N) for _ in range(2))
+    indices = TaskIndices(told, num_batches=1, prompts=prompts)
+    TaskIndices(plain, prompts=prompts, features=None)
+    assert told.state.reference.embeddings.shape[0] == 32
+    assert plain.prompts_wanted == N
+    (batch,) = DataLoader(TaggedDataset(data), batch_size=B, sampler=indices)
+    told.observe(batch["task_id"], np.ones(B), M, batch["visit"])
+    assert told.metrics()["completed"] == B

@@ -126,3 +126,15 @@ def test_the_example_of_the_page(tmp_path: Path) -> None:
     module, _, name = config.selector_type.rpartition(".")
     assert (module, name) == (BotsSelector.__module__, BotsSelector.__name__)
     assert len(BotsSelector(data, config).get_indices(8)) == 8
+
+
+def test_prompts_are_found_where_there_are_no_references(tmp_path: Path) -> None:
+    told = source()
+    told.dataset = {"question": [f"{i} + {i * i} =" for i in range(TASKS)], "answer": [1] * TASKS}
+    for features, columns in (("text", 32), (None, 0)):
+        kwargs = {**SETTINGS, "state_dir": str(tmp_path), "features": features}
+        selector = BotsSelector(told, DataSelectorConfig(feature_keys=[], kwargs=kwargs))
+        indices = selector.get_indices(4)
+        selector.feedback(indices, [0.5] * 4)
+        found = getattr(selector._sampler.state.reference, "embeddings", None)
+        assert (0 if found is None else found.shape[0]) == columns

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bots_jax import bots
+from bots_jax import auto, bots
 from bots_jax.adapters.host import TaskSampler
 from bots_jax.adapters.tunix import TunixTasks
 from bots_jax.checkpoint import CheckpointError, found
@@ -188,3 +188,16 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
         TunixTasks(sampler, {"answer": [1] * 12})
     with pytest.raises(ValueError, match="one value a task"):
         TunixTasks(sampler, {"prompts": ["a"] * 12, "image": np.zeros((12, 3))})
+
+
+def test_prompts_are_found_where_there_are_no_references() -> None:
+    columns = {"prompts": np.array([f"hello {i * i}" for i in range(12)])}
+    selector = auto(batch_size=BATCH, rollouts=GROUP)
+    told, plain = (TaskSampler(selector, num_tasks=12) for _ in range(2))
+    tasks = TunixTasks(told, columns)
+    TunixTasks(plain, columns, features=None)
+    assert told.state.reference.embeddings.shape[0] == 32
+    assert plain.prompts_wanted == 12
+    tasks.attach(learner())
+    call(tasks, tasks.reward(halves))
+    assert told.metrics()["completed"] == BATCH
