@@ -124,8 +124,9 @@ def figure(found: dict[tuple[float, str], Curves], steps: int, path: Path) -> No
             told = [interval(column) for column in curves.T]
             mean, half = np.array(told).T
             at = (np.arange(mean.size) + 1) * steps / 1000
-            (line,) = panel.plot(at, mean, label=NAMES[name].replace("`", ""))
-            panel.fill_between(at, mean - half, mean + half, alpha=0.15, color=line.get_color())
+            color = f"C{drawn.index(name)}"  # the same in every panel
+            panel.plot(at, mean, label=NAMES[name].replace("`", ""), color=color)
+            panel.fill_between(at, mean - half, mean + half, alpha=0.15, color=color)
         panel.set(title=f"{pool:.0%} solvable", xlabel="thousand environment steps")
         panel.set(ylabel="held-out levels solved", ylim=(0, 1))
     panels[1][0][0].legend(fontsize=7)
