@@ -16,19 +16,26 @@ from bots_jax.levels.pool import (
     take,
     usefulness,
 )
+from bots_jax.levels.queue import Playing, Queue, left, no_playing, open_queue, pop
 from bots_jax.levels.record import Running, episode_returns, no_running, record
 from bots_jax.levels.sampler import LevelSampler, success_rate
 
 __all__ = [
     "LevelSampler",
+    "Playing",
+    "Queue",
     "Running",
     "Slots",
     "episode_returns",
     "evict",
     "insert",
+    "left",
+    "no_playing",
     "no_running",
+    "open_queue",
     "plr",
     "pool_metrics",
+    "pop",
     "record",
     "sample",
     "staleness",

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from bots_jax.checks import check_count
 from bots_jax.growth import retire
 from bots_jax.types import Array, ArrayLike, Evidence, PyTree, Selector, State
 
@@ -176,28 +177,69 @@ def evict(selector: Selector, state: State, count: int) -> tuple[State, Array]:
     return retire(state, rows), rows
 
 
-def pool_metrics(selector: Selector, state: State) -> dict[str, Array]:
-    """What is believed of the pool: shares of its levels, each f[].
+def pool_metrics(
+    selector: Selector,
+    state: State,
+    *,
+    scores: ArrayLike | None = None,
+    span: tuple[float, float] = (0.0, 0.25),
+    bins: int = 10,
+    last_played: ArrayLike | None = None,
+    now: ArrayLike | None = None,
+) -> dict[str, Array]:
+    """What is believed of the pool. Shares of its levels, each f[]:
 
     solved: believed rate .9 and more; hopeless: .1 and less; learnable: between; in_flight: share
-    of levels that are being played; mean: believed success rate.
+    of levels that are being played; mean: believed success rate. And histogram, i32[bins]: levels
+    by score, between the ends of `span`, the first and last bin with what lies beyond. And, where
+    it is told when levels were played, `staleness` of those in the pool.
+
+    Args:
+      scores: f[C], what levels are worth (MaxMC, PVL); None: `usefulness`, between 0 and .25.
+      span: ends of the scale of the scores.
+      bins: of the histogram.
+      last_played: i32[C], update at which each level was last played.
+      now: this update.
+
+    Raises:
+      ValueError: naming the argument and its value.
     """
+    check_count("bins", bins)
+    if not span[0] < span[1]:
+        raise ValueError(f"span={span} must rise: the ends of the scale of the scores")
+    if (last_played is None) != (now is None):
+        raise ValueError(f"last_played={last_played} and now={now}: give both, or none of them")
     mean, active = selector.predict(state).mean, state.pool.active
     total = jnp.maximum(jnp.sum(active.astype(mean.dtype)), 1)
+    worth = mean * (1 - mean) if scores is None else jnp.asarray(scores, mean.dtype)
+    place = jnp.floor((worth - span[0]) / (span[1] - span[0]) * bins)
+    place = jnp.where(active, jnp.clip(place, 0, bins - 1), bins).astype(jnp.int32)
 
     def share(which: Array) -> Array:
         return jnp.sum((which & active).astype(mean.dtype)) / total
 
-    return {
+    told = {
         "solved": share(mean >= SOLVED),
         "learnable": share((mean > HOPELESS) & (mean < SOLVED)),
         "hopeless": share(mean <= HOPELESS),
         "in_flight": share(state.pool.visit >= 0),
         "mean": jnp.sum(jnp.where(active, mean, 0)) / total,
+        "histogram": jnp.zeros((bins,), jnp.int32).at[place].add(1, mode="drop"),
     }
+    if last_played is not None and now is not None:
+        told |= staleness(last_played, now, active)
+    return told
 
 
-def staleness(last_played: ArrayLike, now: ArrayLike) -> dict[str, Array]:
-    """Updates since each level was last played, i32[C] `last_played`: mean and longest."""
+def staleness(
+    last_played: ArrayLike, now: ArrayLike, active: ArrayLike | None = None
+) -> dict[str, Array]:
+    """Updates since each level was last played, i32[C] `last_played`: mean and longest.
+
+    active: bool[C], the levels that count; None: all.
+    """
     age = jnp.asarray(now) - jnp.asarray(last_played)
-    return {"staleness_mean": jnp.mean(age.astype(jnp.float32)), "staleness_max": jnp.max(age)}
+    counts = jnp.ones(age.shape, bool) if active is None else jnp.asarray(active)
+    total = jnp.sum(jnp.where(counts, age, 0)).astype(jnp.float32)
+    mean = total / jnp.maximum(jnp.sum(counts.astype(jnp.float32)), 1)
+    return {"staleness_mean": mean, "staleness_max": jnp.max(jnp.where(counts, age, 0))}
