@@ -35,7 +35,7 @@ class Queue(NamedTuple):
 
     task_ids: Array  # i32[Q], -1 behind the last
     visit: Array  # i32[Q]
-    count: Array  # i32[], levels in the queue
+    size: Array  # i32[], levels in the queue
     taken: Array  # i32[], levels handed out so far
 
 
@@ -71,7 +71,7 @@ def pop(queue: Queue, playing: Playing, done: ArrayLike) -> tuple[Queue, Playing
     """The next levels, for the slots that are done, bool[S], in the order of slots."""
     done = jnp.asarray(done, bool)
     at = queue.taken + jnp.cumsum(done, dtype=jnp.int32) - 1
-    gets = done & (at < queue.count)
+    gets = done & (at < queue.size)
     at = jnp.minimum(at, queue.task_ids.shape[0] - 1)
     task_ids = jnp.where(gets, queue.task_ids[at], jnp.where(done, NO_LEVEL, playing.task_ids))
     visit = jnp.where(gets, queue.visit[at], jnp.where(done, NO_LEVEL, playing.visit))
