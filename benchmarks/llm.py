@@ -126,11 +126,16 @@ def main() -> None:
     report(config, folder, "llm" if args.size == "cores" else f"llm_{args.size}")
 
 
+def seeds_of(config: LlmConfig) -> range:
+    """All that are asked for."""
+    return range(config.first_seed, config.first_seed + config.seeds)
+
+
 def whole_runs(config: LlmConfig, folder: RunFolder) -> dict[str, dict[int, list[Line]]]:
     """The lines of the runs that came to their end, by strategy and seed."""
     found: dict[str, dict[int, list[Line]]] = {}
     for name in config.strategies:
-        for seed in range(config.first_seed, config.first_seed + config.seeds):
+        for seed in seeds_of(config):
             lines = folder.lines(f"{name}-{seed}")
             if len(lines) == config.steps + 1:
                 found.setdefault(name, {})[seed] = lines
@@ -166,7 +171,12 @@ def report(config: LlmConfig, folder: RunFolder, out: str) -> None:
         print(name, {k: v for k, v in rows[name].items() if k != "curves"})
     steps = [line["step"] for line in next(iter(base.values()), []) if "heldout" in line]
     settings = json.loads(json.dumps(dataclasses.asdict(dataclasses.replace(config, weights="-"))))
-    save(out, rows, ("flax", "optax"), steps=steps, settings=settings)
+    part = {
+        run: {"steps": len(lines) - 1, "heldout": curve(lines).round(4).tolist()}
+        for run in (f"{name}-{seed}" for name in config.strategies for seed in seeds_of(config))
+        if 0 < len(lines := folder.lines(run)) <= config.steps
+    }
+    save(out, rows, ("flax", "optax"), steps=steps, settings=settings, unfinished=part)
     if steps:
         plot(steps, rows, out)
 
