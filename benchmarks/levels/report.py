@@ -1,6 +1,6 @@
 """Table and figure of the levels: what `benchmarks.levels.run` has measured.
 
-python -m benchmarks.levels.report     # benchmarks/results/levels.md, .json and .svg
+python -m benchmarks.levels.report     # benchmarks/results/levels.md, .json and .png
 
 Final: mean of the last three evaluations; AUC: mean of all; steps to .45: environment steps until
 a running mean over three evaluations gets there. Differences are paired by seed, with 95%
@@ -131,7 +131,7 @@ def figure(found: dict[tuple[float, str], Curves], steps: int, path: Path) -> No
         panel.set(ylabel="held-out levels solved", ylim=(0, 1))
     panels[1][0][0].legend(fontsize=7)
     panels[0].tight_layout()
-    panels[0].savefig(path)
+    panels[0].savefig(path, dpi=110)
 
 
 def main() -> None:
@@ -142,7 +142,7 @@ def main() -> None:
     text, numbers = table(found, steps)
     (RESULTS / "levels.md").write_text(f"# Levels: which mazes to train on\n\n{text}")
     (RESULTS / "levels.json").write_text(json.dumps(numbers, indent=1) + "\n")
-    figure(found, steps, RESULTS / "levels.svg")
+    figure(found, steps, RESULTS / "levels.png")
     print(text)
 
 
