@@ -108,7 +108,8 @@ def main(arguments: list[str] | None = None) -> None:
     run = jax.jit(lambda key: train(selector, key, pool, args.updates))
     solved, mixed, metrics = run(key)
     print(f"{float(solved):.3f} of the levels solved, {float(mixed.mean()):.2f} groups mixed")
-    print({name: round(float(value), 3) for name, value in metrics.items()})
+    histogram = metrics.pop("histogram").tolist()
+    print({name: round(float(value), 3) for name, value in metrics.items()}, histogram)
 
 
 if __name__ == "__main__":

@@ -267,7 +267,8 @@ def main(arguments: list[str] | None = None) -> None:
     for index, (rate, share) in enumerate(zip(rates, mixed, strict=True)):
         steps = (index + 1) * args.every * SLOTS * WINDOW
         print(f"{steps:8d} steps: {rate:.3f} of held-out levels solved, {share:.2f} groups mixed")
-    print({name: round(float(value), 3) for name, value in metrics.items()})
+    histogram = metrics.pop("histogram").tolist()
+    print({name: round(float(value), 3) for name, value in metrics.items()}, histogram)
 
 
 if __name__ == "__main__":
