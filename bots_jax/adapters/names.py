@@ -157,7 +157,7 @@ class TaskNames:
             "num_rows": self.num_rows,
             "idle": sorted(self.idle),
             "added": [[row, name] for row, name in self._added.items()],
-            "gone": sorted(self._gone, key=str),
+            "gone": sorted(self._gone, key=repr),
             "kind": self._kind,
         }
 

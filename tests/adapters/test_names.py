@@ -91,3 +91,12 @@ def test_numbers_are_not_narrowed() -> None:
     with pytest.raises(ValueError, match="contains 4294967301"):
         sampler.observe([2**32 + 5], 8, 8)
     assert sampler.observe(batch.task_ids, 8, 8, batch.visits).all()
+
+
+def test_what_is_gone_is_listed_in_one_order_only() -> None:
+    """1 beside "1": sets that were filled in another order list alike."""
+    names = [-1, "-1", 1, "1", 0, "0"]
+    there, back = (TaskNames(6, names) for _ in range(2))
+    there.retire(np.arange(6))
+    back.retire(np.arange(6)[::-1])
+    assert there.changes()["gone"] == back.changes()["gone"]
