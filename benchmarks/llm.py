@@ -69,9 +69,8 @@ SIZES = {
         num_held_out=900,
         reference_steps=75,
         dtype="bfloat16",
-        loop=LoopConfig(
-            group_size=8,
-            max_new_tokens=8,
+        loop=dataclasses.replace(
+            CONFIG.loop,
             gradient=GradientConfig(
                 learning_rate=1e-5, lr_warmup=5, lr_decay=_GPU_STEPS, mixed_chunk=8
             ),
@@ -81,8 +80,8 @@ SIZES = {
     "dry": dataclasses.replace(
         CONFIG, seeds=1, steps=2, eval_every=2, num_tasks=45, num_held_out=45, reference_steps=1,
         batch_size=2, depth=1,
-        loop=LoopConfig(group_size=2, max_new_tokens=8,
-                        gradient=GradientConfig(lr_warmup=0, mixed_chunk=1)),
+        loop=dataclasses.replace(CONFIG.loop, group_size=2,
+                                 gradient=GradientConfig(lr_warmup=0, mixed_chunk=1)),
     ),
 }  # fmt: skip
 
@@ -190,11 +189,8 @@ def interval(values: np.ndarray) -> dict[str, float | None]:
     """Mean and half of the 95% interval by Student's t; None for fewer than two."""
     if not len(values):
         return {"mean": None, "half": None}
-    half = None
-    if len(values) > 1:
-        spread = values.std(ddof=1) / len(values) ** 0.5
-        half = float(metrics.t_quantile(len(values) - 1) * spread)
-    return {"mean": float(values.mean()), "half": half}
+    found = metrics.mean_interval(values)
+    return {"mean": found.value, "half": found.high - found.value if len(values) > 1 else None}
 
 
 def plot(steps: list[int], rows: dict[str, Any], out: str) -> None:

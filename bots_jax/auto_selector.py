@@ -27,7 +27,7 @@ import dataclasses
 from typing import Any, Unpack
 
 from bots_jax.belief.lengths import add_tokens
-from bots_jax.belief.logit_normal import AutoConfig, logit_normal_belief
+from bots_jax.belief.logit_normal import AutoConfig, estimator_of_auto, logit_normal_belief
 from bots_jax.checks import check_choice, check_number
 from bots_jax.choice.mixed import mixed_groups, nearest_draws
 from bots_jax.choice.worth import Worth, WorthFn, find_worth
@@ -35,7 +35,7 @@ from bots_jax.compose import Choice, Shared, admit_rows, compose, factory, plan_
 from bots_jax.grouped.logit_normal import AUTO_TOLERANCE, group_auto
 from bots_jax.grouped.representation import REPRESENTATIONS, Grouping, with_grouped
 from bots_jax.grouped.selector import check_slots, check_tolerance
-from bots_jax.implicit import Estimator, glm, make_estimator
+from bots_jax.implicit import Estimator
 from bots_jax.pool.visits import admit
 from bots_jax.settings import (
     AUTO_DEFAULTS,
@@ -165,7 +165,7 @@ def _config(
     estimator: str | Estimator, given: Settings, batch_size: int, per_token: bool
 ) -> AutoConfig:
     return AutoConfig(
-        glm(least_counts=0.0) if estimator == "glm" else make_estimator(estimator),
+        estimator_of_auto(estimator),
         learn_trust=given.implicit_weight is None,
         learn_speed=given.forgetting is None,
         batch_size=batch_size,

@@ -487,7 +487,8 @@ def _cut(packed: Mapping[str, np.ndarray], leaves: list[list[Any]]) -> dict[str,
 def _fit(arrays: dict[str, np.ndarray], like: State, prefix: str) -> dict[str, np.ndarray]:
     """The saved leaves of a dense pool, with the rows of `like`, be they more or fewer.
 
-    Rows beyond the saved ones are those of `like`, which hold no task.
+    Rows beyond the saved ones are those of `like`, which hold no task; saved rows beyond those of
+    `like` were room that no task has used.
     """
     saved = arrays.get(f"{prefix}.pool.active")
     if like.representation == "grouped" or saved is None or saved.ndim != 1:
@@ -495,11 +496,7 @@ def _fit(arrays: dict[str, np.ndarray], like: State, prefix: str) -> dict[str, n
     active = np.asarray(like.pool.active)
     rows, room = len(saved), len(active)
     used = max(int(arrays[f"{prefix}.pool.next_fresh"]), int(np.sum(saved)))
-    if used <= room < rows:
-        arrays = _without_unused(arrays, like, prefix, rows, room)
-        arrays.update(_list_touched(arrays, like, prefix))
-        rows = room
-    if rows > room:
+    if used > room:
         raise CheckpointError(
             f"the checkpoint has {used} rows, this pool has room for {room}: it belongs to another "
             f"pool, or give capacity={used} or more"
@@ -510,31 +507,17 @@ def _fit(arrays: dict[str, np.ndarray], like: State, prefix: str) -> dict[str, n
     for name, leaf in _named_leaves(like):
         path, ours = prefix + name, np.shape(leaf)
         theirs = np.shape(arrays.get(path, ours))
-        grown = len(ours) == len(theirs) and all(
+        by_row = len(ours) == len(theirs) and all(
             (a, b) == (rows, room) or a == b for a, b in zip(theirs, ours, strict=True)
         )
-        if grown and ours != theirs:
+        if by_row and ours != theirs:
+            both = tuple(slice(0, min(a, b)) for a, b in zip(theirs, ours, strict=True))
             fitted[path] = np.array(_as_numpy(leaf))
-            fitted[path][tuple(slice(0, size) for size in theirs)] = arrays[path]
+            fitted[path][both] = arrays[path][both]
     touched = f"{prefix}.pool.touched"
     if touched in arrays and (rows != room or arrays[touched].shape != like.pool.touched.shape):
         fitted.update(_list_touched(fitted, like, prefix))
     return fitted
-
-
-def _without_unused(
-    arrays: dict[str, np.ndarray], like: State, prefix: str, rows: int, room: int
-) -> dict[str, np.ndarray]:
-    """The first `room` rows; the others were room that no task has used."""
-    cut = dict(arrays)
-    for name, leaf in _named_leaves(like):
-        ours, theirs = np.shape(leaf), np.shape(arrays.get(prefix + name, 0))
-        if len(ours) == len(theirs) and (rows, room) in zip(theirs, ours, strict=True):
-            kept = (
-                slice(b if (a, b) == (rows, room) else a) for a, b in zip(theirs, ours, strict=True)
-            )
-            cut[prefix + name] = arrays[prefix + name][tuple(kept)]
-    return cut
 
 
 def _list_touched(arrays: Mapping[str, np.ndarray], like: State, prefix: str) -> dict[str, Any]:

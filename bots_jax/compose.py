@@ -139,6 +139,9 @@ class Shared(TypedDict, total=False):
     dtype: Any
 
 
+_DEFAULTS: Shared = {"exploration": 0.0, "keep_open": False}  # the others are None
+
+
 def plan_of(batch_size: int, shared: Shared) -> Plan:
     """The composition of a batch; an argument that no factory has is refused.
 
@@ -151,7 +154,8 @@ def plan_of(batch_size: int, shared: Shared) -> Plan:
             f"got an unexpected keyword argument {name!r}; every factory takes "
             f"{', '.join(Shared.__annotations__)} beside its own"
         )
-    return make_plan(batch_size, shared.get("exploration", 0.0), shared.get("quotas"))
+    given: Shared = {**_DEFAULTS, **shared}
+    return make_plan(batch_size, given["exploration"], given.get("quotas"))
 
 
 F = TypeVar("F", bound=Callable[..., Selector])
@@ -190,9 +194,8 @@ def _spelt_out(signature: inspect.Signature) -> inspect.Signature:
     """The signature with the arguments of `Shared` in place of **shared, for help and command."""
     own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
     if len(own) < len(signature.parameters):
-        default = {"exploration": 0.0, "keep_open": False}
         own += [
-            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default.get(name))
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=_DEFAULTS.get(name))
             for name in Shared.__annotations__
         ]
     return signature.replace(parameters=own)
@@ -250,7 +253,7 @@ def compose(
     expiry = None if (age := shared.get("expiry")) is None else check_count("expiry", age)
     dtype = None if (wanted := shared.get("dtype")) is None else _check_dtype(wanted)
 
-    keep_open = bool(shared.get("keep_open", False))
+    keep_open = bool(shared.get("keep_open", _DEFAULTS["keep_open"]))
     described = {"strategy": name, **plan._asdict(), "expiry": expiry, **(static or {})}
     if keep_open:
         described["keep_open"] = True

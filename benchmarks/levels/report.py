@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import stats
+
+from bots_jax.evaluate import metrics
 
 RESULTS = Path(__file__).parents[1] / "results"
 THRESHOLD, SMOOTH = 0.45, 3
@@ -44,10 +45,8 @@ def load(path: Path) -> dict[tuple[float, str], Curves]:
 
 def interval(values: np.ndarray) -> tuple[float, float]:
     """Mean, and half of the 95% interval."""
-    if values.size < 2:
-        return float(values.mean()), float("nan")
-    half = stats.t.ppf(0.975, values.size - 1) * values.std(ddof=1) / np.sqrt(values.size)
-    return float(values.mean()), float(half)
+    found = metrics.mean_interval(values)
+    return found.value, found.high - found.value
 
 
 def final(curve: np.ndarray) -> float:

@@ -315,12 +315,10 @@ class TaskSampler:
     @property
     def prompts_wanted(self) -> int:
         """How many prompts `read_prompts` would make features of; 0: it would do nothing."""
-        fresh = not self.handed_out and not self.step
+        fresh = not self.handed_out and not self.step and self._names.unchanged
         if self._begin is None or not fresh or not can_use_features(self.selector.static):
             return 0
-        changes = self._names.changes()
-        grown = changes["num_rows"] != changes["start"] or bool(self._names.idle)
-        return 0 if grown else self._names.num_rows
+        return self._names.num_rows
 
     def read_prompts(self, prompts: Any) -> bool:
         """Make features of prompts, as `prompts=` does, of a sampler that has handed out nothing.

@@ -312,12 +312,10 @@ class Ledger:
         ledger = cls(kinds)
 
         def heard(entry: list[Any]) -> tuple[int, Visit]:
-            row, number, opened, draw, successes, trials, pieces, *more = entry
-            kind, attempts, heard_at, lowest, highest = more
+            row, number, opened, draw, successes, trials, pieces, kind, *reports = entry
             visit = Visit(number, opened, draw, kind if kind in ledger.makeup.share else kinds[0])
             visit.successes, visit.trials, visit.pieces = successes, trials, set(pieces)
-            visit.attempts, visit.heard = attempts, heard_at
-            visit.lowest, visit.highest = lowest, highest
+            visit.attempts, visit.heard, visit.lowest, visit.highest = reports
             return row, visit
 
         ledger.open = dict(heard(entry) for entry in saved["open"])

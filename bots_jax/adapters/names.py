@@ -149,6 +149,11 @@ class TaskNames:
             del self._row_of[name]
             self._gone.add(name)
 
+    @property
+    def unchanged(self) -> bool:
+        """Whether no task was added or retired."""
+        return self.num_rows == self._start[0] and not self.idle
+
     def changes(self) -> dict[str, Any]:
         """What has changed since the start, as JSON values."""
         return {

@@ -59,6 +59,7 @@ from jax import lax
 
 from bots_jax.belief.lengths import Lengths, learn_lengths, no_lengths
 from bots_jax.compose import BeliefInfo, BeliefModel
+from bots_jax.implicit import glm, make_estimator
 from bots_jax.implicit.contract import Estimator, TaskCounts
 from bots_jax.implicit.features import shrink, unshrink
 from bots_jax.numerics.arithmetic import masked_mean, safe_ratio
@@ -168,6 +169,11 @@ class AutoConfig(NamedTuple):
     per_token: bool = False  # whether tokens are learned
 
 
+def estimator_of_auto(estimator: str | Estimator) -> Estimator:
+    """That of the name, or the record as it is. Of "glm" p~ need claim nothing beside a history."""
+    return glm(least_counts=0.0) if estimator == "glm" else make_estimator(estimator)
+
+
 class HyperGrid(NamedTuple):
     """Settings of the filter: those of the grid f[J], or those in force f[]."""
 
@@ -181,9 +187,8 @@ class Expected(NamedTuple):
     shared: Array  # f[...], eta
     offset: Array  # f[...], u
     variance: Array  # f[...], v
-    of_line: Array | None = (
-        None  # f[...], what eta's own uncertainty adds to that of a visited task
-    )
+    # f[...], what eta's own uncertainty adds to that of a visited task
+    of_line: Array | None = None
 
 
 # --- settings -----------------------------------------------------------------------------

@@ -15,6 +15,7 @@ were from their fit.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import math
 import sys
@@ -87,10 +88,7 @@ def advise_command(args: argparse.Namespace) -> int:
             raise ValueError("--rollouts 1: a group of one is never mixed: give at least 2")
         outcomes = read_outcomes(args.file, trials=args.trials, solved_at=args.solved_at)
         found = advise(outcomes, args.rollouts, args.steps, args.batch_size, args.num_tasks)
-    except ModuleNotFoundError as error:
-        sys.stderr.write(f"bots-jax advise: {error}\n")
-        return 2
-    except (ValueError, OSError) as error:
+    except (ModuleNotFoundError, ValueError, OSError) as error:
         sys.stderr.write(f"bots-jax advise: {error}\n")
         return 2
     sys.stdout.write((json.dumps(found, indent=1) if args.json else as_text(found)) + "\n")
@@ -158,6 +156,7 @@ def _interval(values: np.ndarray) -> dict[str, float]:
 # --- the map ----------------------------------------------------------------------------------
 
 
+@functools.cache
 def read_map() -> dict[str, Any]:
     """The map that comes with the package."""
     text = resources.files("bots_jax.evaluate").joinpath("selection_map.json").read_text()

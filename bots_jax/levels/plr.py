@@ -35,13 +35,13 @@ class Replay(NamedTuple):
 
 
 class PLR(NamedTuple):
-    """The numbers of the rule; hashable, so that they may be static."""
+    """The numbers of the rule, by `make_plr`; hashable, so that they may be static."""
 
-    temperature: float = 0.3
-    staleness: float = 0.3
-    replay: float = 0.8
-    fill: float = 0.5
-    prioritisation: str = "rank"
+    temperature: float
+    staleness: float
+    replay: float
+    fill: float
+    prioritisation: str
 
 
 def make_plr(

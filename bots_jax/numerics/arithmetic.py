@@ -1,4 +1,4 @@
-"""Ratios and means that stay finite.
+"""Ratios and means that stay finite, and whether numbers differ.
 
 In: arrays of any float dtype. Out: arrays of the same dtype, finite where the input is.
 """
@@ -19,6 +19,11 @@ def safe_ratio(numerator: Array, denominator: Array, otherwise: float = 0.0) -> 
     """
     empty = denominator == 0
     return jnp.where(empty, otherwise, numerator / jnp.where(empty, 1, denominator))
+
+
+def differ(values: Array) -> Array:
+    """bool[...]: whether f[..., n] are not all alike, such as the rewards of a group."""
+    return jnp.max(values, axis=-1) > jnp.min(values, axis=-1)
 
 
 def masked_mean(values: Array, mask: Array) -> Array:

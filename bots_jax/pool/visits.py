@@ -293,33 +293,29 @@ def _add_counts(
 ) -> PoolState:
     """Add what counts, and list the rows that this step has to look at."""
     capacity = pool.active.shape[0]
-    failed, solved = extremes(evidence)
+    touched, num_touched = pool.touched, pool.num_touched
     if again is None:
-        rows = jnp.where(counts, evidence.task_ids, capacity)
-        successes = jnp.minimum(evidence.successes, evidence.trials)
-        return pool._replace(
-            successes=pool.successes.at[rows].add(successes, mode="drop"),
-            trials=pool.trials.at[rows].add(evidence.trials, mode="drop"),
-            most_failed=pool.most_failed.at[rows].max(failed, mode="drop"),
-            most_solved=pool.most_solved.at[rows].max(solved, mode="drop"),
-            # The list is not kept: incomplete, if the pool should grow before the next step.
-            num_touched=jnp.full_like(pool.num_touched, pool.touched.shape[0] + 1),
-        )
-    looked_at = jnp.where(listed, evidence.task_ids, capacity)
-    before = pool.trials[jnp.minimum(looked_at, capacity - 1)]
-    new = listed & (before == 0) & first_of_each(looked_at, again)
-    # Always: read first, then written in place.
-    rows = jnp.where(counts & (before >= 0), evidence.task_ids, capacity)
-    place = pool.num_touched + jnp.cumsum(new, dtype=jnp.int32) - 1
-    place = jnp.where(new, place, pool.touched.shape[0])
+        # The list is not kept: incomplete, if the pool should grow before the next step.
+        num_touched = jnp.full_like(num_touched, touched.shape[0] + 1)
+    else:
+        looked_at = jnp.where(listed, evidence.task_ids, capacity)
+        before = pool.trials[jnp.minimum(looked_at, capacity - 1)]
+        new = listed & (before == 0) & first_of_each(looked_at, again)
+        counts &= before >= 0  # always: read first, then written in place
+        place = num_touched + jnp.cumsum(new, dtype=jnp.int32) - 1
+        place = jnp.where(new, place, touched.shape[0])
+        touched = touched.at[place].set(looked_at, mode="drop")
+        num_touched = num_touched + _count(new)
+    rows = jnp.where(counts, evidence.task_ids, capacity)
+    failed, solved = extremes(evidence)
     successes = jnp.minimum(evidence.successes, evidence.trials)  # rounding, see sound_numbers
     return pool._replace(
         successes=pool.successes.at[rows].add(successes, mode="drop"),
         trials=pool.trials.at[rows].add(evidence.trials, mode="drop"),
         most_failed=pool.most_failed.at[rows].max(failed, mode="drop"),
         most_solved=pool.most_solved.at[rows].max(solved, mode="drop"),
-        touched=pool.touched.at[place].set(looked_at, mode="drop"),
-        num_touched=pool.num_touched + _count(new),
+        touched=touched,
+        num_touched=num_touched,
     )
 
 
@@ -442,15 +438,21 @@ def clear_pending(pool: PoolState, fused: StepEvidence, zero: Array) -> PoolStat
     if fused.rows is None or fused.overflow is None:
         return _clear_all(pool)
     rows = fused.rows + zero.astype(jnp.int32)
-    few = pool._replace(
-        successes=pool.successes.at[rows].set(0, mode="drop"),
-        trials=pool.trials.at[rows].set(0, mode="drop"),
-        most_failed=pool.most_failed.at[rows].set(0, mode="drop"),
-        most_solved=pool.most_solved.at[rows].set(0, mode="drop"),
+    few = _without_pending(pool, rows)._replace(
         touched=jnp.full_like(pool.touched, pool.active.shape[0]),
         num_touched=jnp.zeros_like(pool.num_touched),
     )
     return lazy_cond(fused.overflow, _clear_all, few)
+
+
+def _without_pending(pool: PoolState, rows: Array) -> PoolState:
+    """Nothing is pending of these rows; they may still be listed."""
+    return pool._replace(
+        successes=pool.successes.at[rows].set(0, mode="drop"),
+        trials=pool.trials.at[rows].set(0, mode="drop"),
+        most_failed=pool.most_failed.at[rows].set(0, mode="drop"),
+        most_solved=pool.most_solved.at[rows].set(0, mode="drop"),
+    )
 
 
 def _clear_all(pool: PoolState) -> PoolState:
@@ -474,13 +476,9 @@ def retire(pool: PoolState, task_ids: Array) -> PoolState:
     rows = _rows(task_ids, pool.active.shape[0])
     active = pool.active.at[rows].set(False, mode="drop")
     again = repeats(rows, rows < pool.active.shape[0])
-    return _close(pool, rows, again)._replace(
+    return _without_pending(_close(pool, rows, again), rows)._replace(
         active=active,
         domain_sizes=_domain_sizes(active, pool.domain, pool.domain_sizes.shape[0]),
-        successes=pool.successes.at[rows].set(0, mode="drop"),
-        trials=pool.trials.at[rows].set(0, mode="drop"),
-        most_failed=pool.most_failed.at[rows].set(0, mode="drop"),
-        most_solved=pool.most_solved.at[rows].set(0, mode="drop"),
     )
 
 

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from bots_jax.numerics.arithmetic import differ
 from bots_jax.rl.policy import GraphDef, Params
 from bots_jax.rl.policy_gradient import (
     Batch,
@@ -166,11 +167,6 @@ def make_learn(
         return train_step(train, batch)
 
     return learn
-
-
-def differ(rewards: Array) -> Array:
-    """bool[...]: groups whose rewards f[..., G] are not all alike, and so have a gradient."""
-    return jnp.max(rewards, axis=-1) > jnp.min(rewards, axis=-1)
 
 
 def evidence_of(selection: Selection, seen: Experience) -> Evidence:

@@ -33,6 +33,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from bots_jax.numerics.arithmetic import differ
 from bots_jax.rl.policy import GraphDef, Params, extend, prefill
 
 Array = jax.Array
@@ -210,7 +211,7 @@ def advantages(rewards: Array, estimator: Estimator) -> Array:
     maxrl: by the mean in place of the standard deviation (2602.02710).
     """
     group = rewards.shape[-1]
-    mixed = jnp.max(rewards, axis=-1, keepdims=True) > jnp.min(rewards, axis=-1, keepdims=True)
+    mixed = differ(rewards)[..., None]
     # The mean of equal numbers can differ from them by rounding, so 0 is set, not computed.
     mean = jnp.mean(rewards, axis=-1, keepdims=True)
     centred = jnp.where(mixed, rewards - mean, 0.0)
@@ -317,7 +318,7 @@ def _mixed_gradient(
     of a chunk averages over its own prompts; its share of the batch corrects that.
     """
     chunk, total = config.mixed_chunk, len(batch.prompts)
-    mixed = batch.valid & (jnp.max(batch.rewards, axis=1) > jnp.min(batch.rewards, axis=1))
+    mixed = batch.valid & differ(batch.rewards)
     count = jnp.sum(mixed, dtype=jnp.int32)
     order = jnp.argsort(~mixed, stable=True)
     order = jnp.pad(order, (0, -total % chunk))

@@ -416,15 +416,21 @@ def generate_split(
       ValueError: on an unknown name, a number out of range, or more tasks than there are.
     """
     _check_request(split, num_tasks, seed, families, max_size)
-    shares = np.diff(np.arange(len(families) + 1) * num_tasks // len(families))
+    shares = even_shares(num_tasks, len(families))
     pools = [
-        _family_tasks(FAMILY_NAMES.index(name), int(share), split, seed, max_size)
+        _family_tasks(FAMILY_NAMES.index(name), share, split, seed, max_size)
         for name, share in zip(families, shares, strict=True)
     ]
     joined = TaskPool(*(np.concatenate(columns) for columns in zip(*pools, strict=True)))
     shuffle = np.random.PCG64(np.random.SeedSequence([seed, len(FAMILIES)]))
     order = np.argsort(shuffle.random_raw(num_tasks), kind="stable")
     return TaskPool(*(np.asarray(column)[order] for column in joined))
+
+
+def even_shares(total: int, parts: int) -> list[int]:
+    """Whole numbers that sum to `total` and differ by at most 1."""
+    shares: list[int] = np.diff(np.arange(parts + 1) * total // parts).tolist()
+    return shares
 
 
 def _check_request(

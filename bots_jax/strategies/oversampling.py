@@ -39,6 +39,7 @@ from jax import lax
 
 from bots_jax.checks import check_count, check_number
 from bots_jax.choice.batch import lowest
+from bots_jax.numerics.arithmetic import differ
 from bots_jax.pool.visits import selectable
 from bots_jax.strategies import configure
 from bots_jax.strategies.dots import measured, predicted_selector, taken
@@ -134,7 +135,7 @@ def _cost(rolled: Rolled, valid: Array) -> tuple[Array, Array]:
 
 def _is_mixed(rolled: Rolled, valid: Array) -> Array:
     """bool[M]: rewards that are not all alike."""
-    return valid & (jnp.max(rolled.rewards, axis=1) > jnp.min(rolled.rewards, axis=1))
+    return valid & differ(rolled.rewards)
 
 
 def _differ_in_two_groups(first: Rolled, second: Rolled, rows: Array) -> Array:

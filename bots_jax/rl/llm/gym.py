@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bots_jax.rl.llm.tokenizer import Tokenizer
-from bots_jax.rl.tasks import TaskPool, Verifier, VerifierError
+from bots_jax.rl.tasks import TaskPool, Verifier, VerifierError, even_shares
 
 Array = jax.Array
 
@@ -84,8 +84,8 @@ def make_tasks(
       ValueError: if a level is unknown or there is no task.
     """
     seen, entries, places, scores = set(exclude), [], [], []
-    for index, level in enumerate(levels):
-        wanted = size * (index + 1) // len(levels) - size * index // len(levels)
+    shares = even_shares(size, len(levels))
+    for index, (level, wanted) in enumerate(zip(levels, shares, strict=True)):
         data = _dataset(level, 4 * wanted, seed + index)
         fresh = list(_distinct(data, wanted, seen))
         entries += fresh

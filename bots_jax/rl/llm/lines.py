@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from bots_jax.rl.llm.tokenizer import Tokenizer
 from bots_jax.rl.llm.weights import Vocabulary, Weights
-from bots_jax.rl.tasks import TaskPool
+from bots_jax.rl.tasks import TaskPool, even_shares
 
 LEVELS = 5  # of each family, from 1
 SHOTS = 3  # solved lines before each
@@ -135,8 +135,8 @@ def make_lines(
     seen = {*exclude, *(question for name in families for question, _ in examples(name))}
     rows: list[tuple[str, str, int, int]] = []
     cells = [(f, level) for f in range(len(families)) for level in range(1, LEVELS + 1)]
-    for place, (family, level) in enumerate(cells):
-        wanted = size * (place + 1) // len(cells) - size * place // len(cells)
+    shares = even_shares(size, len(cells))
+    for place, ((family, level), wanted) in enumerate(zip(cells, shares, strict=True)):
         make, dice = FAMILIES[families[family]], Dice(seed, place)
         for _ in range(20 * wanted):  # some come twice
             question, answer = make(dice, level)

@@ -9,6 +9,7 @@ they have in common is here: which token is padding, and the check of every shap
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -79,8 +80,7 @@ def load_weights(weights: str | Path | Weights, **changes: Any) -> tuple[GraphDe
       FileNotFoundError, ValueError: if the file is absent, foreign or does not fit.
     """
     file = open_weights(weights) if isinstance(weights, str | Path) else weights
-    config = file.config()
-    config = type(config)(**{**vars(config), **changes})
+    config = dataclasses.replace(file.config(), **changes)
     order = token_order(file.vocabulary(), file.path)
     graphdef, shapes = abstract_llama(config)
 
