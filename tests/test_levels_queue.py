@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -124,6 +125,7 @@ def test_only_eligible_levels_are_played(eligible, in_flight, seed):
     assert len(set(ids[played].tolist())) == min(may.sum(), 4)
 
 
+@cache  # or the selector goes with the state, and all is compiled anew in each example
 def taught():
     selector = make_strategy("bots", batch_size=4, rollouts=2, representation="dense")
     state = selector.init(num_tasks=8)

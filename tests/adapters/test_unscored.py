@@ -20,8 +20,11 @@ GROUP = 4
 NAN = float("nan")
 
 
+SELECTOR = bots(batch_size=2, rollouts=GROUP)  # kept, or all is compiled anew for each sampler
+
+
 def make() -> TaskSampler:
-    return TaskSampler(bots(batch_size=2, rollouts=GROUP), num_tasks=12)
+    return TaskSampler(SELECTOR, num_tasks=12)
 
 
 def tunix(rewards: list[Any], success: Any) -> tuple[float, float]:

@@ -90,13 +90,16 @@ def test_who_cannot_use_features_says_so() -> None:
             selector.init(num_tasks=9, features=np.zeros((9, 1)))
 
 
+SELECTOR = bots_jax.auto(batch_size=16, rollouts=8)  # kept, or it is compiled for each run
+
+
 def error_after(features: str | None, seed: int, steps: int = 24) -> float:
     """RMSE over unvisited tasks whose rate follows two numbers, after some steps."""
     rng = np.random.default_rng(seed)
     known = rng.normal(size=(800, 2))
     rate = 1 / (1 + np.exp(-known @ np.array([1.5, -1.0])))
     given = {"told": known, "noise": rng.normal(size=(800, 32)), None: None}[features]
-    selector = bots_jax.auto(batch_size=16, rollouts=8)
+    selector = SELECTOR
     state = selector.init(num_tasks=800, features=given)
     visited = np.zeros(800, bool)
     for step in range(steps):
