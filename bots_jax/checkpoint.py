@@ -396,7 +396,7 @@ def _rebuild(
     _check_static(header["static"], _plain(selector.static))
     template = {"state": like, "trainer": trainer}
     _check_generators(header["generators"], template)
-    if not orbax_files.is_spread(like.pool.active):
+    if not any(map(orbax_files.is_spread, jax.tree.leaves(like))):
         arrays = _fit(arrays, like, "['state']")
     _check_leaves(arrays, template)
     tree = _fill(arrays, template)
