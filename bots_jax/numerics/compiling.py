@@ -4,7 +4,8 @@ In: a function of arrays. Out: the same, jitted. Nearly all that XLA on CPU take
 step is LLVM's optimisation of some hundred loops. Over a few thousand numbers these take
 microseconds however they are compiled, so there they are compiled as they stand: four times
 sooner, and a step called by itself takes a millisecond more. In a caller's own `jit`, `scan` or
-`vmap` everything is compiled as usual.
+`vmap` everything is compiled as usual. In grouped pools what counts is not the tasks, which a step
+does not look at one by one, but the slots.
 """
 
 from __future__ import annotations
@@ -26,8 +27,15 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def jit_by_size(function: Callable[P, R]) -> Callable[P, R]:
-    """`jax.jit`; on a CPU, small concrete arrays get a program that is compiled quickly."""
+def jit_by_size(
+    function: Callable[P, R], small: Callable[[tuple[object, ...]], bool] | None = None
+) -> Callable[P, R]:
+    """`jax.jit`; on a CPU, small concrete arrays get a program that is compiled quickly.
+
+    Args:
+      small: whether these arguments are, and none of them is traced; None: `is_small`.
+    """
+    small = is_small if small is None else small
     usual = jax.jit(function)
     quick = jax.jit(function, compiler_options=_QUICK)
     refused = False
@@ -35,7 +43,7 @@ def jit_by_size(function: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         nonlocal refused
-        if refused or jax.default_backend() != "cpu" or not is_small((args, kwargs)):
+        if refused or jax.default_backend() != "cpu" or not small((*args, *kwargs.values())):
             return usual(*args, **kwargs)
         try:
             return quick(*args, **kwargs)
