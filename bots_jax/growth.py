@@ -67,7 +67,7 @@ def add_tasks(
     state = state._replace(
         pool=bookkeeping,
         reference=_set_reference(state.reference, rows, reference, reference_trials, columns),
-        belief=state.belief.restart(state.settings, rows),
+        belief=state.belief.restart(state.settings, rows, state.pool.active),
     )
     return state, ids
 
