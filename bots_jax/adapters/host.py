@@ -51,7 +51,7 @@ from bots_jax.adapters.prompts import TEXT, as_texts, pack_text, text_features, 
 from bots_jax.adapters.watch import ChoiceWatch, PoolGroups, StepNotes
 from bots_jax.checks import check_choice, check_count
 from bots_jax.compose import can_use_features, settings_of
-from bots_jax.growth import add_tasks, retire
+from bots_jax.growth import add_tasks, count_new, retire
 from bots_jax.pool.evidence import validate_evidence
 from bots_jax.types import ArrayLike, Belief, Evidence, Info, Selector, Settings, State
 
@@ -176,6 +176,11 @@ class TaskSampler:
         told = prompts if self._text is not None else None
         origin = carry.Origin(self.selector.init, pool, features, told)
         state = origin.state()
+        if prompts is not None and len(prompts) != _count_active(state):
+            raise ValueError(
+                f"prompts has {len(prompts)} entries, the pool {_count_active(state)} tasks: give "
+                "one a task"
+            )
         # The rows of groups are not moved, so what they were made of is not held.
         self._origin = None if state.representation == "grouped" else origin
         return state
@@ -374,20 +379,30 @@ class TaskSampler:
           task_ids: names, where the pool has names.
           reference, num_tasks, reference_trials, domains, features: as in `bots_jax.add_tasks`.
           prompts: of the new tasks, where features were made of the first ones' prompts: these
-            get theirs on the same components. Where none were made, prompts are of no use.
+            get theirs on the same components.
 
         Returns:
           The ids of the new tasks.
+
+        Raises:
+          ValueError: if something is given that the pool was made without, or there is no room.
         """
         with self._lock, self._engine.on_device():
             if prompts is not None and features is not None:
                 raise ValueError("prompts and features were both given: give one of them")
+            if prompts is not None and self._text is None:
+                raise ValueError(
+                    "prompts were given, and this sampler made no features of prompts at first: "
+                    "drop them, or make it with prompts=... (no reference, no features, a selector "
+                    "that can use features)"
+                )
             if prompts is not None and self._text is not None:
                 features = self._text.apply(as_texts(prompts))
             if num_tasks is None and reference is None:
                 given = (part for part in (task_ids, prompts) if part is not None)
                 num_tasks = next((len(part) for part in given), None)
-            count = num_tasks if reference is None else np.shape(reference)[-1]
+            models = self.state.reference.rates.shape[0]
+            count = num_tasks if reference is None else count_new(reference, num_tasks, models)
             self._names.check_new(task_ids, count or 0)
             state, rows = add_tasks(
                 self.state, reference, num_tasks, reference_trials, domains, features
