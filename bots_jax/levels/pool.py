@@ -139,7 +139,7 @@ def _accept(
 
 def _renew(state: State, rows: Array) -> State:
     """Rows that hold another level from now on; C and above are dropped."""
-    pool, capacity = state.pool, state.pool.active.shape[0]
+    pool, capacity, before = state.pool, state.pool.active.shape[0], state.pool.active
     inside = rows < capacity
     added = jnp.sum(inside & ~pool.active[jnp.minimum(rows, capacity - 1)], dtype=jnp.int32)
     highest = jnp.max(jnp.where(inside, rows + 1, 0))
@@ -150,7 +150,8 @@ def _renew(state: State, rows: Array) -> State:
         domain_sizes=pool.domain_sizes + added,
         next_fresh=jnp.maximum(pool.next_fresh, highest.astype(jnp.int32)),
     )
-    return state._replace(pool=pool, belief=state.belief.restart(state.settings, rows))
+    belief = state.belief.restart(state.settings, rows, before)
+    return state._replace(pool=pool, belief=belief)
 
 
 def _check_insert(state: State, new_levels: PyTree) -> int:

@@ -149,7 +149,8 @@ def test_a_pool_that_grows_selects_as_one_that_had_all_tasks(
             new = np.arange(active - 10, active)
             grows, ids = bots_jax.add_tasks(grows, features=(numbers[new], kind[new]))
             np.testing.assert_array_equal(ids, new)
-            belief = whole.belief.restart(whole.settings, jax.numpy.asarray(new))
+            old = jax.numpy.arange(200) < active - 10
+            belief = whole.belief.restart(whole.settings, jax.numpy.asarray(new), old)
             whole = whole._replace(belief=belief)
         for step in range(2):
             key = jax.random.key(10 * turn + step)
