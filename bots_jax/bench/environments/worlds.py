@@ -10,7 +10,9 @@ one evaluation to the next in the workspace.
 `references`, pass rates of two checkpoints in eight rollouts each (what is told without it, as
 many strategies need them); `hidden`, what the base policy's hidden states make of the prompts;
 `everything`, prompts and references; `teaching`, prompts, and never a task of the families that
-can be guessed: an oracle that knows which families teach.
+can be guessed: an oracle that knows which families teach; `truth`, for the oracles of the package
+alone, the true pass rate of every task under the policy as it is, looked up every few steps; and
+`truth-teaching`, both.
 """
 
 from __future__ import annotations
@@ -39,8 +41,11 @@ from bots_jax.evaluate import meter, metrics, report
 from bots_jax.evaluate.metrics import Curve
 from bots_jax.pool.reference import TaskFeatures
 
-TELLS = ("nothing", "prompts", "references", "hidden", "everything", "teaching")
-ORACLE = "teaching"
+TRUTH, TEACHING, TRUTH_TEACHING = "truth", "teaching", "truth-teaching"
+TELLS = (
+    "nothing", "prompts", "references", "hidden", "everything", TEACHING, TRUTH, TRUTH_TEACHING,
+)  # fmt: skip
+TRUTH_EVERY = 10  # steps; a look at 6,000 tasks costs what some thirty steps do
 COMPONENTS = 32  # of features, at most
 
 
@@ -90,24 +95,29 @@ def worlds_environment(
     def run(strategy: Strategy, seeds: Sequence[int]) -> list[Measured]:
         sizes = {"batch_size": place.batch_size, "rollouts": place.rollouts}
         rule = only_free(strategy, strategy.make(**sizes))
-        if reads_truth(rule):
-            raise ValueError(f"strategy {strategy.name} wants the true rates, which nobody knows")
+        told = strategy.told or (TRUTH if reads_truth(rule) else "references")
+        true = told in (TRUTH, TRUTH_TEACHING)
+        if reads_truth(rule) != true:
+            raise ValueError(
+                f"strategy {strategy.name}, told {told}: oracles are told {TRUTH} or "
+                f"{TRUTH_TEACHING}, and they alone"
+            )
         if not made:
             made.append(worlds.make_world(place, cache_folder(cache)))
-        told = strategy.told or "references"
+        teaching = told in (TEACHING, TRUTH_TEACHING)
         known = [about, strategy.name, dict(strategy.settings), told, list(seeds)]
         runs = many.run_seeds(
             rule,
             first_state(rule, made[0], told, strategy.name),
             many.Task(made[0].start.graphdef, made[0].start.base, made[0].pool, made[0].held_out),
-            config,
+            dataclasses.replace(config, truth_every=TRUTH_EVERY if true else 0),
             seeds,
             name=strategy.name,
-            eligible=worlds.teaches(made[0].pool) if told == ORACLE else None,
+            eligible=worlds.teaches(made[0].pool) if teaching else None,
             partial=None if workspace is None else Path(workspace) / f"{_digest(known)}.npz",
         )
         measured = [_measure(one, place.rollouts) for one in runs]
-        return [dataclasses.replace(one, truth=told == ORACLE) for one in measured]
+        return [dataclasses.replace(one, truth=true or teaching) for one in measured]
 
     return Environment(
         name=name or f"{world}, {place.steps} steps" + f", {estimator}" * (estimator != "grpo"),
@@ -133,6 +143,8 @@ def first_state(selector: Any, data: Any, told: str, name: str) -> Any:
             return selector.init(data.reference)
         if told == "nothing":
             return selector.init(num_tasks=num_tasks)
+        if told in (TRUTH, TRUTH_TEACHING):  # written anew before the first step
+            return selector.init(np.full((1, num_tasks), 0.5, np.float32))
         rates = data.reference if told == "everything" else None
         return selector.init(TaskFeatures(rates, _features(data, told)))
     except ValueError as error:
