@@ -40,7 +40,7 @@ class Task(NamedTuple):
     """What all runs of a world share: exact-match tasks and a policy."""
 
     graphdef: GraphDef
-    base: Params  # the policy that every run starts from
+    base: Params  # the policy that runs start from
     pool: TaskPool
     held_out: TaskPool
 
@@ -83,11 +83,12 @@ class _Told(NamedTuple):
 
 def run_seeds(
     selector: Selector,
-    first: State,
+    first: State | list[State],
     task: Task,
     config: SeedsConfig,
     seeds: Sequence[int],
     *,
+    bases: Sequence[Params] | None = None,
     name: str = "",
     eligible: Any = None,
     partial: str | os.PathLike[str] | None = None,
@@ -96,7 +97,9 @@ def run_seeds(
     """Train one policy a seed; a record each, in the order of `seeds`.
 
     Args:
-      first: the selector's state before the first step, the same for all seeds.
+      first: the selector's state before the first step, the same for all seeds; or a list, one
+        a seed.
+      bases: the policy that each seed starts from; None: all from `task.base`.
       name: the strategy, for the records.
       eligible: bool[N], False for tasks that are never to be selected; None for all.
       partial: file that keeps the runs from one evaluation to the next, so that they go on
@@ -108,8 +111,14 @@ def run_seeds(
       strategy, seed, step, etr, tokens, task_ids, successes, heldout_step, heldout as in
       `report`; heldout is exact, of the policies themselves, without sampling.
     """
-    start = init_loop(task.base, first, config.loop, 0)
-    states = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (len(seeds), *leaf.shape)), start)
+    if bases is not None and config.loop.gradient.kl_weight:
+        raise ValueError("bases differ, and kl_weight keeps all seeds near task.base: set it to 0")
+    firsts = first if isinstance(first, list) else [first] * len(seeds)
+    starts = [
+        init_loop(base, state, config.loop, 0)
+        for base, state in zip(bases or [task.base] * len(seeds), firsts, strict=True)
+    ]
+    states = jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts)
     states = states._replace(seed=jnp.asarray(seeds, jnp.uint32))
     advance, evaluate = _compile(selector, task, config, eligible)
     heldout = [np.asarray(evaluate(states.train.params))]

@@ -172,6 +172,22 @@ def test_seeds_together_give_what_each_gives_alone(data: worlds.WorldData) -> No
     assert alone[0]["heldout"][0] == pytest.approx(exact.mean(), rel=1e-5)
 
 
+def test_each_seed_may_start_from_a_policy_of_its_own(data: worlds.WorldData) -> None:
+    rule = epochs(batch_size=4, rollouts=4)
+    task = seeds.Task(data.start.graphdef, data.start.base, data.pool, data.held_out)
+    config = seeds.SeedsConfig(2, 2, False, worlds.loop_config(TINY))
+    first, bases = rule.init(num_tasks=120), [data.start.late, data.start.base]
+    found = seeds.run_seeds(rule, [first, first], task, config, [0, 0], bases=bases)
+    alone = seeds.run_seeds(rule, first, task, config, [0])
+    assert found[1] == alone[0]
+    exact = worlds.exact_rates(data.start.graphdef, [data.start.late], data.held_out)
+    assert found[0]["heldout"][0] == pytest.approx(exact.mean(), rel=1e-5)
+    near = dataclasses.replace(config.loop.gradient, kl_weight=0.1, mixed_chunk=0)
+    drawn = dataclasses.replace(config, loop=dataclasses.replace(config.loop, gradient=near))
+    with pytest.raises(ValueError, match="kl_weight"):
+        seeds.run_seeds(rule, first, task, drawn, [0], bases=[data.start.base])
+
+
 def test_tasks_that_are_not_eligible_are_never_selected(data: worlds.WorldData) -> None:
     rule = epochs(batch_size=4, rollouts=4)
     task = seeds.Task(data.start.graphdef, data.start.base, data.pool, data.held_out)

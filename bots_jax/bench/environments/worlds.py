@@ -6,6 +6,11 @@ falls to nothing within the run, so that its end is what was learned and not whe
 constant rate stood. All seeds of a strategy run in one program (`bots_jax.rl.seeds`), kept from
 one evaluation to the next in the workspace.
 
+Each seed has a base policy of its own, and its references with it: what selection gains differs
+more between two base policies than between two runs from one, so an interval over runs from one
+would be too narrow. A warm-up gives other weights on another machine or with another number of
+cores: keep it in one cache; `benchmarks.worlds` refuses runs of one seed that start differently.
+
 `told=` says what a strategy knows of the tasks: `nothing`; `prompts`, text features of them;
 `references`, pass rates of two checkpoints in eight rollouts each (what is told without it, as
 many strategies need them); `hidden`, what the base policy's hidden states make of the prompts;
@@ -88,36 +93,38 @@ def worlds_environment(
     place = dataclasses.replace(worlds.find_world(world), **changed)
     loop = worlds.loop_config(place, estimator)
     config = many.SeedsConfig(place.steps, eval_every, loop=loop)
-    about = {**dataclasses.asdict(place), "eval_every": eval_every}
+    about = {**dataclasses.asdict(place), "eval_every": eval_every, "bases": "one a seed"}
     about |= {} if estimator == "grpo" else {"estimator": estimator}
-    made: list[worlds.WorldData] = []  # by whichever strategy comes first
+    made: dict[int, worlds.WorldData] = {}  # by seed, by whichever strategy comes first
 
     def run(strategy: Strategy, seeds: Sequence[int]) -> list[Measured]:
         sizes = {"batch_size": place.batch_size, "rollouts": place.rollouts}
         rule = only_free(strategy, strategy.make(**sizes))
         told = strategy.told or (TRUTH if reads_truth(rule) else "references")
-        true = told in (TRUTH, TRUTH_TEACHING)
+        true, teaching = told in (TRUTH, TRUTH_TEACHING), told in (TEACHING, TRUTH_TEACHING)
         if reads_truth(rule) != true:
             raise ValueError(
                 f"strategy {strategy.name}, told {told}: oracles are told {TRUTH} or "
                 f"{TRUTH_TEACHING}, and they alone"
             )
-        if not made:
-            made.append(worlds.make_world(place, cache_folder(cache)))
-        teaching = told in (TEACHING, TRUTH_TEACHING)
+        for seed in set(seeds) - set(made):
+            made[seed] = worlds.make_world(place, cache_folder(cache), base=seed)
+        datas = [made[seed] for seed in seeds]
+        one = datas[0]
         known = [about, strategy.name, dict(strategy.settings), told, list(seeds)]
         runs = many.run_seeds(
             rule,
-            first_state(rule, made[0], told, strategy.name),
-            many.Task(made[0].start.graphdef, made[0].start.base, made[0].pool, made[0].held_out),
+            [first_state(rule, data, told, strategy.name) for data in datas],
+            many.Task(one.start.graphdef, one.start.base, one.pool, one.held_out),
             dataclasses.replace(config, truth_every=TRUTH_EVERY if true else 0),
             seeds,
             name=strategy.name,
-            eligible=worlds.teaches(made[0].pool) if teaching else None,
+            bases=[data.start.base for data in datas],
+            eligible=worlds.teaches(one.pool) if teaching else None,
             partial=None if workspace is None else Path(workspace) / f"{_digest(known)}.npz",
         )
-        measured = [_measure(one, place.rollouts) for one in runs]
-        return [dataclasses.replace(one, truth=true or teaching) for one in measured]
+        measured = [_measure(run, place.rollouts) for run in runs]
+        return [dataclasses.replace(run, truth=true or teaching) for run in measured]
 
     return Environment(
         name=name or f"{world}, {place.steps} steps" + f", {estimator}" * (estimator != "grpo"),
