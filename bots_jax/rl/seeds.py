@@ -56,10 +56,10 @@ class SeedsConfig:
     steps: int = 400
     eval_every: int = 20  # steps between held-out measurements
     batched: bool | None = None  # vmap over seeds; None: on an accelerator
+    loop: LoopConfig = dataclasses.field(default_factory=LoopConfig)
     # Steps between two looks at the true pass rates of the whole pool, which an oracle takes for
     # its reference f[1, N]; 0: none are taken
     truth_every: int = 0
-    loop: LoopConfig = dataclasses.field(default_factory=LoopConfig)
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.eval_every < 1 or self.steps % self.eval_every:
@@ -147,7 +147,6 @@ def _compile(
         selector = _masked(selector, jnp.asarray(eligible))
     step = make_step(selector, task.graphdef, prompts, verifier, config.loop, task.base)
     held_prompts, held_answers = map(jnp.asarray, (task.held_out.prompts, task.held_out.answers))
-
     answers = jnp.asarray(task.pool.answers)
 
     def look(state: LoopState, _: None) -> tuple[LoopState, Any]:
