@@ -58,6 +58,7 @@ from bots_jax.implicit.features import (
     sum_rows,
 )
 from bots_jax.implicit.overdispersion import Overdispersion
+from bots_jax.numerics import cholesky
 from bots_jax.numerics.arithmetic import safe_ratio
 from bots_jax.pool.reference import Reference
 from bots_jax.pool.visits import StepEvidence, domain_sums
@@ -154,7 +155,7 @@ def glm(
         return _learn_trust(after, params.trust, _trusts(scales, reference))
 
     def infer(params: Regression, reference: Reference, domain: Array | None) -> Inferred:
-        return _infer_in_chunks(params, reference, domain, least_counts)
+        return _infer_all(params, reference, domain, least_counts)
 
     return Estimator("glm", 0, init, fit, infer, _capability, uses_momentum=False)
 
@@ -293,8 +294,7 @@ def _solve(precision: Precision, y: Coefficients) -> Coefficients:
 
 
 def _covariance(precision: Precision) -> Array:
-    factor = _factor(precision)
-    return jax.scipy.linalg.cho_solve((factor, True), jnp.eye(factor.shape[0], dtype=factor.dtype))
+    return cholesky.inverse(_factor(precision))
 
 
 def _plus(a: Coefficients, b: Coefficients, scale: Array | float = 1) -> Coefficients:
@@ -399,17 +399,51 @@ def _learn(
 # Tasks looked at together where features are many: 32 numbers of each stay in a core's cache, so a
 # million take a tenth of the time that they take at once.
 _CHUNK = 4096
+# Features up to which all tasks are one pass over rows, some F^2 / 2 products a task: beyond, the
+# compiler takes seconds over them.
+_MOST_ROWS = 48
+
+
+def _infer_all(
+    params: Regression, reference: Reference, domain: Array | None, least: float
+) -> Inferred:
+    """`_infer`, in ways that do not move what is made of many features through memory."""
+    tasks = reference.rates.shape[1]
+    size = 1 + reference.rates.shape[0] + _num_embeddings(reference)
+    if size <= FEW_ROWS or tasks < 2 * _CHUNK:
+        return _infer(params, reference, domain, least)
+    if size <= _MOST_ROWS and not (domain is not None and params.mean.domains.shape[0]):
+        return _told(params, *_in_one_pass(params, reference), least)
+    if mesh_of(reference.rates) is not None:
+        return _infer(params, reference, domain, least)
+    return _infer_in_chunks(params, reference, domain, least)
+
+
+def _in_one_pass(params: Regression, reference: Reference) -> tuple[Array, Array]:
+    """w . x and x' S x, f[C] each, without an array of all features in between.
+
+    As one complex number, because a pass of the compiler's makes one array: two would read all
+    features twice.
+    """
+    rows = rows_of(reference.embeddings) if reference.embeddings is not None else []
+    rows = [*filled_rows(params.levels, reference), *rows]
+    weights, covariance = params.mean.weights, params.covariance
+    eta, variance = weights[0], covariance[0, 0]
+    for at, row in enumerate(rows, start=1):
+        eta += weights[at] * row
+        before = [2 * covariance[at, j] * rows[j - 1] for j in range(1, at)]
+        inner = 2 * covariance[at, 0] + covariance[at, at] * row
+        variance += row * reduce(jnp.add, before, inner)
+    both = lax.optimization_barrier(lax.complex(eta, variance))
+    return both.real, both.imag
 
 
 def _infer_in_chunks(
     params: Regression, reference: Reference, domain: Array | None, least: float
 ) -> Inferred:
-    """`_infer`, a chunk after the other where all at once would be moved through memory."""
+    """`_infer`, a chunk after the other."""
     tasks = reference.rates.shape[1]
     whole = tasks // _CHUNK
-    few = 1 + reference.rates.shape[0] + _num_embeddings(reference) <= FEW_ROWS
-    if few or whole < 2 or mesh_of(reference.rates) is not None:
-        return _infer(params, reference, domain, least)
 
     def part(start: Array | int, size: int) -> Inferred:
         def cut(values: Array) -> Array:
@@ -432,7 +466,10 @@ def _infer(
 ) -> Inferred:
     x = _feature_rows(params.levels, reference)
     eta = _line(params.mean, x, domain)
-    variance = _variance(params, x, domain)
+    return _told(params, eta, _variance(params, x, domain), least)
+
+
+def _told(params: Regression, eta: Array, variance: Array, least: float) -> Inferred:
     mean = logistic(shrink(eta, variance))
     known = jnp.ones(mean.shape, bool)
     counts = overdispersion.concentration(params.dispersion, mean, variance, least)
