@@ -53,7 +53,6 @@ from bots_jax.implicit.features import (
     logistic,
     logits,
     no_levels,
-    rows_of,
     shrink,
     sum_rows,
 )
@@ -155,9 +154,22 @@ def glm(
         return _learn_trust(after, params.trust, _trusts(scales, reference))
 
     def infer(params: Regression, reference: Reference, domain: Array | None) -> Inferred:
-        return _infer_all(params, reference, domain, least_counts)
+        return _infer_in_chunks(params, reference, domain, least_counts)
 
-    return Estimator("glm", 0, init, fit, infer, _capability, uses_momentum=False)
+    def infer_roughly(params: Regression, reference: Reference, domain: Array | None) -> Inferred:
+        return _infer_roughly(params, reference, domain, least_counts)
+
+    return Estimator(
+        "glm",
+        0,
+        init,
+        fit,
+        infer,
+        _capability,
+        uses_momentum=False,
+        infer_roughly=infer_roughly,
+        is_slow=_is_large,
+    )
 
 
 def _capability(params: Regression) -> Array:
@@ -176,19 +188,16 @@ def _features(levels: Levels, reference: Reference) -> Array:
     values = fill(levels, *logits(reference))
     parts = [jnp.ones((1, values.shape[1]), values.dtype), values]
     if reference.embeddings is not None:
-        parts.append(reference.embeddings)
+        parts.append(reference.described())
     return jnp.concatenate(parts)
 
 
 def _feature_rows(levels: Levels, reference: Reference) -> list[Array] | Array:
     """The same, a few of them as a list of rows."""
-    embeddings = reference.embeddings
-    more = 0 if embeddings is None else embeddings.shape[0]
-    if 1 + reference.rates.shape[0] + more > FEW_ROWS:
+    if 1 + reference.rates.shape[0] + _num_embeddings(reference) > FEW_ROWS:
         return _features(levels, reference)
     ones = jnp.ones(reference.rates.shape[1:], reference.rates.dtype)
-    rest = [] if embeddings is None else rows_of(embeddings)
-    return [ones, *filled_rows(levels, reference), *rest]
+    return [ones, *filled_rows(levels, reference), *reference.described_rows()]
 
 
 def _prior(
@@ -399,49 +408,19 @@ def _learn(
 # Tasks looked at together where features are many: 32 numbers of each stay in a core's cache, so a
 # million take a tenth of the time that they take at once.
 _CHUNK = 4096
-# Features up to which all tasks are one pass over rows, some F^2 / 2 products a task: beyond, the
-# compiler takes seconds over them.
-_MOST_ROWS = 48
 
 
-def _infer_all(
-    params: Regression, reference: Reference, domain: Array | None, least: float
-) -> Inferred:
-    """`_infer`, in ways that do not move what is made of many features through memory."""
-    tasks = reference.rates.shape[1]
-    size = 1 + reference.rates.shape[0] + _num_embeddings(reference)
-    if size <= FEW_ROWS or tasks < 2 * _CHUNK:
-        return _infer(params, reference, domain, least)
-    if size <= _MOST_ROWS and not (domain is not None and params.mean.domains.shape[0]):
-        return _told(params, *_in_one_pass(params, reference), least)
-    if mesh_of(reference.rates) is not None:
-        return _infer(params, reference, domain, least)
-    return _infer_in_chunks(params, reference, domain, least)
-
-
-def _in_one_pass(params: Regression, reference: Reference) -> tuple[Array, Array]:
-    """w . x and x' S x, f[C] each, without an array of all features in between.
-
-    As one complex number, because a pass of the compiler's makes one array: two would read all
-    features twice.
-    """
-    rows = rows_of(reference.embeddings) if reference.embeddings is not None else []
-    rows = [*filled_rows(params.levels, reference), *rows]
-    weights, covariance = params.mean.weights, params.covariance
-    eta, variance = weights[0], covariance[0, 0]
-    for at, row in enumerate(rows, start=1):
-        eta += weights[at] * row
-        before = [2 * covariance[at, j] * rows[j - 1] for j in range(1, at)]
-        inner = 2 * covariance[at, 0] + covariance[at, at] * row
-        variance += row * reduce(jnp.add, before, inner)
-    both = lax.optimization_barrier(lax.complex(eta, variance))
-    return both.real, both.imag
+def _is_large(params: Regression, reference: Reference) -> bool:
+    """Whether features are many, and of many tasks."""
+    return params.mean.weights.shape[0] > FEW_ROWS and reference.rates.shape[1] >= 2 * _CHUNK
 
 
 def _infer_in_chunks(
     params: Regression, reference: Reference, domain: Array | None, least: float
 ) -> Inferred:
-    """`_infer`, a chunk after the other."""
+    """`_infer`, a chunk after the other where all at once would be moved through memory."""
+    if not _is_large(params, reference) or mesh_of(reference.rates) is not None:
+        return _infer(params, reference, domain, least)
     tasks = reference.rates.shape[1]
     whole = tasks // _CHUNK
 
@@ -449,8 +428,7 @@ def _infer_in_chunks(
         def cut(values: Array) -> Array:
             return lax.dynamic_slice_in_dim(values, start, size, axis=-1)
 
-        known = jax.tree.map(cut, reference._replace(code=None))
-        return _infer(params, known, None if domain is None else cut(domain), least)
+        return _infer(params, reference.each(cut), None if domain is None else cut(domain), least)
 
     starts = _CHUNK * jnp.arange(whole, dtype=jnp.int32)
     chunks = lax.map(lambda start: part(start, _CHUNK), starts)
@@ -459,6 +437,30 @@ def _infer_in_chunks(
     if not rest:
         return told
     return jax.tree.map(lambda *x: jnp.concatenate(x), told, part(whole * _CHUNK, rest))
+
+
+def _infer_roughly(
+    params: Regression, reference: Reference, domain: Array | None, least: float
+) -> Inferred:
+    """`_infer` with a variance that leaves out what the weights of embeddings have in common.
+
+    So it costs two products a feature and not F, in one pass over the tasks. Intercept,
+    references and domain are in full. Where embeddings are uncorrelated over the tasks, as
+    principal components are, the mean over the tasks is the same.
+    """
+    embeddings = reference.described_rows()
+    known = [jnp.ones(reference.rates.shape[1:], reference.rates.dtype)]
+    known += filled_rows(params.levels, reference)
+    first = len(known)
+    eta = _line(params.mean, [*known, *embeddings], domain)
+    corner = params._replace(
+        covariance=params.covariance[:first, :first],
+        precision=params.precision._replace(cross=params.precision.cross[:first]),
+    )
+    variance = _variance(corner, known, domain)
+    for at, row in enumerate(embeddings, start=first):
+        variance += params.covariance[at, at] * row * row
+    return _told(params, eta, variance, least)
 
 
 def _infer(
