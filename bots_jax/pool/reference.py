@@ -83,8 +83,10 @@ class Reference(NamedTuple):
 
     def each(self, pick: Callable[[Array], Array]) -> Reference:
         """The reference with `pick` of each array [..., C], without the code."""
-        rest = (None if x is None else pick(x) for x in (self.trials, self.embeddings))
-        return Reference(pick(self.rates), *rest, step=self.step)
+        trials, embeddings = (
+            None if values is None else pick(values) for values in (self.trials, self.embeddings)
+        )
+        return Reference(pick(self.rates), trials, embeddings, step=self.step)
 
     def described(self) -> Array:
         """f[E, C]: embeddings as numbers of the dtype that is computed with."""
@@ -95,15 +97,14 @@ class Reference(NamedTuple):
 
     def described_rows(self) -> list[Array]:
         """The same, f[C] each: converted row by row in the pass that uses them."""
-        size = 0 if self.embeddings is None else self.embeddings.shape[0]
-        rows = (
-            self._replace(
-                embeddings=lax.slice_in_dim(self.embeddings, at, at + 1),
-                step=None if self.step is None else self.step[at : at + 1],
-            )
-            for at in range(size)
-        )
-        return [row.described()[0] for row in rows]
+        if self.embeddings is None:
+            return []
+        dtype, steps = self.rates.dtype, self.step
+        rows = [
+            lax.index_in_dim(self.embeddings, at, keepdims=False).astype(dtype)
+            for at in range(self.embeddings.shape[0])
+        ]
+        return rows if steps is None else [row * steps[at] for at, row in enumerate(rows)]
 
 
 def make_reference(
