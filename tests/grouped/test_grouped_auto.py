@@ -233,7 +233,7 @@ def test_a_new_start_leaves_only_the_last_step() -> None:
     ids = rng.choice(TASKS, 24, replace=False)
     mended = Evidence(ids, np.round(ROLLOUTS * REFERENCE[0, ids]), ROLLOUTS)
     state, _ = selector.update(state, mended)
-    assert state.belief.slots.shared.num_resets == 1
+    assert state.belief.shared.num_resets == 1  # as of a dense state
     beginner, _ = selector.update(selector.init(REFERENCE), mended)
     np.testing.assert_allclose(
         selector.predict(state).mean, selector.predict(beginner).mean, rtol=1e-5
