@@ -174,7 +174,8 @@ class TaskIndices(Sampler):
             self.sampler.redeliver()
         # What the epoch had come to when the task sampler was saved, which is perhaps later, less
         # what is handed out again. Tasks that were out before the epoch began are no part of it.
-        before = {(int(row), int(number)) for row, number in state["before"]}
+        saved = [(int(row), int(number)) for row, number in state["before"]]
+        before = set(self.sampler.placed(saved))
         out = self._in_flight() - before
         since = self.sampler.handed_out - int(state["handed_out"])
         begun = int(state["position"]) + int(state["again"]) + since

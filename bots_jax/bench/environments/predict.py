@@ -152,13 +152,9 @@ def predict_environment(
         if reads_truth(selector):
             raise ValueError(f"strategy {strategy.name} is given the truth: nothing to predict")
         begin = time.perf_counter()
-        there = {"references": references != "none", "prompts": matrix.features is not None}
-        told = resolve(strategy.told, selector, **there)
-        kinds = matrix.features if told == "prompts" else None
         questions = [ask(drawn[seed], seed) for seed in seeds]
-        readings = ask_all(
-            selector, questions, seeds, domains, own=batches == "own", features=kinds
-        )
+        known = {"own": batches == "own", "features": _told(strategy, selector, matrix, references)}
+        readings = ask_all(selector, questions, seeds, domains, **known)
         seconds = (time.perf_counter() - begin) / len(seeds)
         return [_measure(meter.of_seed(readings, i), seconds) for i in range(len(seeds))]
 
