@@ -40,9 +40,9 @@ class Truth(NamedTuple):
     step: Array  # i32, steps taken
     visits: Visits
 
-    def restart(self, settings: Settings, rows: Array) -> Truth:
+    def restart(self, settings: Settings, rows: Array, active: Array) -> Truth:
         """New tasks bring their own rates, in the reference."""
-        return self._replace(visits=self.visits.restart(settings, rows))
+        return self._replace(visits=self.visits.restart(settings, rows, active))
 
 
 @factory
