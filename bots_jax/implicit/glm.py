@@ -73,7 +73,8 @@ class Prior(NamedTuple):
     total: float = 0.5  # of the sum of the references' weights, about 1
     each: float = 0.25  # of one weight about the mean of all
     domain: float = 1.0  # of what sets a domain apart
-    # Of what all embeddings, each of variance 1, say together: the most that is tried
+    # Of what all embeddings, each of variance 1, say together: what is believed before any
+    # evidence. Twice that is the most that is tried.
     embeddings: float = 1.0
 
 
@@ -106,9 +107,9 @@ class Regression(NamedTuple):
     is_kind: Array | None = None  # bool[E]; None where it is not known
 
 
-# The variances s that are tried, in `Prior.embeddings` squared. None above what was given: a few
+# The variances s that are tried, in `Prior.embeddings` squared. Few above what was given: a few
 # successes among many failures say too much in Laplace's form, and s would follow them.
-_VARIANCES = np.array([4.0**power for power in range(-4, 1)])
+_VARIANCES = np.array([4.0**power for power in range(-4, 2)])
 _ITERATIONS = 8
 
 
@@ -259,14 +260,15 @@ def _trusts(scales: Prior, count: int) -> np.ndarray:
 
 
 def _first_trust(scales: Prior, reference: Reference, is_kind: Array | None) -> Array | None:
-    """Before any evidence, all s are alike."""
-    count, dtype = _num_embeddings(reference), reference.rates.dtype
-    if not count:
+    """Before any evidence: s as given. Noise is found out within a step or two all the same, and
+    features that tell much are not held back while most is to be learned."""
+    more, dtype = _num_embeddings(reference), reference.rates.dtype
+    if not more:
         return None
     if is_kind is None:
-        return jnp.asarray(np.exp(np.mean(np.log(_trusts(scales, count)))), dtype)
+        return jnp.asarray(more / scales.embeddings**2, dtype)
     each = jnp.maximum(jnp.stack([jnp.sum(~is_kind), jnp.sum(is_kind)]), 1).astype(dtype)
-    return each * jnp.asarray(np.exp(np.mean(np.log(_trusts(scales, 1)))), dtype)
+    return each / jnp.asarray(scales.embeddings**2, dtype)
 
 
 def _of_each(trust: Array | None, is_kind: Array | None) -> Array | None:

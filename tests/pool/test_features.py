@@ -125,6 +125,8 @@ def test_features_tell_of_tasks_never_tried() -> None:
     )
     assert told < 0.5 * none
     assert noise < none + 0.02
+    soon = np.mean([error_after("told", seed, 4) for seed in range(4)])
+    assert soon < 0.2 * none  # not held back while most is to be learned
 
 
 def believed(features: object, rate: np.ndarray, steps: int = 12) -> tuple[np.ndarray, np.ndarray]:
@@ -154,7 +156,7 @@ def test_noise_beside_kinds_costs_no_trust_in_them() -> None:
     alone, trust_alone = believed(kind, rate)
     beside, trust = believed((kind, noise), rate)
     assert trust[1] == pytest.approx(trust_alone[1], rel=0.2)  # precisions: of kinds as before
-    assert trust[0] > 2 * 32 * 4**2  # of noise: twice what all of a grid are worth
+    assert trust[0] > 32 * 4**2  # of noise: 4 to the 2 times its first
     error = [np.sqrt(np.mean((found - rate) ** 2)) for found in (alone, beside)]
     assert error[1] < error[0] + 0.01
     assert believed(noise, rate)[1].shape == (2,)  # which of both there is, is not asked
