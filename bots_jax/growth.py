@@ -154,9 +154,10 @@ def count_new(reference: ArrayLike | None, num_tasks: int | None, models: int) -
         if num_tasks is None:
             raise ValueError("num_tasks is None: give reference, or how many tasks to add")
         return num_tasks
-    if isinstance(reference, tuple) and hasattr(reference, "_fields"):
+    given: Any = reference
+    if isinstance(given, tuple) and hasattr(given, "_fields"):
         raise ValueError(
-            f"reference is a {type(reference).__name__}: to a pool that is there give pass rates "
+            f"reference is a {type(given).__name__}: to a pool that is there give pass rates "
             f"f[{models}, A], successes over trials, and reference_trials"
         )
     shape = np.shape(reference)
