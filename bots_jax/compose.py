@@ -81,8 +81,9 @@ class BeliefModel(NamedTuple):
     draw(rng_key, state) -> f[C], one draw of each p
 
     The two are asked with the whole state: what is believed may rest on domains and features.
-    The pytree has a method restart(settings, rows i32[A]) -> pytree that makes those
-    rows new, for `add_tasks`; rows >= C are dropped.
+    The pytree has a method restart(settings, rows i32[A], active bool[C]) -> pytree that makes
+    those rows new, for `add_tasks`; rows >= C are dropped. `active` are the tasks that there were
+    before: what new ones take from the others is theirs, not that of empty rows.
     """
 
     init: Callable[[Settings, Reference, int], PyTree]

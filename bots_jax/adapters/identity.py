@@ -61,7 +61,7 @@ _SPELLED = {
     "reference_trials": "counts behind its references (reference_trials=...)",
     "domains": "domains (domains=...)",
     "groups": "groups of tasks (reference=...)",
-    "features": "features (features=...)",
+    "features": "features (features=..., prompts=...)",
 }
 
 

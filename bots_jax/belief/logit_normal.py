@@ -150,12 +150,13 @@ class AutoBelief(NamedTuple):
     clock: Array  # i32, steps that brought evidence
     lengths: Lengths | None = None  # where choices look at tokens
 
-    def restart(self, settings: Settings, rows: Array) -> AutoBelief:
+    def restart(self, settings: Settings, rows: Array, active: Array) -> AutoBelief:
         """New tasks have no history, and the visits of the average task: no rush to them."""
         lengths, history = self.lengths, self.history
+        visits = masked_mean(history.visits, active)
         return self._replace(
             lengths=None if lengths is None else lengths.restart(rows),
-            history=history.restart(rows, self.clock, jnp.mean(history.visits)),
+            history=history.restart(rows, self.clock, visits),
         )
 
     def of_rows(self, rows: Array | None) -> AutoBelief:

@@ -129,7 +129,7 @@ class Predicted(NamedTuple):
     taken: Array  # bool[C], selected since the last one
     learning: Learning
 
-    def restart(self, settings: Settings, rows: Array) -> Predicted:
+    def restart(self, settings: Settings, rows: Array, active: Array) -> Predicted:
         """New tasks stand at 1/2 until the next measurement; rows >= C are dropped."""
         rate = self.rate.at[rows].set(0.5, mode="drop")
         return self._replace(rate=rate, taken=self.taken.at[rows].set(False, mode="drop"))
