@@ -45,6 +45,7 @@ from jax import lax
 from bots_jax.belief.logit_normal import (
     AutoConfig,
     expect,
+    expect_of_groups,
     expect_unvisited,
     mean_rate,
 )
@@ -176,7 +177,13 @@ def _score_slots(
 ) -> Array:
     """f[T], less `least`."""
     belief, settings, slot_ids = state.belief.slots, state.settings, state.pool.slot_ids
-    expected = expect(rules, belief, settings, state.reference, state.pool.slots.domain)
+    groups = state.pool.groups
+    if groups.reference.embeddings is None:
+        expected = expect(rules, belief, settings, state.reference, state.pool.slots.domain)
+    else:  # of groups there are fewer than of slots, and what costs are the features
+        expected = expect_of_groups(
+            rules, belief, settings, groups.reference, groups.domain, state.belief.group
+        )
     return weigh_tasks(rng_key, rules, worth, belief, settings, expected, slot_ids, least)
 
 
