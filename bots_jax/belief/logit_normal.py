@@ -317,7 +317,7 @@ def expect(
     Args:
       roughly: as near as is needed to tell which tasks may be among the best.
     """
-    known = reference if isinstance(rows, slice) else reference.take(rows)
+    known = reference.take(None if isinstance(rows, slice) else rows)
     where = domain if domain is None or isinstance(rows, slice) else domain[rows]
     prior = _infer(rules, belief.shared.estimator, settings, known, where, roughly)
     history = jax.tree.map(lambda values: values[rows], belief.history)
