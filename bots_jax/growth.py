@@ -146,7 +146,7 @@ def _kinds_of(
     return [numbers.ravel()], values
 
 
-def count_new(reference: ArrayLike | None, num_tasks: int | None, models: int) -> int:
+def count_new(reference: Any, num_tasks: int | None, models: int) -> int:
     """A, the tasks that are to be added to a pool of so many reference models."""
     if num_tasks is not None:
         num_tasks = check_count("num_tasks", num_tasks)
@@ -154,10 +154,9 @@ def count_new(reference: ArrayLike | None, num_tasks: int | None, models: int) -
         if num_tasks is None:
             raise ValueError("num_tasks is None: give reference, or how many tasks to add")
         return num_tasks
-    given: Any = reference
-    if isinstance(given, tuple) and hasattr(given, "_fields"):
+    if isinstance(reference, tuple) and hasattr(reference, "_fields"):
         raise ValueError(
-            f"reference is a {type(given).__name__}: to a pool that is there give pass rates "
+            f"reference is a {type(reference).__name__}: to a pool that is there give pass rates "
             f"f[{models}, A], successes over trials, and reference_trials"
         )
     shape = np.shape(reference)
