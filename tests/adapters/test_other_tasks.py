@@ -319,7 +319,7 @@ def test_numbered_rows_grow_at_the_end(caplog: pytest.LogCaptureFixture) -> None
 
 
 def test_another_domain_comes_with_the_new_tasks() -> None:
-    selector = bots(batch_size=B, rollouts=M)
+    selector = auto(batch_size=B, rollouts=M)  # which learns something of each
     names = NAMES[:16]
 
     def of(names: list[Any], domains: list[int]) -> TaskSampler:
