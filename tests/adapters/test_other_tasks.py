@@ -54,6 +54,16 @@ def out(sampler: TaskSampler) -> dict[Any, int]:
     return dict(zip(flying.task_ids.tolist(), flying.visits.tolist(), strict=True))
 
 
+def watched(sampler: TaskSampler) -> list[Any]:
+    """Names of the tasks handed out lately; those that have left, as None."""
+    return [sampler._names.by_row.get(row) for row in sampler._watch.rows().tolist()]
+
+
+def histories(sampler: TaskSampler, names: list[Any]) -> list[np.ndarray]:
+    rows = sampler._names.rows_of(names)
+    return [np.asarray(leaf)[rows] for leaf in sampler.state.belief.history]
+
+
 def run(sampler: TaskSampler, steps: int, seed: int) -> None:
     """Some visits are left open, with a part of their rollouts in."""
     rng = np.random.default_rng(seed)
@@ -100,6 +110,15 @@ def test_as_if_never_stopped(
         )
         assert out(other) == out(never)
         assert other.step == never.step
+        for count in ("in_flight", "domain_sizes", "step", "next_visit"):
+            ours, theirs = (getattr(one.state.pool, count) for one in (other, never))
+            np.testing.assert_array_equal(ours, theirs, err_msg=count)
+        assert watched(other) == [name for name in watched(never) if name in second]
+        if method == "auto":  # of new tasks, too: no rush to them
+            for ours, theirs in zip(
+                *(histories(one, second) for one in (other, never)), strict=True
+            ):
+                np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=1e-6)
         flying = other.in_flight()
         for sampler in (other, never):  # the rest of what is out, and of some that are not
             brought = sampler.observe(flying.task_ids, 2, M, flying.visits)
@@ -211,6 +230,10 @@ def test_what_waits_to_be_handed_out_follows_too() -> None:
     assert two.metrics()["handed_out"] == 3
     spare = one._names.names_of(np.array([one._ledger.spare[0][0]]))
     assert two.next_batch(1).task_ids.tolist() == spare.tolist()
+    two.redeliver()
+    again = make(NAMES[:12])
+    again.load_state_dict(two.state_dict(), in_flight="keep")
+    assert again.next_batch(3).task_ids.tolist() == [*first.task_ids[1:], *spare]
 
 
 # --- what is refused -------------------------------------------------------------------------
