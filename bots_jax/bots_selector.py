@@ -75,6 +75,7 @@ def bots(
     representation: str = "auto",
     tolerance: float | None = None,
     slots: int | None = None,
+    features_dtype: str | None = None,
     **shared: Unpack[Shared],
 ) -> Selector:
     """Bayesian online task selection as published (arXiv 2510.26374).
@@ -102,6 +103,7 @@ def bots(
         its group [1e-5].
       slots: grouped only: tasks that may differ from their group at a time, a multiple of 64
         [twice as many as will by lambda]. The table grows between steps, not in traced code.
+      features_dtype: what features are stored in, as in `auto`; for estimator="glm"; static.
       shared: exploration, quotas, num_domains, expiry, keep_open, dtype; see `compose.Shared`.
 
     Raises:
@@ -142,6 +144,7 @@ def bots(
         settings=settings,
         batch_size=batch_size,
         static={"estimator": model_of.name, **described},
+        features_dtype=features_dtype,
         **shared,
     )
     grouping = Grouping(

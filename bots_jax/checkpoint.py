@@ -26,15 +26,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bots_jax.checks import check_choice, check_count
+from bots_jax import orbax_files
+from bots_jax.checks import check_choice
 from bots_jax.types import PyTree, Selector, Settings, State
 
 VERSION = 2  # 2: names of generators, what a sampler needs to tell another pool
 # How a batch is chosen and put together: nothing that is believed depends on it, so a run may go on
 # with another batch size, other quotas, another share of exploration, another rule or worth.
 CHOICE_ONLY = frozenset({"batch_size", "exploration", "quotas", "choice", "noisy", "worth"})
-_HEADER = "header"
-_ITEM = "default"  # as Orbax names the only item of a checkpoint
 _STEP_NAME = re.compile(r"step_(\d+)")
 
 
@@ -83,14 +82,17 @@ def save(
       score: of this checkpoint, such as a held-out pass rate; None: it is never among the best.
 
     Raises:
-      CheckpointError: if it cannot be written; the earlier ones are then still there. If an
-        array is spread over several processes, of which this one holds a part.
+      CheckpointError: if it cannot be written; the earlier ones are then still there.
+
+    Where a state is whole, one process writes it alone and waits for no other. Where it is spread
+    over several (`sharding.shard`), all of them must call this, with one folder that all see: each
+    writes its own part, and none gathers the pool.
     """
     directory = local_folder(directory)
-    target = directory / f"step_{step:08d}"
+    target = orbax_files.step_folder(directory, step)
     tree = {"state": state, "trainer": trainer}
-    _check_whole(tree)
-    policy = _retention(keep, keep_every, keep_best)
+    spread = dict(pair for pair in _named_leaves(tree) if orbax_files.is_spread(pair[1]))
+    policy = orbax_files.retention(keep, keep_every, keep_best)
     packed, leaves = _pack(tree)
     header = {
         "format": "bots_jax",
@@ -98,13 +100,16 @@ def save(
         "step": step,
         "static": _plain(selector.static),
         "leaves": leaves,
+        "spread": _describe(spread),
         "generators": _generators(tree),
         "digest": _digest(packed),
         "notes": dict(notes or {}),
     }
-    packed[_HEADER] = np.frombuffer(json.dumps(header).encode(), np.uint8)
+    packed[orbax_files.HEADER] = np.frombuffer(json.dumps(header).encode(), np.uint8)
     try:
-        _write(directory, step, packed, policy, score, scored=score is not None or keep_best > 0)
+        parts = {orbax_files.file_name(i): leaf for i, leaf in enumerate(spread.values())}
+        scored = score is not None or keep_best > 0
+        orbax_files.write(directory, step, packed, parts, policy, score, scored=scored)
     except Exception as error:  # Orbax and TensorStore raise many kinds, also plain ones
         raise CheckpointError(
             f"checkpoint {target} could not be written: {_first_line(error)}. Earlier "
@@ -168,7 +173,7 @@ def restore(
       CheckpointError: if there is none, or it belongs to another selector or pool.
       DamagedCheckpointError: if `step`, or every one there is, is damaged.
     """
-    found = read(directory, step)
+    found = read(directory, step, {"state": like, "trainer": trainer})
     return rebuild(found, selector, like, trainer=trainer, settings=settings, resized=resized)
 
 
@@ -182,8 +187,11 @@ class Found(NamedTuple):
     notes: Mapping[str, Any]
 
 
-def read(directory: str | Path, step: int | None = None) -> Found:
+def read(directory: str | Path, step: int | None = None, template: PyTree = None) -> Found:
     """What `save` wrote, for `rebuild`; without `step` the newest that is whole.
+
+    Args:
+      template: {"state": ..., "trainer": ...}; what is spread over processes there is read so.
 
     Raises:
       CheckpointError: if there is none.
@@ -199,13 +207,15 @@ def read(directory: str | Path, step: int | None = None) -> Found:
     damaged: list[str] = []
     for candidate in reversed(steps):
         try:
-            packed, header = _read(directory / f"step_{candidate:08d}")
+            folder = orbax_files.step_folder(directory, candidate)
+            packed, header = _read(folder)
+            spread = _read_spread(folder, header, template)
         except DamagedCheckpointError as error:
             damaged.append(str(error))
             continue
         for message in damaged:
             warnings.warn(f"skipped: {message}", RuntimeWarning, stacklevel=3)
-        arrays = _cut(packed, header["leaves"])
+        arrays = _cut(packed, header["leaves"]) | spread
         generators = header["generators"]
         return Found(header["step"], header["static"], arrays, generators, header["notes"])
     raise DamagedCheckpointError("; ".join(damaged) + ". No whole checkpoint is left")
@@ -233,7 +243,8 @@ def rebuild(
         like = _as_large(like, found.arrays, "['state']")
     template = {"state": like, "trainer": trainer}
     _check_generators(found.generators, template)
-    arrays = _fit(found.arrays, like, "['state']")
+    spread = any(map(orbax_files.is_spread, jax.tree.leaves(like)))
+    arrays = found.arrays if spread else _fit(found.arrays, like, "['state']")
     _check_leaves(arrays, template)
     tree = _fill(arrays, template)
     state: State = tree["state"]
@@ -299,97 +310,6 @@ def _as_large(like: State, arrays: Mapping[str, np.ndarray], prefix: str) -> Sta
     return grown
 
 
-def _retention(keep: int, every: int | None, best: int) -> Any:
-    """Orbax's rule of what is kept."""
-    from orbax.checkpoint import checkpoint_managers as rules
-
-    policies: list[Any] = [rules.LatestN(check_count("keep", keep))]
-    if every is not None:
-        policies.append(rules.EveryNSteps(check_count("keep_every", every)))
-    if check_count("keep_best", best, least=0):
-        policies.append(
-            rules.BestN(
-                get_metric_fn=_score,
-                n=best,
-                keep_checkpoints_without_metrics=False,
-            )
-        )
-    return rules.AnyPreservationPolicy(policies)
-
-
-def _score(metrics: Mapping[str, float]) -> float:
-    return float(metrics["score"])
-
-
-def _write(
-    directory: Path,
-    step: int,
-    packed: Mapping[str, Any],
-    policy: Any,
-    score: float | None,
-    *,
-    scored: bool,
-) -> None:
-    """Write by this process alone: it holds all of it, and waits for no other."""
-    import orbax.checkpoint as ocp
-
-    directory.mkdir(parents=True, exist_ok=True)
-    options = ocp.CheckpointManagerOptions(
-        step_name_format=ocp.path.step.standard_name_format(
-            step_prefix="step", step_format_fixed_length=8
-        ),
-        preservation_policy=policy,
-        best_fn=_score if scored else None,  # without it Orbax knows no metrics
-        enable_async_checkpointing=False,
-        cleanup_tmp_directories=True,
-        save_root_metadata=False,
-        create=False,
-        multiprocessing_options=_alone(),
-    )
-    registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
-    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=_alone())
-    registry.add(_ITEM, ocp.args.PyTreeSave, handler)
-    with ocp.CheckpointManager(directory, options=options, handler_registry=registry) as manager:
-        if step in manager.all_steps():
-            manager.delete(step)
-        metrics = None if score is None else {"score": float(score)}
-        manager.save(step, args=ocp.args.PyTreeSave(packed), metrics=metrics, force=True)
-
-
-def _check_whole(tree: PyTree) -> None:
-    """Refuse what this process holds a part of: no process could write it alone."""
-    for path, leaf in _named_leaves(tree):
-        if isinstance(leaf, jax.Array) and not (
-            leaf.is_fully_addressable or leaf.is_fully_replicated
-        ):
-            raise CheckpointError(
-                f"{path} is spread over {jax.process_count()} processes, and this one holds a part "
-                "of it: on every process call multihost_utils.process_allgather(tree, tiled=True) "
-                "of jax.experimental, and give save what it returns, on one process"
-            )
-
-
-def _read_packed(path: Path) -> Any:
-    import orbax.checkpoint as ocp
-
-    # Orbax's manager keeps each item in a folder of its own; format 2 had none.
-    item = path / _ITEM if (path / _ITEM).is_dir() else path
-    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=_alone())
-    return ocp.Checkpointer(handler, multiprocessing_options=_alone()).restore(item)
-
-
-def _alone() -> Any:
-    """Orbax waits for no other process."""
-    import orbax.checkpoint as ocp
-
-    if jax.process_count() == 1:
-        return ocp.options.MultiprocessingOptions()
-    process = jax.process_index()
-    return ocp.options.MultiprocessingOptions(
-        primary_host=process, active_processes={process}, barrier_sync_key_prefix=f"bots{process}"
-    )
-
-
 def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
 
@@ -414,10 +334,12 @@ def _as_numpy(leaf: Any) -> np.ndarray:
 
 
 def _pack(tree: PyTree) -> tuple[dict[str, np.ndarray], list[list[Any]]]:
-    """One flat array a dtype, and [path, dtype, shape] of each leaf in order."""
+    """One flat array a dtype, and [path, dtype, shape] in order; what is spread is left out."""
     parts: dict[str, list[np.ndarray]] = {}
     leaves: list[list[Any]] = []
     for path, leaf in _named_leaves(tree):
+        if orbax_files.is_spread(leaf):
+            continue
         array = _as_numpy(leaf)
         parts.setdefault(array.dtype.name, []).append(array.ravel())
         leaves.append([path, array.dtype.name, list(array.shape)])
@@ -437,8 +359,8 @@ def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     if not path.is_dir():
         raise DamagedCheckpointError(f"checkpoint {path} does not exist")
     try:
-        packed = {name: np.asarray(array) for name, array in _read_packed(path).items()}
-        header = json.loads(packed.pop(_HEADER).tobytes().decode())
+        packed = orbax_files.read(path)
+        header = json.loads(packed.pop(orbax_files.HEADER).tobytes().decode())
         whole = header["digest"] == _digest(packed)
     except Exception as error:  # any garbage must end as a clear message
         raise DamagedCheckpointError(
@@ -476,6 +398,46 @@ def _check_generators(saved: Mapping[str, str], template: PyTree) -> None:
             )
 
 
+def _describe(spread: Mapping[str, jax.Array]) -> dict[str, list[Any]]:
+    """[dtype, shape, sum of bits] of each array that is spread, by path."""
+    sums = orbax_files.bit_sums(list(spread.values()))
+    return {
+        path: [leaf.dtype.name, list(leaf.shape), bits]
+        for (path, leaf), bits in zip(spread.items(), sums, strict=True)
+    }
+
+
+def _read_spread(folder: Path, header: Mapping[str, Any], template: PyTree) -> dict[str, Any]:
+    """What was spread over several processes, by path; spread again where the template is."""
+    told = header.get("spread", {})
+    if not told:
+        return {}
+    leaves = dict(_named_leaves(template))
+    for path, (dtype, shape, _) in told.items():
+        leaf = leaves.get(path)
+        if orbax_files.is_spread(leaf) and _kind(leaf) != [dtype, shape]:
+            raise CheckpointError(
+                f"the checkpoint holds {path} as {_spell([dtype, shape])}, expected "
+                f"{_spell(_kind(leaf))}: restore it with a `like` that is whole, which may have "
+                "other room, and spread it again"
+            )
+    names = [orbax_files.file_name(place) for place in range(len(told))]
+    like = dict(zip(names, (leaves.get(path) for path in told), strict=True))
+    try:
+        found = orbax_files.read_spread(folder, like)
+    except Exception as error:  # any garbage must end as a clear message
+        raise DamagedCheckpointError(
+            f"checkpoint {folder} is damaged: {_first_line(error)}"
+        ) from error
+    arrays = [found[name] for name in names]
+    for path, bits in zip(told, orbax_files.bit_sums(arrays), strict=True):
+        if bits != told[path][2]:
+            raise DamagedCheckpointError(
+                f"checkpoint {folder} is damaged: the sum of {path} does not match"
+            )
+    return dict(zip(told, arrays, strict=True))
+
+
 def check_static(saved: Mapping[str, Any], selector: Selector) -> None:
     """Refuse a selector that is another in a setting which beliefs depend on.
 
@@ -497,9 +459,8 @@ def _check_static(saved: Mapping[str, Any], given: Mapping[str, Any]) -> None:
 
 
 def _check_leaves(saved: Mapping[str, np.ndarray], template: PyTree) -> None:
-    ours = {path: _as_numpy(leaf) for path, leaf in _named_leaves(template)}
-    names = {path: [array.dtype.name, list(array.shape)] for path, array in saved.items()}
-    wanted = {path: [array.dtype.name, list(array.shape)] for path, array in ours.items()}
+    names = {path: _kind(array) for path, array in saved.items()}
+    wanted = {path: _kind(leaf) for path, leaf in _named_leaves(template)}
     for path in [*wanted, *names]:
         if names.get(path) != wanted.get(path):
             _check_described(path, names, wanted)
@@ -507,6 +468,12 @@ def _check_leaves(saved: Mapping[str, np.ndarray], template: PyTree) -> None:
                 f"the checkpoint holds {path} as {_spell(names.get(path))}, expected "
                 f"{_spell(wanted.get(path))}: it belongs to another pool, model or library version"
             )
+
+
+def _kind(leaf: Any) -> list[Any]:
+    """[dtype, shape], as a header has them."""
+    array = leaf if orbax_files.is_spread(leaf) else _as_numpy(leaf)
+    return [array.dtype.name, list(array.shape)]
 
 
 def _check_described(path: str, saved: Mapping[str, Any], here: Mapping[str, Any]) -> None:
@@ -605,14 +572,16 @@ def _fill(arrays: Mapping[str, np.ndarray], template: PyTree) -> Any:
     return jax.tree_util.tree_unflatten(structure, leaves)
 
 
-def _like(array: np.ndarray, leaf: Any) -> Any:
+def _like(array: Any, leaf: Any) -> Any:
     """A key array where the template has one, else a JAX array (a copy, safe to donate).
 
-    Spread over devices as the template is, where this process has all of them.
+    On the devices of the template where these are several.
     """
-    copy = jnp.array(array)
     if _is_key(leaf):
-        copy = jax.random.wrap_key_data(copy, impl=jax.random.key_impl(leaf))
-    if not isinstance(leaf, jax.Array) or len(leaf.sharding.device_set) == 1:
-        return copy
-    return jax.device_put(copy, leaf.sharding) if leaf.is_fully_addressable else copy
+        data = _like(array, jax.random.key_data(leaf))
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+    if orbax_files.is_spread(array):
+        return array
+    if isinstance(leaf, jax.Array) and len(leaf.sharding.device_set) > 1:
+        return jax.make_array_from_callback(array.shape, leaf.sharding, lambda part: array[part])
+    return jnp.array(array)

@@ -18,7 +18,14 @@ from bots_jax.grouped import selector as grouped
 from bots_jax.grouped.groups import find_codes
 from bots_jax.pool import visits
 from bots_jax.pool.features import encode_as
-from bots_jax.pool.reference import UNKNOWN, Reference, broadcast_trials, check_rates, without_nan
+from bots_jax.pool.reference import (
+    UNKNOWN,
+    Reference,
+    broadcast_trials,
+    check_rates,
+    stored_like,
+    without_nan,
+)
 from bots_jax.types import Array, ArrayLike, State
 
 
@@ -129,7 +136,7 @@ def count_new(reference: ArrayLike | None, num_tasks: int | None, models: int) -
         if num_tasks is None:
             raise ValueError("num_tasks is None: give reference, or how many tasks to add")
         return num_tasks
-    if isinstance(reference, tuple) and hasattr(reference, "_fields"):
+    if hasattr(reference, "_fields"):  # counts or groups, as `init` takes them
         raise ValueError(
             f"reference is a {type(reference).__name__}: to a pool that is there give pass rates "
             f"f[{models}, A], successes over trials, and reference_trials"
@@ -209,7 +216,7 @@ def _set_reference(
     new = UNKNOWN if rates is None else without_nan(rates, dtype)
     known = known._replace(rates=known.rates.at[:, rows].set(new, mode="drop"))
     if known.embeddings is not None:
-        described = 0 if columns is None else jnp.asarray(columns, dtype)
+        described = 0 if columns is None else stored_like(known, columns)
         embeddings = known.embeddings.at[:, rows].set(described, mode="drop")
         known = known._replace(embeddings=embeddings)
     if known.trials is None:

@@ -268,7 +268,7 @@ def test_full_disk_keeps_the_last_good_one(tmp_path: Path) -> None:
 
 
 def test_two_processes(tmp_path: Path) -> None:
-    """One saves alone, without waiting; a pool spread over both is gathered first."""
+    """One saves alone, without waiting; of a pool spread over both each writes its part."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
@@ -286,8 +286,10 @@ def test_two_processes(tmp_path: Path) -> None:
             process.kill()
     assert [process.returncode for process in started] == [0, 0], told
     (first, _), (second, _) = told
-    assert "is spread over 2 processes" in first
-    assert "on every process call multihost_utils.process_allgather" in first
+    assert "spread to whole 3 True" in first
     for out in (first, second):
         assert "waited False" in out
-        assert "restored 3 True" in out
+        assert "whole to spread 1 True" in out
+        assert "spread to spread 3 True" in out
+        assert "the one before 2 True" in out
+        assert "with a `like` that is whole" in out

@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "bots_jax"
 # From the ground up. Modules on one line may import each other.
 ROOMS = (
     ("types", "checks", "settings", "pool.graded", "numerics.compiling"),
-    ("sharding", "checkpoint"),
+    ("sharding", "orbax_files", "checkpoint"),
     ("numerics", "draws"),
     ("features",),
     ("pool",),

@@ -29,12 +29,14 @@ from bots_jax.choice.worth import MIXED, Worth
 from bots_jax.compose import BeliefInfo
 from bots_jax.grouped import table
 from bots_jax.grouped.groups import Groups
-from bots_jax.grouped.mixed import mixed_in_groups, sweep_credit
+from bots_jax.grouped.mixed import mixed_in_groups, score_all, sweep_credit
 from bots_jax.grouped.slots import GroupModel, Pick
 from bots_jax.pool.visits import StepEvidence
 from bots_jax.types import Array, Belief, PyTree, Settings, State
 
 AUTO_TOLERANCE = 1e-3  # logits, visits
+# Beyond, what is not compiled for speed would take milliseconds of each step.
+_QUICK_SLOTS = 2**18
 # What is left of a history right after a visit, as a rule at most.
 _MOST_LEFT = 4.0
 
@@ -128,5 +130,5 @@ def group_auto(rules: AutoConfig, floor: float | None, worth: Worth = MIXED) -> 
     def most_left(rollouts: float) -> float:
         return _MOST_LEFT
 
-    best = mixed_in_groups(rules, floor, worth)
-    return GroupModel(make, best, fuse, left, of_slots, of_groups, most_left)
+    score, best = score_all(rules, worth), mixed_in_groups(rules, floor)
+    return GroupModel(make, score, best, fuse, left, of_slots, of_groups, most_left, _QUICK_SLOTS)

@@ -73,22 +73,26 @@ class GroupModel(NamedTuple):
     """What slots and groups hold; pure functions.
 
     make(settings, groups, num_domains, size) -> GroupedBelief of `size` slots
-    best(rng_key, state, eligible bool[N] or None, count) -> (GroupedBelief, i32[count] ids,
-      f[count] draws, bool[count] valid)
+    score(rng_key, state) -> pytree: what a selection works out of every slot, one by one
+    best(scores, state, eligible bool[N] or None, count) -> (GroupedBelief, i32[count] ids,
+      f[count] draws, bool[count] valid): the rest of it, from what `score` returned
     fuse(state, fused) -> (GroupedBelief, BeliefInfo): one step; `fused` is of the slots
     left(state, pick) -> f[...] at least 0: what a slot holds that its group does not
     of_slots(state, rows) -> Belief of slots, i32[...] or slice(None)
     of_groups(state) -> Belief, f[G]
     most_left(rollouts) -> what `left` is right after a visit, as a rule at most
+    quick_slots: up to so many slots all but `score` is compiled quickly (`jit_by_size`)
     """
 
     make: Callable[[Settings, Groups, int, int], GroupedBelief]
-    best: Callable[[Array, State, Array | None, int], tuple[GroupedBelief, Array, Array, Array]]
+    score: Callable[[Array, State], PyTree]
+    best: Callable[[PyTree, State, Array | None, int], tuple[GroupedBelief, Array, Array, Array]]
     fuse: Callable[[State, StepEvidence], tuple[GroupedBelief, BeliefInfo]]
     left: Callable[[State, Pick], Array]
     of_slots: Callable[[State, Any], Belief]
     of_groups: Callable[[State], Belief]
     most_left: Callable[[float], float]
+    quick_slots: int
 
 
 # At this load a bucket of the table overflows once in a million.

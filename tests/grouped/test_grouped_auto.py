@@ -13,6 +13,7 @@ import pytest
 
 from bots_jax import Evidence, Selector, State, add_tasks, auto, checkpoint, retire
 from bots_jax.grouped.groups import group_of
+from bots_jax.grouped.logit_normal import _QUICK_SLOTS
 from bots_jax.grouped.selector import enlarge
 from bots_jax.pool.reference import ReferenceGroups
 from tests.choice.test_batch import assert_same_rates, membership
@@ -137,6 +138,19 @@ def test_hardly_anyone_is_eligible() -> None:
         ids = np.asarray(selection.task_ids)[np.asarray(selection.valid)]
         assert len(ids) == len(set(ids.tolist())) == min(count, BATCH)
         assert np.all(mask[ids])
+
+
+def test_two_programs_of_a_plain_call_choose_what_one_does() -> None:
+    """Scores and the rest are compiled apart in a plain call, together within a user's `jit`."""
+    assert FEW.init(REFERENCE).pool.slot_ids.shape[0] <= _QUICK_SLOTS
+    state, mask, jitted = FEW.init(REFERENCE), jnp.arange(TASKS) % 3 > 0, jax.jit(FEW.select)
+    for step in range(2):
+        key = jax.random.key(step)
+        (after, batch), (other, same) = FEW.select(key, state, mask), jitted(key, state, mask)
+        np.testing.assert_array_equal(batch.task_ids, same.task_ids)
+        chex.assert_trees_all_close(after, other, rtol=1e-5)
+        rewards = np.eye(BATCH, ROLLOUTS, step)
+        state, _ = FEW.update(after, batch.evidence(rewards))
 
 
 def test_a_billion_tasks_by_groups() -> None:
