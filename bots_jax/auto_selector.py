@@ -124,14 +124,9 @@ def auto(
     2
     """
     given = Settings(
-        target=target,
-        rollouts=rollouts,
-        forgetting=forgetting,
-        implicit_weight=implicit_weight,
-        temperature=temperature,
-        breadth=breadth,
-        group=group,
-    )
+        target=target, rollouts=rollouts, forgetting=forgetting, implicit_weight=implicit_weight,
+        temperature=temperature, breadth=breadth, group=group,
+    )  # fmt: skip
     check_settings(given)
     check_choice("choice", choice, CHOICES)
     value = find_worth(worth)

@@ -36,8 +36,6 @@ import functools
 import warnings
 from typing import Any, Unpack
 
-import numpy as np
-
 from bots_jax.belief.beta import beta_belief, beta_rules
 from bots_jax.checks import check_choice, is_concrete
 from bots_jax.choice.nearest import nearest_target
@@ -172,11 +170,10 @@ def _with_warning(selector: Selector) -> Selector:
     @functools.wraps(selector.init)
     def init(*args: Any, **given: Any) -> State:
         state = selector.init(*args, **given)
-        grouped = state.representation == "grouped"
-        tasks = state.pool.groups.num_tasks if grouped else state.pool.domain_sizes
+        tasks = state.num_tasks
         if is_concrete(tasks, state.settings.forgetting):
             forgetting = float(state.settings.forgetting)
-            count, size = int(np.sum(np.asarray(tasks))), int(selector.static["batch_size"])
+            count, size = int(tasks), int(selector.static["batch_size"])
             if count / size * forgetting >= _FAR_ABOVE:
                 warnings.warn(_forgets(count, size, forgetting), RuntimeWarning, stacklevel=2)
         return state

@@ -74,6 +74,14 @@ def with_selector(name: str, told: str = "nothing", graded: bool = False, **numb
     return Rule(init, choose, tell)
 
 
+def half_for_solved(p: jax.Array, m: jax.Array) -> jax.Array:
+    """Chance of some success among m, less half of that of nothing else.
+
+    Where the return falls with the steps taken, levels that are always solved still teach.
+    """
+    return 1 - (1 - p) ** m - 0.5 * p**m
+
+
 def solvable_alone() -> Rule:
     """The oracle: levels that can be solved, at random."""
 
@@ -203,6 +211,8 @@ RULES: dict[str, Callable[[], Rule]] = {
     "auto": partial(with_selector, "auto"),
     "auto-features": partial(with_selector, "auto", told="plain"),
     "auto-arrays": partial(with_selector, "auto", told="arrays"),
+    "auto-half": partial(with_selector, "auto", worth=half_for_solved),
+    "auto-features-half": partial(with_selector, "auto", told="plain", worth=half_for_solved),
     "auto-returns": partial(with_selector, "auto", graded=True),
     "auto-features-returns": partial(with_selector, "auto", told="plain", graded=True),
     "auto-.3": partial(with_selector, "auto", breadth=0.3),

@@ -153,7 +153,7 @@ class TaskSampler:
             self._tasks = describe(engine.state)  # they may change later
             self._asked = _choice_numbers(engine.state)  # and these
         self._given_rollouts = rollouts
-        self._names = TaskNames(_count_active(engine.state), task_ids)
+        self._names = TaskNames(int(engine.state.num_tasks), task_ids)
         self._groups: PoolGroups | None = None  # until the pool changes
         self._places: Mapping[int, int] | None = None  # of rows saved; None: where they were
         self._ledger = Ledger(engine.kinds)
@@ -176,9 +176,9 @@ class TaskSampler:
         told = prompts if self._text is not None else None
         origin = carry.Origin(self.selector.init, pool, features, told)
         state = origin.state()
-        if prompts is not None and len(prompts) != _count_active(state):
+        if prompts is not None and len(prompts) != int(state.num_tasks):
             raise ValueError(
-                f"prompts has {len(prompts)} entries, the pool {_count_active(state)} tasks: give "
+                f"prompts has {len(prompts)} entries, the pool {int(state.num_tasks)} tasks: give "
                 "one a task"
             )
         # The rows of groups are not moved, so what they were made of is not held.
@@ -849,12 +849,6 @@ def _choice_numbers(state: State) -> dict[str, float]:
 
 
 _OF_THE_CHOICE = ("target", "temperature", "breadth")
-
-
-def _count_active(state: State) -> int:
-    if state.representation == "grouped":
-        return int(state.pool.groups.num_tasks)
-    return int(np.sum(np.asarray(state.pool.active)))
 
 
 def _column(name: str, value: Any, shape: tuple[int, ...], dtype: Any) -> np.ndarray:

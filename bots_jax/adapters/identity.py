@@ -22,13 +22,12 @@ _TOLERANCE = 1e-3  # of features, which are the same up to rounding only
 
 def describe(state: State) -> dict[str, Any]:
     """Digests of a fresh state's pool, as JSON values; None for what there is none of."""
+    reference, domain, sizes = state.known
     if state.representation == "grouped":
-        groups = state.pool.groups
-        reference, domain, rows = groups.reference, groups.domain, groups.sizes.shape[0]
-        told = [groups.sizes, groups.starts, groups.of_task]
+        groups, rows = state.pool.groups, sizes.shape[0]
+        told = [sizes, groups.starts, groups.of_task]
     else:
-        reference, domain = state.reference, state.pool.domain
-        rows = int(state.pool.next_fresh)  # room for more tasks does not count
+        rows = int(state.bookkeeping.next_fresh)  # room for more tasks does not count
         told = []
     return {
         "reference": _digest(reference.rates, rows),

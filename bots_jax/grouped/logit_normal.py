@@ -18,6 +18,7 @@ import numpy as np
 from bots_jax.belief.logit_normal import (
     AutoBelief,
     AutoConfig,
+    Shared,
     as_belief,
     expect,
     expect_unvisited,
@@ -49,6 +50,16 @@ class GroupedAuto(NamedTuple):
     apart: Array  # i32[G], tasks of each group that have a slot
     cursor: Array  # i32, the task that the sweep looks at next
     credit: Array  # f, tasks that it is behind by
+
+    @property
+    def shared(self) -> Shared:
+        """What the evaluated tasks have told about all, as a dense `AutoBelief` has it."""
+        return self.slots.shared
+
+    @property
+    def clock(self) -> Array:
+        """i32, steps that brought evidence."""
+        return self.slots.clock
 
     def per_slot(self) -> PyTree:
         """As `GroupedBelief` says."""

@@ -25,7 +25,7 @@ from bots_jax.pool import visits
 from bots_jax.pool.evidence import PADDING
 from bots_jax.pool.reference import UNKNOWN, Reference
 from bots_jax.pool.visits import NO_VISIT, PoolState, StepEvidence, first_of_each
-from bots_jax.types import Array, Belief, PyTree, Settings, State
+from bots_jax.types import Array, ArrayLike, Belief, Known, PyTree, Settings, State
 
 Pick = Callable[[Array], Array]  # [T] -> [...], some of the slots
 
@@ -38,10 +38,35 @@ class GroupedPool(NamedTuple):
     groups: Groups
     displaced: Array  # i32, since the last advance
 
+    # As `types.Pool` says.
+    @property
+    def representation(self) -> str:
+        """Tasks alike share a group."""
+        return "grouped"
+
+    @property
+    def num_tasks(self) -> Array:
+        """i32, tasks of all groups."""
+        return jnp.sum(self.groups.sizes, axis=-1, dtype=jnp.int32)
+
     @property
     def capacity(self) -> int | Array:
-        """Rows that ids may name."""
+        """All tasks that there were, retired ones too."""
         return self.groups.num_tasks
+
+    @property
+    def bookkeeping(self) -> PoolState:
+        """That of the slots."""
+        return self.slots
+
+    def known(self, reference: Any) -> Known:
+        """A column a group; `reference` is of slots."""
+        return Known(self.groups.reference, self.groups.domain, self.groups.sizes)
+
+    def column_of(self, task_ids: ArrayLike) -> Array:
+        """The group."""
+        ids = jnp.asarray(task_ids, jnp.int32)
+        return group_of(self.groups, ids.ravel()).reshape(ids.shape)
 
 
 class GroupedBelief(Protocol):

@@ -85,14 +85,11 @@ def worlds_environment(
     from bots_jax.rl import seeds as many
     from bots_jax.rl import worlds
 
-    given = {
-        "steps": steps, "learning_rate": learning_rate, "num_tasks": num_tasks,
-        "num_held_out": num_held_out,
-    }  # fmt: skip
-    changed: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
-    place = dataclasses.replace(worlds.find_world(world), **changed)
-    loop = worlds.loop_config(place, estimator)
-    config = many.SeedsConfig(place.steps, eval_every, loop=loop)
+    place = _changed(
+        worlds.find_world(world), steps=steps, learning_rate=learning_rate, num_tasks=num_tasks,
+        num_held_out=num_held_out,
+    )  # fmt: skip
+    config = many.SeedsConfig(place.steps, eval_every, loop=worlds.loop_config(place, estimator))
     about = {**dataclasses.asdict(place), "eval_every": eval_every, "bases": "one a seed"}
     about |= {} if estimator == "grpo" else {"estimator": estimator}
     made: dict[int, worlds.WorldData] = {}  # by seed, by whichever strategy comes first
@@ -102,16 +99,12 @@ def worlds_environment(
         rule = only_free(strategy, strategy.make(**sizes))
         told = strategy.told or (TRUTH if reads_truth(rule) else "references")
         true, teaching = told in (TRUTH, TRUTH_TEACHING), told in (TEACHING, TRUTH_TEACHING)
-        if reads_truth(rule) != true:
-            raise ValueError(
-                f"strategy {strategy.name}, told {told}: oracles are told {TRUTH} or "
-                f"{TRUTH_TEACHING}, and they alone"
-            )
+        _check_oracle(strategy.name, told, reads_truth(rule), true)
         for seed in set(seeds) - set(made):
             made[seed] = worlds.make_world(place, cache_folder(cache), base=seed)
         datas = [made[seed] for seed in seeds]
         one = datas[0]
-        known = [about, strategy.name, dict(strategy.settings), told, list(seeds)]
+        known = _digest([about, strategy.name, dict(strategy.settings), told, list(seeds)])
         runs = many.run_seeds(
             rule,
             [first_state(rule, data, told, strategy.name) for data in datas],
@@ -121,7 +114,7 @@ def worlds_environment(
             name=strategy.name,
             bases=[data.start.base for data in datas],
             eligible=worlds.teaches(one.pool) if teaching else None,
-            partial=None if workspace is None else Path(workspace) / f"{_digest(known)}.npz",
+            partial=None if workspace is None else Path(workspace) / f"{known}.npz",
         )
         measured = [_measure(run, place.rollouts) for run in runs]
         return [dataclasses.replace(run, truth=true or teaching) for run in measured]
@@ -135,6 +128,18 @@ def worlds_environment(
         headline=("heldout", "ttb_100", "etr"),
         tells=TELLS,
     )
+
+
+def _changed(world: Any, **given: Any) -> Any:
+    return dataclasses.replace(world, **{k: v for k, v in given.items() if v is not None})
+
+
+def _check_oracle(name: str, told: str, is_oracle: bool, true: bool) -> None:
+    if is_oracle != true:
+        raise ValueError(
+            f"strategy {name}, told {told}: oracles are told {TRUTH} or {TRUTH_TEACHING}, and "
+            "they alone"
+        )
 
 
 def _digest(known: Any) -> str:
