@@ -107,7 +107,7 @@ def auto(
       tolerance: grouped only: logits of its offset, and visits, that a task may lose when it
         returns to its group [1e-3].
       slots: grouped only: tasks that may differ from their group at a time, a multiple of 64.
-      features_dtype: what features are stored in: "float32", "float16", "bfloat16", or "int8" in
+      features_dtype: what features are stored in: "float32", "float16", or "int8" in
         steps of the largest of its column / 127; static [the state's dtype, float16 from 200,000
         tasks on].
       shared: exploration, quotas, num_domains, expiry, keep_open, dtype; see `compose.Shared`.

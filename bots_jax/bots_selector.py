@@ -132,8 +132,7 @@ def bots(
     check_choice("choice", choice, CHOICES)
     noisy = is_noisy(settings)
     plan = plan_of(batch_size, shared)
-    adaptive = bool(adaptive_implicit_weight)
-    rules = beta_rules(model_of, adaptive)
+    rules = beta_rules(model_of, adaptive := bool(adaptive_implicit_weight))
     described = {"adaptive_implicit_weight": adaptive, "choice": choice, "noisy": noisy}
     dense = compose(
         name="bots",

@@ -118,6 +118,7 @@ def make_grouped(
     reference = Reference(
         jnp.full((known.rates.shape[0], size), UNKNOWN, dtype),
         None if known.trials is None else jnp.ones((known.trials.shape[0], size), dtype),
+        None if known.embeddings is None else jnp.zeros((known.embeddings.shape[0], size), dtype),
     )
     free = jnp.full((size,), table.FREE, jnp.int32)
     return State(settings, GroupedPool(free, slots, groups, jnp.int32(0)), reference, belief)

@@ -181,10 +181,13 @@ def give_slots(
 
 
 def _copy_reference(into: Reference, rows: Array, known: Reference, group: Array) -> Reference:
+    def put(old: Array | None, new: Array | None) -> Array | None:
+        if old is None or new is None:
+            return None
+        return old.at[:, rows].set(new[:, group], mode="drop")
+
     rates = into.rates.at[:, rows].set(known.rates[:, group], mode="drop")
-    if into.trials is None or known.trials is None:
-        return Reference(rates, None)
-    return Reference(rates, into.trials.at[:, rows].set(known.trials[:, group], mode="drop"))
+    return Reference(rates, put(into.trials, known.trials), put(into.embeddings, known.embeddings))
 
 
 # Each step looks through one of so many parts of the table for tasks to return.

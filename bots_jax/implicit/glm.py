@@ -72,7 +72,8 @@ class Prior(NamedTuple):
     total: float = 0.5  # of the sum of the references' weights, about 1
     each: float = 0.25  # of one weight about the mean of all
     domain: float = 1.0  # of what sets a domain apart
-    # Of what all embeddings, each of variance 1, say together: the most that is tried
+    # Of what all embeddings, each of variance 1, say together: what is believed before any
+    # evidence. Twice that is the most that is tried.
     embeddings: float = 1.0
 
 
@@ -102,9 +103,9 @@ class Regression(NamedTuple):
     trust: Array | None = None  # f, a: precision of each embedding's weight; None without any
 
 
-# The variances s that are tried, in `Prior.embeddings` squared. None above what was given: a few
+# The variances s that are tried, in `Prior.embeddings` squared. Few above what was given: a few
 # successes among many failures say too much in Laplace's form, and s would follow them.
-_VARIANCES = np.array([4.0**power for power in range(-4, 1)])
+_VARIANCES = np.array([4.0**power for power in range(-4, 2)])
 _ITERATIONS = 8
 
 
@@ -243,11 +244,10 @@ def _trusts(scales: Prior, reference: Reference) -> np.ndarray:
 
 
 def _first_trust(scales: Prior, reference: Reference) -> Array | None:
-    """Before any evidence, all s are alike."""
-    if not _num_embeddings(reference):
-        return None
-    first = np.exp(np.mean(np.log(_trusts(scales, reference))))
-    return jnp.asarray(first, reference.rates.dtype)
+    """Before any evidence: s as given. Noise is found out within a step or two all the same, and
+    features that tell much are not held back while most is to be learned."""
+    more = _num_embeddings(reference)
+    return jnp.asarray(more / scales.embeddings**2, reference.rates.dtype) if more else None
 
 
 def _learn_trust(params: Regression, before: Array, grid: np.ndarray) -> Regression:

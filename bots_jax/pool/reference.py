@@ -173,7 +173,7 @@ def _with_embeddings(
     return known._replace(embeddings=embeddings, code=code, step=step), tasks
 
 
-FEATURES_DTYPES = ("float32", "float16", "bfloat16", "int8")
+FEATURES_DTYPES = ("float32", "float16", "int8")
 # Tasks from which features are stored in 16 bits: a pass over them takes as long as reading them.
 _MANY_TASKS = 200_000
 

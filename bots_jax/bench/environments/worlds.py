@@ -50,7 +50,7 @@ TRUTH, TEACHING, TRUTH_TEACHING = "truth", "teaching", "truth-teaching"
 TELLS = (
     "nothing", "prompts", "references", "hidden", "everything", TEACHING, TRUTH, TRUTH_TEACHING,
 )  # fmt: skip
-TRUTH_EVERY = 10  # steps; a look at 6,000 tasks costs what some thirty steps do
+TRUTH_EVERY = 20  # steps; a look at 6,000 tasks costs what some thirty steps do
 COMPONENTS = 32  # of features, at most
 
 
