@@ -154,7 +154,7 @@ def count_new(reference: Any, num_tasks: int | None, models: int) -> int:
         if num_tasks is None:
             raise ValueError("num_tasks is None: give reference, or how many tasks to add")
         return num_tasks
-    if isinstance(reference, tuple) and hasattr(reference, "_fields"):
+    if hasattr(reference, "_fields"):  # counts or groups, as `init` takes them
         raise ValueError(
             f"reference is a {type(reference).__name__}: to a pool that is there give pass rates "
             f"f[{models}, A], successes over trials, and reference_trials"
