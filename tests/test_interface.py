@@ -373,6 +373,9 @@ def test_swapped_arguments_are_told(factory: Any) -> None:
 def test_a_transposed_reference_is_told() -> None:
     with pytest.raises(ValueError, match=r"look transposed; give reference\.T"):
         auto(batch_size=1).init(np.zeros((100, 2)))
+    # True rates of many steps: who says how many tasks there are has the axes right.
+    rates = np.full((100, 2), 0.5)
+    assert auto(batch_size=1).init(rates, num_tasks=2).reference.rates.shape == (100, 2)
 
 
 @pytest.mark.parametrize("method", ["update", "observe", "abandon", "predict"])

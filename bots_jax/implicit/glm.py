@@ -25,7 +25,8 @@ likelihood, MacKay 1992): with a = E / s on the diagonal of the embeddings, and 
     log p(y | s) = (E log a - log |L_a| + y' L_a^-1 y) / 2 + const,    L_a = L + a - (a in force)
 
 log s is then its mean under these, and L is L_a. So embeddings that say nothing soon weigh
-nothing, and those that say much are let go.
+nothing, and those that say much are let go. Kinds and numbers are trusted apart (each s is found
+while the other is held): noise beside kinds must not cost the trust in those.
 
 Each task has one domain, so the part of L among the u is diagonal, and stays so: with F
 features and D domains a step costs F^3 + F^2 (D + tasks evaluated), and no D^2.
@@ -100,7 +101,10 @@ class Regression(NamedTuple):
     covariance: Array  # f[F, F], of the weights: a block of L^-1
     levels: Levels
     dispersion: Overdispersion
-    trust: Array | None = None  # f, a: precision of each embedding's weight; None without any
+    # a, the precision of each embedding's weight: f; f[2], of numbers and of kinds, where it is
+    # known which is which; None without any
+    trust: Array | None = None
+    is_kind: Array | None = None  # bool[E]; None where it is not known
 
 
 # The variances s that are tried, in `Prior.embeddings` squared. Few above what was given: a few
@@ -127,8 +131,10 @@ def glm(
     scales = Prior() if prior is None else prior
 
     def init(reference: Reference, num_domains: int) -> Regression:
-        trust = _first_trust(scales, reference)
-        mean, precision = _prior(scales, reference, num_domains, trust)
+        is_kind = None if reference.code is None else reference.code.is_kind
+        trust = _first_trust(scales, reference, is_kind)
+        each = _of_each(trust, is_kind)
+        mean, precision = _prior(scales, reference, num_domains, each)
         return Regression(
             mean,
             precision,
@@ -136,6 +142,7 @@ def glm(
             no_levels(reference),
             overdispersion.no_overdispersion(reference.rates.dtype),
             trust,
+            is_kind,
         )
 
     def fit(
@@ -145,14 +152,22 @@ def glm(
         fused: StepEvidence,
         own: TaskCounts | None = None,
     ) -> Regression:
-        at_first = _prior(scales, reference, fused.num_domains, params.trust)
+        each = _of_each(params.trust, params.is_kind)
+        at_first = _prior(scales, reference, fused.num_domains, each)
         levels = learn_levels(params.levels, reference, fused.trials > 0)
         x = _features(levels, reference)
         before = _forget(params, at_first, keep)
         after = _learn(before, params.dispersion, levels, x, fused, own)
         if params.trust is None:
             return after
-        return _learn_trust(after, params.trust, _trusts(scales, reference))
+        after = after._replace(trust=params.trust, is_kind=params.is_kind)
+        if params.is_kind is None:
+            return _learn_trust(after, _trusts(scales, _num_embeddings(reference)))
+        for kinds in (False, True):
+            count = jnp.sum(params.is_kind == kinds).astype(reference.rates.dtype)
+            each = jnp.asarray(_trusts(scales, 1), count.dtype)
+            after = _learn_trust(after, jnp.maximum(count, 1) * each, kinds)
+        return after
 
     def infer(params: Regression, reference: Reference, domain: Array | None) -> Inferred:
         return _infer_in_chunks(params, reference, domain, least_counts)
@@ -214,7 +229,8 @@ def _prior(
         mean[1:known] = 1 / models
     weights = jnp.asarray(np.pad(np.linalg.inv(covariance), (0, more)), dtype)
     if trust is not None:
-        weights += trust * _on_embeddings(size, more, dtype)
+        each = trust if trust.ndim == 0 else jnp.pad(trust, (known, 0))[None]
+        weights += each * _on_embeddings(size, more, dtype)
     effects = num_domains if num_domains > 1 else 0
     return (
         Coefficients(jnp.asarray(mean, dtype), jnp.zeros((effects,), dtype)),
@@ -238,24 +254,45 @@ def _on_embeddings(size: int, more: int, dtype: jnp.dtype) -> Array:
     return jnp.asarray(np.diag(np.arange(size) >= size - more), dtype)
 
 
-def _trusts(scales: Prior, reference: Reference) -> np.ndarray:
-    """The grid of a, from much trust to little."""
-    return _num_embeddings(reference) / (scales.embeddings**2 * _VARIANCES)
+def _trusts(scales: Prior, count: int) -> np.ndarray:
+    """The grid of a, from much trust to little, for so many embeddings."""
+    return count / (scales.embeddings**2 * _VARIANCES)
 
 
-def _first_trust(scales: Prior, reference: Reference) -> Array | None:
+def _first_trust(scales: Prior, reference: Reference, is_kind: Array | None) -> Array | None:
     """Before any evidence: s as given. Noise is found out within a step or two all the same, and
     features that tell much are not held back while most is to be learned."""
-    more = _num_embeddings(reference)
-    return jnp.asarray(more / scales.embeddings**2, reference.rates.dtype) if more else None
+    more, dtype = _num_embeddings(reference), reference.rates.dtype
+    if not more:
+        return None
+    if is_kind is None:
+        return jnp.asarray(more / scales.embeddings**2, dtype)
+    each = jnp.maximum(jnp.stack([jnp.sum(~is_kind), jnp.sum(is_kind)]), 1).astype(dtype)
+    return each / jnp.asarray(scales.embeddings**2, dtype)
 
 
-def _learn_trust(params: Regression, before: Array, grid: np.ndarray) -> Regression:
-    """The regression under the mean of log a over the grid, by its likelihood."""
-    mean, precision = params.mean, params.precision
+def _of_each(trust: Array | None, is_kind: Array | None) -> Array | None:
+    """f[] or f[E]: the trust in each embedding."""
+    return trust if trust is None or is_kind is None else trust[is_kind.astype(jnp.int32)]
+
+
+def _learn_trust(
+    params: Regression, grid: Array | np.ndarray, kinds: bool | None = None
+) -> Regression:
+    """The regression under the mean of log a over the grid, by its likelihood.
+
+    Args:
+      kinds: whether it is the a of the kinds or of the numbers; None: of all embeddings.
+    """
+    mean, precision, before = params.mean, params.precision, params.trust
+    assert before is not None
     dtype, size = mean.weights.dtype, mean.weights.shape[0]
-    more = size - 1 - params.levels.sums.shape[0]
-    diagonal = _on_embeddings(size, more, dtype)
+    count: int | Array = size - 1 - params.levels.sums.shape[0]
+    diagonal = _on_embeddings(size, size - 1 - params.levels.sums.shape[0], dtype)
+    if kinds is not None and params.is_kind is not None:
+        before, mine = before[int(kinds)], params.is_kind == kinds
+        diagonal *= jnp.pad(mine.astype(dtype), (size - mine.shape[0], 0))[None]
+        count = jnp.sum(mine).astype(dtype)
     told = _apply(precision, mean)
     rest = told.weights - precision.cross @ (told.domains / precision.domains)
 
@@ -265,15 +302,16 @@ def _learn_trust(params: Regression, before: Array, grid: np.ndarray) -> Regress
     def log_likelihood(trust: Array) -> Array:
         factor = _factor(trusting(trust))
         scaled = jax.scipy.linalg.solve_triangular(factor, rest, lower=True)
-        room = 0.5 * more * jnp.log(trust) - jnp.sum(jnp.log(jnp.diagonal(factor)))
+        room = 0.5 * count * jnp.log(trust) - jnp.sum(jnp.log(jnp.diagonal(factor)))
         return room + 0.5 * jnp.sum(scaled * scaled)
 
     trusts = jnp.asarray(grid, dtype)
     weights = jax.nn.softmax(jax.vmap(log_likelihood)(trusts))
     trust = jnp.exp(jnp.sum(weights * jnp.log(trusts)))
     after = trusting(trust)
+    found = trust if kinds is None else params.trust.at[int(kinds)].set(trust)
     return params._replace(
-        mean=_solve(after, told), precision=after, covariance=_covariance(after), trust=trust
+        mean=_solve(after, told), precision=after, covariance=_covariance(after), trust=found
     )
 
 

@@ -217,8 +217,9 @@ def _num_tasks(rates: ArrayLike | None, num_tasks: int | None) -> int:
             f"reference has shape {shape}, expected [K, N]: one row a reference model, "
             "ordered weak to strong, one column a task"
         )
-    # An oracle's true rates f[T, N] may have some more steps than tasks.
-    if shape[0] > max(_MANY_MODELS, 4 * shape[1]):
+    # An oracle's true rates f[T, N] may have more steps than tasks; who says how many tasks there
+    # are knows which axis they are on.
+    if num_tasks != shape[1] and shape[0] > max(_MANY_MODELS, 4 * shape[1]):
         raise ValueError(
             f"reference has shape {shape}, expected [K, N]: {shape[0]} models of {shape[1]} tasks "
             "look transposed; give reference.T"

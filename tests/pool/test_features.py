@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -13,7 +15,9 @@ import bots_jax
 from bots_jax import checkpoint
 from bots_jax.implicit import glm
 from bots_jax.pool.features import encode, encode_as, feature_columns
-from bots_jax.pool.reference import TaskFeatures
+from bots_jax.pool.reference import TaskFeatures, make_reference
+from bots_jax.pool.visits import StepEvidence
+from bots_jax.settings import AUTO_DEFAULTS
 from bots_jax.strategies import make_strategy
 
 
@@ -123,6 +127,39 @@ def test_features_tell_of_tasks_never_tried() -> None:
     assert noise < none + 0.02
     soon = np.mean([error_after("told", seed, 4) for seed in range(4)])
     assert soon < 0.2 * none  # not held back while most is to be learned
+
+
+def believed(features: object, rate: np.ndarray, steps: int = 12) -> tuple[np.ndarray, np.ndarray]:
+    """p~ f[N] of a regression on features after batches of 16 tasks, each once; and its trust."""
+    estimator, rng = glm(), np.random.default_rng(1)
+    given = TaskFeatures(None, *encode(features))
+    reference, _ = make_reference(given, None, None, None, np.float32)
+    params = estimator.init(reference, 1)
+
+    @jax.jit
+    def fit(params: Any, known: Any, solved: Any) -> Any:
+        fused = StepEvidence(solved, jnp.full(16, 8.0), None, 1)
+        return estimator.fit(params, AUTO_DEFAULTS, known, fused)
+
+    for ids in rng.permutation(len(rate))[: 16 * steps].reshape(steps, 16):
+        solved = rng.binomial(8, rate[ids]).astype(np.float32)
+        params = fit(params, reference.take(jnp.asarray(ids)), jnp.asarray(solved))
+    mean = estimator.infer(params, reference, None).mean
+    return np.asarray(mean), np.asarray(params.trust)
+
+
+def test_noise_beside_kinds_costs_no_trust_in_them() -> None:
+    """Kinds and numbers are trusted apart."""
+    rng = np.random.default_rng(0)
+    kind, noise = rng.integers(0, 12, 600), rng.normal(size=(600, 32))
+    rate = rng.beta(0.7, 0.7, 12)[kind]
+    alone, trust_alone = believed(kind, rate)
+    beside, trust = believed((kind, noise), rate)
+    assert trust[1] == pytest.approx(trust_alone[1], rel=0.2)  # precisions: of kinds as before
+    assert trust[0] > 32 * 4**2  # of noise: 4 to the 2 times its first
+    error = [np.sqrt(np.mean((found - rate) ** 2)) for found in (alone, beside)]
+    assert error[1] < error[0] + 0.01
+    assert believed(noise, rate)[1].shape == (2,)  # which of both there is, is not asked
 
 
 GROWING = {
