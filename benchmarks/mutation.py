@@ -108,12 +108,12 @@ NAMED: dict[str, tuple[str, str, str]] = {
     ),
     "new tasks begin with 0 visits": (
         "bots_jax/belief/logit_normal.py",
-        "history.restart(rows, self.clock, jnp.mean(history.visits))",
+        "history.restart(rows, self.clock, visits)",
         "history.restart(rows, self.clock, 0.0)",
     ),
     "new tasks of balanced begin with 0 visits": (
         "bots_jax/strategies/worth.py",
-        "mean = jnp.mean(self.discounted)",
+        "mean = masked_mean(self.discounted, active)",
         "mean = 0.0",
     ),
     "no fixed share of the weights": (

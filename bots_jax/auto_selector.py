@@ -70,6 +70,7 @@ def auto(
     representation: str = "auto",
     tolerance: float | None = None,
     slots: int | None = None,
+    features_dtype: str | None = None,
     **shared: Unpack[Shared],
 ) -> Selector:
     """Task selection that tunes itself: a regression, own histories, likely mixed groups.
@@ -106,6 +107,9 @@ def auto(
       tolerance: grouped only: logits of its offset, and visits, that a task may lose when it
         returns to its group [1e-3].
       slots: grouped only: tasks that may differ from their group at a time, a multiple of 64.
+      features_dtype: what features are stored in: "float32", "float16", "bfloat16", or "int8" in
+        steps of the largest of its column / 127; static [the state's dtype, float16 from 200,000
+        tasks on].
       shared: exploration, quotas, num_domains, expiry, keep_open, dtype; see `compose.Shared`.
 
     Raises:
@@ -120,14 +124,9 @@ def auto(
     2
     """
     given = Settings(
-        target=target,
-        rollouts=rollouts,
-        forgetting=forgetting,
-        implicit_weight=implicit_weight,
-        temperature=temperature,
-        breadth=breadth,
-        group=group,
-    )
+        target=target, rollouts=rollouts, forgetting=forgetting, implicit_weight=implicit_weight,
+        temperature=temperature, breadth=breadth, group=group,
+    )  # fmt: skip
     check_settings(given)
     check_choice("choice", choice, CHOICES)
     value = find_worth(worth)
@@ -145,6 +144,7 @@ def auto(
         settings=settings,
         batch_size=batch_size,
         static=_described(config, choice, noisy, floor, value),
+        features_dtype=features_dtype,
         **shared,
     )
     grouping = Grouping(

@@ -18,7 +18,14 @@ from bots_jax.grouped import selector as grouped
 from bots_jax.grouped.groups import find_codes
 from bots_jax.pool import visits
 from bots_jax.pool.features import encode_as
-from bots_jax.pool.reference import UNKNOWN, Reference, broadcast_trials, check_rates, without_nan
+from bots_jax.pool.reference import (
+    UNKNOWN,
+    Reference,
+    broadcast_trials,
+    check_rates,
+    stored_like,
+    without_nan,
+)
 from bots_jax.types import Array, ArrayLike, State
 
 
@@ -51,10 +58,12 @@ def add_tasks(
       ValueError: if the shapes do not fit, or there is no room.
     """
     models = state.reference.rates.shape[0]
+    if reference_trials is not None and reference is None:
+        raise ValueError("reference_trials was given without reference: give both or neither")
     columns = _encode_new(state.reference, features)
     if columns is not None and reference is None and num_tasks is None:
         num_tasks = columns.shape[1]
-    count = _count_new(reference, num_tasks, models)
+    count = count_new(reference, num_tasks, models)
     if columns is not None and columns.shape[1] != count:
         raise ValueError(f"features has {columns.shape[1]} rows, expected one for {count} tasks")
     if state.representation == "grouped":
@@ -67,7 +76,7 @@ def add_tasks(
     state = state._replace(
         pool=bookkeeping,
         reference=_set_reference(state.reference, rows, reference, reference_trials, columns),
-        belief=state.belief.restart(state.settings, rows),
+        belief=state.belief.restart(state.settings, rows, state.pool.active),
     )
     return state, ids
 
@@ -119,14 +128,25 @@ def _add_grouped(
     return grouped.add_tasks(state, codes)
 
 
-def _count_new(reference: ArrayLike | None, num_tasks: int | None, models: int) -> int:
+def count_new(reference: ArrayLike | None, num_tasks: int | None, models: int) -> int:
+    """A, the tasks that are to be added to a pool of so many reference models."""
     if num_tasks is not None:
         num_tasks = check_count("num_tasks", num_tasks)
     if reference is None:
         if num_tasks is None:
             raise ValueError("num_tasks is None: give reference, or how many tasks to add")
         return num_tasks
+    if isinstance(reference, tuple) and hasattr(reference, "_fields"):
+        raise ValueError(
+            f"reference is a {type(reference).__name__}: to a pool that is there give pass rates "
+            f"f[{models}, A], successes over trials, and reference_trials"
+        )
     shape = np.shape(reference)
+    if models == 0:
+        raise ValueError(
+            f"reference has shape {shape}, and the pool was made without references: drop it, and "
+            "give num_tasks"
+        )
     if len(shape) != 2 or shape[0] != models or num_tasks not in (None, shape[1]):
         raise ValueError(
             f"reference has shape {shape}, expected [{models}, {num_tasks or 'A'}]: "
@@ -196,7 +216,7 @@ def _set_reference(
     new = UNKNOWN if rates is None else without_nan(rates, dtype)
     known = known._replace(rates=known.rates.at[:, rows].set(new, mode="drop"))
     if known.embeddings is not None:
-        described = 0 if columns is None else jnp.asarray(columns, dtype)
+        described = 0 if columns is None else stored_like(known, columns)
         embeddings = known.embeddings.at[:, rows].set(described, mode="drop")
         known = known._replace(embeddings=embeddings)
     if known.trials is None:

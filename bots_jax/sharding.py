@@ -101,7 +101,7 @@ def _spread_rows(state: State) -> int | None:
     """C, or None where nothing is cut."""
     if state.representation == "grouped":
         return None
-    return int(state.pool.active.shape[-1])
+    return int(state.capacity)
 
 
 def _spec(leaf: Array, rows: int | None) -> PartitionSpec:

@@ -24,20 +24,18 @@ def summary(state: State) -> str:
     """
     if not is_concrete(state):
         raise ValueError("state is traced: call summary outside of jit, scan and vmap")
-    grouped = state.representation == "grouped"
-    visits = state.pool.slots if grouped else state.pool
-    tasks = int(state.pool.groups.num_tasks) if grouped else int(np.sum(np.asarray(visits.active)))
-    lines = [f"{tasks} tasks, {state.representation}, step {int(visits.step)}"]
-    if not grouped:
-        lines.append(f"rows: {visits.active.shape[0]}, of which {tasks} hold a task")
+    tasks, rows = int(state.num_tasks), state.bookkeeping
+    used, room = int(np.sum(np.asarray(rows.active))), rows.active.shape[0]
+    lines = [f"{tasks} tasks, {state.representation}, step {int(state.step)}"]
+    if state.representation == "dense":
+        lines.append(f"rows: {room}, of which {used} hold a task")
     else:
-        groups, slots = state.pool.groups.sizes.shape[0], state.pool.slot_ids.shape[0]
-        used = int(np.sum(np.asarray(visits.active)))
-        lines.append(f"groups: {groups}; slots: {used} of {slots} in use")
-    lines.append(f"domains: {visits.domain_sizes.shape[0]}")
+        groups = state.known.num_tasks.shape[0]
+        lines.append(f"groups: {groups}; slots: {used} of {room} in use")
+    lines.append(f"domains: {state.num_domains}")
     lines.append(_references(state))
-    lines.append(f"in flight: {int(visits.in_flight)} visits of {int(visits.next_visit)} batches")
-    pending = np.asarray(visits.trials)
+    lines.append(f"in flight: {int(state.in_flight)} visits of {int(state.num_batches)} batches")
+    pending = np.asarray(rows.trials)
     lines.append(f"pending: {float(pending.sum()):g} trials of {int((pending > 0).sum())} tasks")
     shown = state.settings._asdict().items()
     lines.append("settings: " + ", ".join(f"{name} {float(value):.4g}" for name, value in shown))
@@ -47,9 +45,7 @@ def summary(state: State) -> str:
 
 
 def _references(state: State) -> str:
-    rates = np.asarray(state.reference.rates)
-    if state.representation == "grouped":
-        rates = np.asarray(state.pool.groups.reference.rates)
+    rates = np.asarray(state.known.reference.rates)
     if not rates.shape[0]:
         return "references: none"
     known = (rates >= 0).mean(axis=1)

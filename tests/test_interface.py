@@ -138,6 +138,7 @@ def test_every_argument_does_something(factory: Any, name: str) -> None:
         (lambda: auto(choice="mean", worth="variance"), "worth=variance has no effect"),
         (lambda: bots(estimator="glm", capability_momentum=0.5), "capability_momentum=0.5 smooths"),
         (lambda: bots(estimator="none", implicit_weight=0.5), "estimator='none' infers nothing"),
+        (lambda: bots(features_dtype="int8"), "features_dtype='int8' has no effect"),
     ],
 )
 def test_arguments_without_a_use_are_refused(make: Any, message: str) -> None:

@@ -23,7 +23,8 @@ code it cannot grow, and the tasks with the least evidence of their own make roo
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +44,7 @@ from bots_jax.grouped.slots import (
     retire,
     return_to_groups,
 )
+from bots_jax.numerics.compiling import jit_by_size
 from bots_jax.numerics.control_flow import lazy_cond, sequencing_zero
 from bots_jax.pool import visits
 from bots_jax.pool.evidence import (
@@ -57,7 +59,17 @@ from bots_jax.pool.evidence import (
 )
 from bots_jax.pool.reference import UNKNOWN, Reference
 from bots_jax.sharding import beside
-from bots_jax.types import Array, ArrayLike, Belief, Evidence, Info, Selection, Settings, State
+from bots_jax.types import (
+    Array,
+    ArrayLike,
+    Belief,
+    Evidence,
+    Info,
+    PyTree,
+    Selection,
+    Settings,
+    State,
+)
 
 __all__ = [
     "GroupedFunctions",
@@ -125,16 +137,31 @@ class GroupedFunctions(NamedTuple):
     predict: Callable[..., Belief]
 
 
-def grouped_functions(
-    model: GroupModel, plan: Plan, expiry: int | None, keep_open: bool, tolerance: float
-) -> GroupedFunctions:
-    """The functions of the contract for grouped states."""
+class _Arrays(NamedTuple):
+    """The same over arrays alone, each function jitted."""
 
-    @jax.jit
-    def select_arrays(
-        rng_key: Array, state: State, eligible: Array | None
-    ) -> tuple[State, Selection]:
-        belief, ids, draws, valid = model.best(rng_key, state, eligible, plan.batch_size)
+    score: Callable[[Array, State], PyTree]
+    select: Callable[[State, PyTree, Array | None], tuple[State, Selection]]
+    select_at_once: Callable[[Array, State, Array | None], tuple[State, Selection]]
+    observe: Callable[[State, Rows], State]
+    advance: Callable[[State], tuple[State, Info]]
+    update: Callable[[State, Rows], tuple[State, Info]]
+
+
+def _is_quick(model: GroupModel, state: Any) -> bool:
+    """Whether programs of this state are to be compiled quickly; not where it is traced."""
+    slot_ids = state.pool.slot_ids
+    return is_concrete(slot_ids) and slot_ids.shape[0] <= model.quick_slots
+
+
+def _arrays(
+    model: GroupModel, plan: Plan, expiry: int | None, keep_open: bool, tolerance: float
+) -> _Arrays:
+    quickly = partial(jit_by_size, small=lambda given: _is_quick(model, given[0]))
+
+    @quickly
+    def select(state: State, scores: PyTree, eligible: Array | None) -> tuple[State, Selection]:
+        belief, ids, draws, valid = model.best(scores, state, eligible, plan.batch_size)
         present = table.find(state.pool.slot_ids, ids)
         state, rows = give_slots(model, state._replace(belief=belief), ids, valid, present)
         valid &= rows < state.pool.slot_ids.shape[0]
@@ -144,18 +171,32 @@ def grouped_functions(
         )
         return state._replace(pool=state.pool._replace(slots=slots)), selection
 
-    @jax.jit
-    def observe_arrays(state: State, rows: Rows) -> State:
+    def select_at_once(
+        rng_key: Array, state: State, eligible: Array | None
+    ) -> tuple[State, Selection]:
+        return select(state, model.score(rng_key, state), eligible)
+
+    @quickly
+    def observe(state: State, rows: Rows) -> State:
         return _observe(model, state, rows)
 
-    @jax.jit
-    def advance_arrays(state: State) -> tuple[State, Info]:
+    @quickly
+    def advance(state: State) -> tuple[State, Info]:
         closed = visits.close_step(state.pool.slots, expiry, keep_open)
         return _advance(model, state, closed, tolerance)
 
-    @jax.jit
-    def update_arrays(state: State, rows: Rows) -> tuple[State, Info]:
-        return advance_arrays(observe_arrays(state, rows))
+    @quickly
+    def update(state: State, rows: Rows) -> tuple[State, Info]:
+        return advance(observe(state, rows))
+
+    return _Arrays(jax.jit(model.score), select, jax.jit(select_at_once), observe, advance, update)
+
+
+def grouped_functions(
+    model: GroupModel, plan: Plan, expiry: int | None, keep_open: bool, tolerance: float
+) -> GroupedFunctions:
+    """The functions of the contract for grouped states."""
+    arrays = _arrays(model, plan, expiry, keep_open, tolerance)
 
     @jax.jit
     def abandon_arrays(state: State, task_ids: Array) -> State:
@@ -175,13 +216,17 @@ def grouped_functions(
         rng_key: Array, state: State, eligible: ArrayLike | None = None
     ) -> tuple[State, Selection]:
         mask = None if eligible is None else _as_mask(eligible, state)
-        return select_arrays(check_key(rng_key), _with_room(state), mask)
+        rng_key, state = check_key(rng_key), _with_room(state)
+        if not _is_quick(model, state):
+            return arrays.select_at_once(rng_key, state, mask)
+        # The program that looks at every slot is compiled for speed, the rest quickly.
+        return arrays.select(state, arrays.score(rng_key, state), mask)
 
     def observe(state: State, evidence: Evidence) -> State:
-        return observe_arrays(_with_room(state), _admit(state, evidence))
+        return arrays.observe(_with_room(state), _admit(state, evidence))
 
     def update(state: State, evidence: Evidence) -> tuple[State, Info]:
-        return update_arrays(_with_room(state), _admit(state, evidence))
+        return arrays.update(_with_room(state), _admit(state, evidence))
 
     def abandon(state: State, task_ids: ArrayLike) -> State:
         return abandon_arrays(state, check_task_ids(state, task_ids))
@@ -191,7 +236,7 @@ def grouped_functions(
             return predict_all(state, _group_of_all(state.pool.groups))
         return predict_arrays(state, check_task_ids(state, task_ids))
 
-    return GroupedFunctions(select, observe, advance_arrays, update, abandon, predict)
+    return GroupedFunctions(select, observe, arrays.advance, update, abandon, predict)
 
 
 def _observe(model: GroupModel, state: State, rows: Rows) -> State:

@@ -53,11 +53,11 @@ from bots_jax.implicit.features import (
     logistic,
     logits,
     no_levels,
-    rows_of,
     shrink,
     sum_rows,
 )
 from bots_jax.implicit.overdispersion import Overdispersion
+from bots_jax.numerics import cholesky
 from bots_jax.numerics.arithmetic import safe_ratio
 from bots_jax.pool.reference import Reference
 from bots_jax.pool.visits import StepEvidence, domain_sums
@@ -156,7 +156,20 @@ def glm(
     def infer(params: Regression, reference: Reference, domain: Array | None) -> Inferred:
         return _infer_in_chunks(params, reference, domain, least_counts)
 
-    return Estimator("glm", 0, init, fit, infer, _capability, uses_momentum=False)
+    def infer_roughly(params: Regression, reference: Reference, domain: Array | None) -> Inferred:
+        return _infer_roughly(params, reference, domain, least_counts)
+
+    return Estimator(
+        "glm",
+        0,
+        init,
+        fit,
+        infer,
+        _capability,
+        uses_momentum=False,
+        infer_roughly=infer_roughly,
+        is_slow=_is_large,
+    )
 
 
 def _capability(params: Regression) -> Array:
@@ -175,19 +188,16 @@ def _features(levels: Levels, reference: Reference) -> Array:
     values = fill(levels, *logits(reference))
     parts = [jnp.ones((1, values.shape[1]), values.dtype), values]
     if reference.embeddings is not None:
-        parts.append(reference.embeddings)
+        parts.append(reference.described())
     return jnp.concatenate(parts)
 
 
 def _feature_rows(levels: Levels, reference: Reference) -> list[Array] | Array:
     """The same, a few of them as a list of rows."""
-    embeddings = reference.embeddings
-    more = 0 if embeddings is None else embeddings.shape[0]
-    if 1 + reference.rates.shape[0] + more > FEW_ROWS:
+    if 1 + reference.rates.shape[0] + _num_embeddings(reference) > FEW_ROWS:
         return _features(levels, reference)
     ones = jnp.ones(reference.rates.shape[1:], reference.rates.dtype)
-    rest = [] if embeddings is None else rows_of(embeddings)
-    return [ones, *filled_rows(levels, reference), *rest]
+    return [ones, *filled_rows(levels, reference), *reference.described_rows()]
 
 
 def _prior(
@@ -293,8 +303,7 @@ def _solve(precision: Precision, y: Coefficients) -> Coefficients:
 
 
 def _covariance(precision: Precision) -> Array:
-    factor = _factor(precision)
-    return jax.scipy.linalg.cho_solve((factor, True), jnp.eye(factor.shape[0], dtype=factor.dtype))
+    return cholesky.inverse(_factor(precision))
 
 
 def _plus(a: Coefficients, b: Coefficients, scale: Array | float = 1) -> Coefficients:
@@ -401,22 +410,25 @@ def _learn(
 _CHUNK = 4096
 
 
+def _is_large(params: Regression, reference: Reference) -> bool:
+    """Whether features are many, and of many tasks."""
+    return params.mean.weights.shape[0] > FEW_ROWS and reference.rates.shape[1] >= 2 * _CHUNK
+
+
 def _infer_in_chunks(
     params: Regression, reference: Reference, domain: Array | None, least: float
 ) -> Inferred:
     """`_infer`, a chunk after the other where all at once would be moved through memory."""
+    if not _is_large(params, reference) or mesh_of(reference.rates) is not None:
+        return _infer(params, reference, domain, least)
     tasks = reference.rates.shape[1]
     whole = tasks // _CHUNK
-    few = 1 + reference.rates.shape[0] + _num_embeddings(reference) <= FEW_ROWS
-    if few or whole < 2 or mesh_of(reference.rates) is not None:
-        return _infer(params, reference, domain, least)
 
     def part(start: Array | int, size: int) -> Inferred:
         def cut(values: Array) -> Array:
             return lax.dynamic_slice_in_dim(values, start, size, axis=-1)
 
-        known = jax.tree.map(cut, reference._replace(code=None))
-        return _infer(params, known, None if domain is None else cut(domain), least)
+        return _infer(params, reference.each(cut), None if domain is None else cut(domain), least)
 
     starts = _CHUNK * jnp.arange(whole, dtype=jnp.int32)
     chunks = lax.map(lambda start: part(start, _CHUNK), starts)
@@ -427,12 +439,39 @@ def _infer_in_chunks(
     return jax.tree.map(lambda *x: jnp.concatenate(x), told, part(whole * _CHUNK, rest))
 
 
+def _infer_roughly(
+    params: Regression, reference: Reference, domain: Array | None, least: float
+) -> Inferred:
+    """`_infer` with a variance that leaves out what the weights of embeddings have in common.
+
+    So it costs two products a feature and not F, in one pass over the tasks. Intercept,
+    references and domain are in full. Where embeddings are uncorrelated over the tasks, as
+    principal components are, the mean over the tasks is the same.
+    """
+    embeddings = reference.described_rows()
+    known = [jnp.ones(reference.rates.shape[1:], reference.rates.dtype)]
+    known += filled_rows(params.levels, reference)
+    first = len(known)
+    eta = _line(params.mean, [*known, *embeddings], domain)
+    corner = params._replace(
+        covariance=params.covariance[:first, :first],
+        precision=params.precision._replace(cross=params.precision.cross[:first]),
+    )
+    variance = _variance(corner, known, domain)
+    for at, row in enumerate(embeddings, start=first):
+        variance += params.covariance[at, at] * row * row
+    return _told(params, eta, variance, least)
+
+
 def _infer(
     params: Regression, reference: Reference, domain: Array | None, least: float
 ) -> Inferred:
     x = _feature_rows(params.levels, reference)
     eta = _line(params.mean, x, domain)
-    variance = _variance(params, x, domain)
+    return _told(params, eta, _variance(params, x, domain), least)
+
+
+def _told(params: Regression, eta: Array, variance: Array, least: float) -> Inferred:
     mean = logistic(shrink(eta, variance))
     known = jnp.ones(mean.shape, bool)
     counts = overdispersion.concentration(params.dispersion, mean, variance, least)

@@ -79,6 +79,7 @@ def insert(
     parents: ArrayLike | None = None,
     trust: float = 4.0,
     scores: ArrayLike | None = None,
+    features: ArrayLike | None = None,
 ) -> tuple[State, PyTree, Array]:
     """Put A new levels into free rows, then into those of the least useful levels.
 
@@ -94,6 +95,8 @@ def insert(
       parents: i32[A], the rows that they were made from; -1: none.
       trust: episodes that a parent's rate counts for.
       scores: f[C], what each level is worth, where it is not `usefulness`: MaxMC, PVL.
+      features: f[A, F] numbers of the new levels, of the kind that `init(features=f[N, F])` was
+        given, NaN where unknown. None: of a pool with features, new levels are average ones.
 
     Returns:
       The state, the levels, and i32[A], the row of each new level, -1 where it was not inserted.
@@ -102,6 +105,7 @@ def insert(
       ValueError: if the pool has domains, is grouped, or the shapes do not fit.
     """
     capacity = _check_insert(state, new_levels)
+    columns = _columns_of(state, features)
     count = jax.tree.leaves(new_levels)[0].shape[0]
     believed = selector.predict(state).mean
     held = usefulness(selector, state) if scores is None else jnp.asarray(scores)
@@ -115,6 +119,9 @@ def insert(
     )
     levels = jax.tree.map(lambda old, new: old.at[rows].set(new, mode="drop"), levels, new_levels)
     state = _renew(state, rows)
+    if columns is not None:
+        known = state.reference.embeddings.at[:, rows].set(columns, mode="drop")
+        state = state._replace(reference=state.reference._replace(embeddings=known))
     inserted = jnp.where(rows < capacity, rows, NO_LEVEL)
     if parents is not None:
         parent = jnp.asarray(parents, jnp.int32)
@@ -137,9 +144,33 @@ def _accept(
     return order, free & (values[order] > held)
 
 
+def _columns_of(state: State, features: ArrayLike | None) -> Array | None:
+    """f[E, A] of the new levels, or 0, which says nothing; None of a pool without features."""
+    known = state.reference.embeddings
+    if known is None:
+        if features is not None:
+            raise ValueError("features was given, but the pool was made without: drop it")
+        return None
+    if features is None:
+        return jnp.zeros((), known.dtype)
+    given, code = jnp.asarray(features, known.dtype), state.reference.code
+    if given.ndim != 2 or given.shape[1] != known.shape[0]:
+        raise ValueError(
+            f"features has shape {given.shape}, expected [A, {known.shape[0]}]: numbers like those "
+            "that the pool was made with (kinds cannot be made ready inside jit)"
+        )
+    if code is None:
+        return given.T
+    coarse, fine = jnp.asarray(code.center, known.dtype)[:, :, None]
+    scale = jnp.asarray(code.scale, known.dtype)[:, None]
+    usable = ~jnp.isnan(given.T) & (scale > 0)
+    away = jnp.where(usable, given.T - coarse - fine, 0)
+    return away / jnp.where(scale > 0, scale, 1)
+
+
 def _renew(state: State, rows: Array) -> State:
     """Rows that hold another level from now on; C and above are dropped."""
-    pool, capacity = state.pool, state.pool.active.shape[0]
+    pool, capacity, before = state.pool, state.pool.active.shape[0], state.pool.active
     inside = rows < capacity
     added = jnp.sum(inside & ~pool.active[jnp.minimum(rows, capacity - 1)], dtype=jnp.int32)
     highest = jnp.max(jnp.where(inside, rows + 1, 0))
@@ -150,7 +181,8 @@ def _renew(state: State, rows: Array) -> State:
         domain_sizes=pool.domain_sizes + added,
         next_fresh=jnp.maximum(pool.next_fresh, highest.astype(jnp.int32)),
     )
-    return state._replace(pool=pool, belief=state.belief.restart(state.settings, rows))
+    belief = state.belief.restart(state.settings, rows, before)
+    return state._replace(pool=pool, belief=belief)
 
 
 def _check_insert(state: State, new_levels: PyTree) -> int:

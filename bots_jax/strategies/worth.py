@@ -86,9 +86,9 @@ class Visits(NamedTuple):
 
     discounted: Array  # f[C], sum over its visits of keep ** (steps since)
 
-    def restart(self, settings: Settings, rows: Array) -> Visits:
+    def restart(self, settings: Settings, rows: Array, active: Array) -> Visits:
         """New tasks stand where the average task stands: no rush to visit them all."""
-        mean = jnp.mean(self.discounted)
+        mean = masked_mean(self.discounted, active)
         return Visits(self.discounted.at[rows].set(mean, mode="drop"))
 
 

@@ -14,6 +14,7 @@ import pytest
 
 from bots_jax import Evidence, Selector, State, add_tasks, auto, checkpoint, retire
 from bots_jax.grouped.groups import group_of
+from bots_jax.grouped.logit_normal import _QUICK_SLOTS
 from bots_jax.grouped.mixed import sweep_credit
 from bots_jax.grouped.selector import enlarge
 from bots_jax.pool.reference import ReferenceGroups
@@ -141,6 +142,19 @@ def test_hardly_anyone_is_eligible() -> None:
         assert np.all(mask[ids])
 
 
+def test_two_programs_of_a_plain_call_choose_what_one_does() -> None:
+    """Scores and the rest are compiled apart in a plain call, together within a user's `jit`."""
+    assert FEW.init(REFERENCE).pool.slot_ids.shape[0] <= _QUICK_SLOTS
+    state, mask, jitted = FEW.init(REFERENCE), jnp.arange(TASKS) % 3 > 0, jax.jit(FEW.select)
+    for step in range(2):
+        key = jax.random.key(step)
+        (after, batch), (other, same) = FEW.select(key, state, mask), jitted(key, state, mask)
+        np.testing.assert_array_equal(batch.task_ids, same.task_ids)
+        chex.assert_trees_all_close(after, other, rtol=1e-5)
+        rewards = np.eye(BATCH, ROLLOUTS, step)
+        state, _ = FEW.update(after, batch.evidence(rewards))
+
+
 def test_a_billion_tasks_by_groups() -> None:
     sizes = np.array([3 * 10**8, 1, 10**9 - 3 * 10**8 - 1])
     rates = np.array([[0.25, 0.5, 0.9], [0.5, 0.5, 1.0]], np.float32)
@@ -219,7 +233,7 @@ def test_a_new_start_leaves_only_the_last_step() -> None:
     ids = rng.choice(TASKS, 24, replace=False)
     mended = Evidence(ids, np.round(ROLLOUTS * REFERENCE[0, ids]), ROLLOUTS)
     state, _ = selector.update(state, mended)
-    assert state.belief.slots.shared.num_resets == 1
+    assert state.belief.shared.num_resets == 1  # as of a dense state
     beginner, _ = selector.update(selector.init(REFERENCE), mended)
     np.testing.assert_allclose(
         selector.predict(state).mean, selector.predict(beginner).mean, rtol=1e-5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import jax
@@ -10,6 +11,7 @@ import pytest
 
 import bots_jax
 from bots_jax import checkpoint
+from bots_jax.implicit import glm
 from bots_jax.pool.features import encode, encode_as, feature_columns
 from bots_jax.pool.reference import TaskFeatures
 from bots_jax.strategies import make_strategy
@@ -149,7 +151,8 @@ def test_a_pool_that_grows_selects_as_one_that_had_all_tasks(
             new = np.arange(active - 10, active)
             grows, ids = bots_jax.add_tasks(grows, features=(numbers[new], kind[new]))
             np.testing.assert_array_equal(ids, new)
-            belief = whole.belief.restart(whole.settings, jax.numpy.asarray(new))
+            old = jax.numpy.arange(200) < active - 10
+            belief = whole.belief.restart(whole.settings, jax.numpy.asarray(new), old)
             whole = whole._replace(belief=belief)
         for step in range(2):
             key = jax.random.key(10 * turn + step)
@@ -198,3 +201,93 @@ def test_a_restored_pool_grows_by_the_same_code(tmp_path: Path) -> None:
         grown, ids = bots_jax.add_tasks(one, features=kind[:2])
         columns = np.asarray(grown.reference.embeddings)
         np.testing.assert_array_equal(columns[:, ids], columns[:, :2])
+
+
+# --- many tasks: rough scores first, and fewer bits ---------------------------------------------
+
+
+def correlated(tasks: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Features of heavy tails that have much in common, and rates that follow them."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_t(4, (tasks, size)) @ rng.normal(size=(size, size))
+    return x, 1 / (1 + np.exp(-0.3 * x @ rng.normal(size=size)))
+
+
+@pytest.mark.parametrize("told", ["features", "references, domains and features"])
+def test_rough_scores_change_no_selection(told: str) -> None:
+    """In a large pool all tasks are scored by a rough variance, and the best by the exact one."""
+    tasks = 8192
+    x, rate = correlated(tasks, 8)
+    known: dict[str, object] = {"features": x}
+    if told != "features":
+        reference = np.clip(rate[None] + np.array([[0.1], [-0.1]]), 0, 1)
+        known |= {"reference": reference, "domains": np.arange(tasks) % 3}
+    selectors = [
+        bots_jax.auto(batch_size=32, rollouts=8, estimator=estimator)
+        for estimator in ("glm", glm(least_counts=0.0)._replace(infer_roughly=None))
+    ]
+    states = [selector.init(**known) for selector in selectors]
+    assert not np.array_equal(*(rough_and_exact(selectors[0], states[0])))
+    for step in range(6):
+        batches = []
+        for at, selector in enumerate(selectors):
+            states[at], batch = selector.select(jax.random.key(step), states[at])
+            rewards = np.random.default_rng(step).random((32, 8))
+            rewards = rewards < rate[np.asarray(batch.task_ids)][:, None]
+            states[at], _ = selector.update(states[at], batch.evidence(rewards))
+            batches.append(batch)
+        np.testing.assert_array_equal(batches[0].task_ids, batches[1].task_ids)
+        np.testing.assert_allclose(batches[0].rate, batches[1].rate, rtol=1e-4)
+
+
+def rough_and_exact(selector: bots_jax.Selector, state: bots_jax.State) -> list[np.ndarray]:
+    """Variances of all tasks after a few were seen."""
+    told = bots_jax.Evidence(np.arange(64), np.arange(64) % 9, 8.0)
+    params = selector.update(state, told)[0].belief.shared.estimator
+    known, domain = state.reference, state.pool.domain
+    infer = glm(least_counts=0.0)
+    assert infer.is_slow(params, known)
+    found = [f(params, known, domain) for f in (infer.infer_roughly, infer.infer)]
+    np.testing.assert_allclose(found[0].variance.mean(), found[1].variance.mean(), rtol=0.5)
+    return [np.asarray(one.variance) for one in found]
+
+
+# Of a rate: what it may differ by from that of float32, after a few steps.
+CLOSE = {"float16": 2e-3, "bfloat16": 2e-2, "int8": 5e-2}
+
+
+@functools.cache
+def after_a_step(dtype: str) -> tuple[bots_jax.Selector, bots_jax.State, np.ndarray]:
+    """Of a pool that had 290 tasks at first: selector, state, and rates of all 300."""
+    x, rate = correlated(300, 8)
+    selector = bots_jax.auto(batch_size=4, rollouts=8, features_dtype=dtype)
+    state = selector.init(features=x[:290], num_tasks=290, capacity=300)
+    state, ids = bots_jax.add_tasks(state, features=x[290:])
+    np.testing.assert_array_equal(ids, np.arange(290, 300))
+    assert state.reference.embeddings.dtype == dtype
+    told = bots_jax.Evidence(np.arange(100), 8 * rate[:100], 8.0)
+    state, _ = selector.update(state, told)
+    return selector, state, np.asarray(selector.predict(state).mean)
+
+
+@pytest.mark.parametrize("dtype", CLOSE)
+def test_features_in_fewer_bits(dtype: str, tmp_path: Path) -> None:
+    x, rate = correlated(300, 8)
+    selector, state, means = after_a_step(dtype)
+    np.testing.assert_allclose(means, after_a_step("float32")[2], atol=CLOSE[dtype])
+    assert np.corrcoef(means[100:], rate[100:])[0, 1] > 0.9
+    checkpoint.save(tmp_path, 1, selector, state)
+    restored = checkpoint.restore(tmp_path, selector, selector.init(features=x)).state
+    assert restored.reference.embeddings.dtype == dtype
+    np.testing.assert_array_equal(selector.predict(restored).mean, means)
+
+
+def test_features_of_many_tasks_take_half_the_room() -> None:
+    selector = bots_jax.auto(batch_size=4)
+    for tasks, dtype in ((199_999, np.float32), (200_000, np.float16)):
+        embeddings = np.linspace(-1e6, 1e6, tasks, dtype=np.float32)[None]
+        held = selector.init(TaskFeatures(None, embeddings)).reference.embeddings
+        assert held.dtype == dtype
+        assert np.isfinite(held).all()
+    with pytest.raises(ValueError, match="features_dtype='int4' is not known: choose one of"):
+        bots_jax.auto(features_dtype="int4")
