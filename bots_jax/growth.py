@@ -77,7 +77,15 @@ def add_tasks(
 def retire(state: State, task_ids: ArrayLike) -> State:
     """Take tasks out of the pool. Their evidence, pending or late, is dropped.
 
-    For a grouped pool this is done on the host, at a pass over the pool.
+    Args:
+      state: of any selector.
+      task_ids: i32[A]; -1 is padding, and a task that is out already stays out.
+
+    Returns:
+      The state. For a grouped pool it is made on the host, by going through all tasks.
+
+    Raises:
+      ValueError: if an id is no row of the pool, or a grouped pool is traced.
     """
     if state.representation == "grouped":
         _refuse_traced(state, task_ids)
