@@ -73,6 +73,7 @@ def bots(
     representation: str = "auto",
     tolerance: float | None = None,
     slots: int | None = None,
+    features_dtype: str | None = None,
     **shared: Unpack[Shared],
 ) -> Selector:
     """Bayesian online task selection as published (arXiv 2510.26374).
@@ -100,6 +101,7 @@ def bots(
         its group [1e-5].
       slots: grouped only: tasks that may differ from their group at a time, a multiple of 64
         [twice as many as will by lambda]. The table grows between steps, not in traced code.
+      features_dtype: what features are stored in, as in `auto`; for estimator="glm"; static.
       shared: exploration, quotas, num_domains, expiry, keep_open, dtype; see `compose.Shared`.
 
     Raises:
@@ -127,19 +129,19 @@ def bots(
     settings = merge_settings(BOTS_DEFAULTS, given)
     model_of = make_estimator(estimator)
     _refuse_unused(model_of, capability_momentum, implicit_weight, adaptive_implicit_weight)
-    check_choice("choice", choice, CHOICES)
     noisy = is_noisy(settings)
     plan = plan_of(batch_size, shared)
     adaptive = bool(adaptive_implicit_weight)
     rules = beta_rules(model_of, adaptive)
-    described = {"adaptive_implicit_weight": adaptive, "choice": choice, "noisy": noisy}
+    described = {"choice": check_choice("choice", choice, CHOICES), "noisy": noisy}
     dense = compose(
         name="bots",
         model=beta_belief(rules),
         choice=nearest_target(choice, noisy, of_betas=True),
         settings=settings,
         batch_size=batch_size,
-        static={"estimator": model_of.name, **described},
+        static={"estimator": model_of.name, "adaptive_implicit_weight": adaptive, **described},
+        features_dtype=features_dtype,
         **shared,
     )
     grouping = Grouping(

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bots_jax.checks import check_count, is_concrete
+from bots_jax.checks import check_choice, check_count, is_concrete
 from bots_jax.choice.batch import Plan, Ranking, as_mask, check_quotas, choose, lowest, make_plan
 from bots_jax.numerics.arithmetic import safe_ratio
 from bots_jax.numerics.compiling import is_small, jit_changes
@@ -33,6 +33,7 @@ from bots_jax.pool.evidence import (
 )
 from bots_jax.pool.features import encode
 from bots_jax.pool.reference import (
+    FEATURES_DTYPES,
     Reference,
     TaskFeatures,
     check_given,
@@ -238,6 +239,7 @@ def compose(
     settings: Settings,
     batch_size: int,
     static: Mapping[str, Any] | None = None,
+    features_dtype: str | None = None,
     **shared: Unpack[Shared],
 ) -> Selector:
     """A `Selector` of the shared pool, a belief and a choice.
@@ -252,6 +254,8 @@ def compose(
       settings: the factory's numbers, every field given.
       batch_size: B, tasks a step.
       static: further static settings that a checkpoint must agree with.
+      features_dtype: what features are stored in, one of `pool.reference.FEATURES_DTYPES`; None
+        for the state's dtype, or float16 from 200,000 tasks on.
       shared: see `Shared`.
 
     Raises:
@@ -268,7 +272,8 @@ def compose(
     count = (
         None if (given := shared.get("num_domains")) is None else check_count("num_domains", given)
     )
-    init = _init_of(model, settings, plan, described, count, dtype)
+    _check_features_dtype(features_dtype, described)
+    init = _init_of(model, settings, plan, described, count, dtype, features_dtype)
     traced = _traced_functions(model, choice, plan, expiry, keep_open)
 
     def select(
@@ -300,6 +305,7 @@ def _init_of(
     static: Mapping[str, Any],
     num_domains: int | None,
     dtype: Any,
+    features_dtype: str | None,
 ) -> InitFn:
     """`init`, on the host: everything that a user gives is checked, then laid out."""
 
@@ -317,7 +323,9 @@ def _init_of(
         float_dtype = reference_dtype(dtype, reference)
         numbers = settings_of(base, settings, float_dtype)
         rates, trials, domains = expand_reference(reference, reference_trials, domains)
-        known, tasks = make_reference(rates, trials, num_tasks, capacity, float_dtype)
+        known, tasks = make_reference(
+            rates, trials, num_tasks, capacity, float_dtype, features_dtype
+        )
         rows = known.rates.shape[1]
         _check_room(tasks, rows, plan.batch_size, grows=capacity is not None)
         domain, count = _make_domains(domains, tasks, num_domains)
@@ -459,6 +467,17 @@ def _check_dtype(dtype: Any) -> jnp.dtype:
     if dtype == jnp.float64 and not jax.config.read("jax_enable_x64"):
         raise ValueError("dtype=float64 needs jax.config.update('jax_enable_x64', True) first")
     return dtype
+
+
+def _check_features_dtype(dtype: str | None, static: Mapping[str, Any]) -> None:
+    if dtype is None:
+        return
+    check_choice("features_dtype", dtype, FEATURES_DTYPES)
+    if not can_use_features(static):
+        raise ValueError(
+            f"features_dtype={dtype!r} has no effect with estimator={static.get('estimator')!r}, "
+            "which looks at no features: leave it out, or use estimator='glm'"
+        )
 
 
 # Estimators of ours that look at references alone.

@@ -18,7 +18,14 @@ from bots_jax.grouped import selector as grouped
 from bots_jax.grouped.groups import find_codes
 from bots_jax.pool import visits
 from bots_jax.pool.features import encode_as
-from bots_jax.pool.reference import UNKNOWN, Reference, broadcast_trials, check_rates, without_nan
+from bots_jax.pool.reference import (
+    UNKNOWN,
+    Reference,
+    broadcast_trials,
+    check_rates,
+    stored_like,
+    without_nan,
+)
 from bots_jax.types import Array, ArrayLike, State
 
 
@@ -53,14 +60,16 @@ def add_tasks(
     models = state.reference.rates.shape[0]
     if reference_trials is not None and reference is None:
         raise ValueError("reference_trials was given without reference: give both or neither")
-    columns = _encode_new(state.reference, features)
+    grouped_pool = state.representation == "grouped"
+    told = state.pool.groups.reference if grouped_pool else state.reference
+    columns = _encode_new(told, features)
     if columns is not None and reference is None and num_tasks is None:
         num_tasks = columns.shape[1]
     count = count_new(reference, num_tasks, models)
     if columns is not None and columns.shape[1] != count:
         raise ValueError(f"features has {columns.shape[1]} rows, expected one for {count} tasks")
-    if state.representation == "grouped":
-        return _add_grouped(state, reference, reference_trials, domains, count)
+    if grouped_pool:
+        return _add_grouped(state, reference, reference_trials, domains, count, columns)
     capacity = state.pool.active.shape[0]
     _check_free(state, count)
     domain = _check_domains(state, domains, count)
@@ -108,6 +117,7 @@ def _add_grouped(
     trials: ArrayLike | None,
     domains: ArrayLike | None,
     count: int,
+    columns: np.ndarray | None,
 ) -> tuple[State, Array]:
     _refuse_traced(state, reference, trials, domains)
     known = state.pool.groups
@@ -120,7 +130,10 @@ def _add_grouped(
     rates = np.full((models, count), np.nan) if reference is None else np.asarray(reference)
     if trials is None and known.reference.trials is not None:
         trials = np.ones(models)
-    codes = find_codes(rates, trials, domains)
+    kinds, values = _kinds_of(known.reference, columns, count)
+    codes = find_codes(rates, trials, domains, kinds=kinds)
+    if codes is not None and codes.kinds is not None:
+        codes = codes._replace(embeddings=values[:, codes.kinds[0]])
     if codes is None:
         raise ValueError("the references of the new tasks take too many values to be grouped")
     most = state.pool.slots.domain_sizes.size
@@ -129,7 +142,19 @@ def _add_grouped(
     return grouped.add_tasks(state, codes)
 
 
-def count_new(reference: ArrayLike | None, num_tasks: int | None, models: int) -> int:
+def _kinds_of(
+    known: Reference, columns: np.ndarray | None, count: int
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """Which of the distinct columns f[E, V] each new task has; nothing where there are none."""
+    if known.embeddings is None:
+        return [], np.zeros((0, 1))
+    if columns is None:
+        columns = np.zeros((known.embeddings.shape[0], count), np.float32)
+    values, numbers = np.unique(columns, axis=1, return_inverse=True)
+    return [numbers.ravel()], values
+
+
+def count_new(reference: Any, num_tasks: int | None, models: int) -> int:
     """A, the tasks that are to be added to a pool of so many reference models."""
     if num_tasks is not None:
         num_tasks = check_count("num_tasks", num_tasks)
@@ -137,7 +162,7 @@ def count_new(reference: ArrayLike | None, num_tasks: int | None, models: int) -
         if num_tasks is None:
             raise ValueError("num_tasks is None: give reference, or how many tasks to add")
         return num_tasks
-    if isinstance(reference, tuple) and hasattr(reference, "_fields"):
+    if hasattr(reference, "_fields"):  # counts or groups, as `init` takes them
         raise ValueError(
             f"reference is a {type(reference).__name__}: to a pool that is there give pass rates "
             f"f[{models}, A], successes over trials, and reference_trials"
@@ -217,7 +242,7 @@ def _set_reference(
     new = UNKNOWN if rates is None else without_nan(rates, dtype)
     known = known._replace(rates=known.rates.at[:, rows].set(new, mode="drop"))
     if known.embeddings is not None:
-        described = 0 if columns is None else jnp.asarray(columns, dtype)
+        described = 0 if columns is None else stored_like(known, columns)
         embeddings = known.embeddings.at[:, rows].set(described, mode="drop")
         known = known._replace(embeddings=embeddings)
     if known.trials is None:

@@ -9,11 +9,21 @@ import jax
 import numpy as np
 
 from bots_jax.checks import is_concrete
-from bots_jax.types import State
+from bots_jax.choice.worth import chance_of_mixed_group
+from bots_jax.settings import group_in_force
+from bots_jax.types import Selector, State
+
+_LOOKED_AT = 4096  # tasks that predictions are averaged over, evenly spaced
 
 
-def summary(state: State) -> str:
+def summary(state: State, selector: Selector | None = None) -> str:
     """What a state holds, in about ten lines.
+
+    Args:
+      state: of any selector.
+      selector: the one that it is of: then a line says what a batch of random tasks would bring,
+        pass rate and share of mixed groups. That share is averaged over what is not known of each
+        task; the chance at the mean rate would promise too much wherever tasks differ.
 
     Raises:
       ValueError: inside traced code, where there is nothing to look at yet.
@@ -40,8 +50,33 @@ def summary(state: State) -> str:
     shown = state.settings._asdict().items()
     lines.append("settings: " + ", ".join(f"{name} {float(value):.4g}" for name, value in shown))
     lines.append(f"belief: {type(state.belief).__name__}")
+    if selector is not None:
+        lines.append(_expected(state, selector))
     lines += _spreads(state)
     return "\n".join(lines)
+
+
+def _expected(state: State, selector: Selector) -> str:
+    rate, mixed = expected_of_random_tasks(state, selector)
+    group = round(float(group_in_force(state.settings)))
+    return f"expected of random tasks: pass rate {rate:.2f}, mixed groups of {group} {mixed:.0%}"
+
+
+def expected_of_random_tasks(state: State, selector: Selector) -> tuple[float, float]:
+    """Pass rate, and share of mixed groups, that the belief expects of tasks drawn at random."""
+    if state.representation == "grouped":
+        ids = range(int(state.pool.groups.num_tasks))
+    else:
+        ids = np.flatnonzero(np.asarray(state.pool.active))
+    if not len(ids):
+        return np.nan, np.nan
+    places = np.linspace(0, len(ids) - 1, min(len(ids), _LOOKED_AT)).astype(int)
+    some = np.array([ids[place] for place in places.tolist()], np.int32)
+    mean, counts = selector.predict(state, some)
+    group = group_in_force(state.settings)
+    mixed = chance_of_mixed_group(mean * counts, (1 - mean) * counts, group)
+    rate, share = (np.mean(np.asarray(each), dtype=np.float64) for each in (mean, mixed))
+    return float(rate), float(share)
 
 
 def _references(state: State) -> str:

@@ -132,13 +132,18 @@ class Window(NamedTuple):
 
 
 def play(
-    key: jax.Array, env: Any, student: TrainState, levels: Any, steps: int
+    key: jax.Array,
+    env: Any,
+    student: TrainState,
+    levels: Any,
+    steps: int,
+    params: Any = params_of_env,
 ) -> tuple[Window, jax.Array]:
     """Roll the student out, one level a slot; and f[S], the value after the last step."""
     slots = jax.tree.leaves(levels)[0].shape[0]
     reset_key, key = jax.random.split(key)
     reset = jax.vmap(env.reset_to_level, (0, 0, None))
-    obs, state = reset(jax.random.split(reset_key, slots), levels, params_of_env)
+    obs, state = reset(jax.random.split(reset_key, slots), levels, params)
 
     def act(hidden: Any, obs: Any, done: jax.Array) -> Any:
         inputs = jax.tree.map(lambda x: x[None], (obs, done))
@@ -152,7 +157,7 @@ def play(
         action = jax.random.categorical(act_key, logs)
         log_prob = jnp.take_along_axis(logs, action[:, None], 1)[:, 0]
         next_obs, state, reward, done, _ = jax.vmap(env.step, (0, 0, 0, None))(
-            jax.random.split(env_key, slots), state, action, params_of_env
+            jax.random.split(env_key, slots), state, action, params
         )
         seen = Window(obs, action, log_prob, value, reward, done)
         return (hidden, next_obs, state, done), seen
@@ -200,9 +205,15 @@ def learn(student: TrainState, window: Window, advantage: jax.Array) -> TrainSta
     return jax.lax.scan(epoch, student, None, EPOCHS)[0]
 
 
-def solve_rate(key: jax.Array, student: TrainState, levels: Any) -> jax.Array:
+def solve_rate(
+    key: jax.Array,
+    student: TrainState,
+    levels: Any,
+    env: Any = train_env,
+    params: Any = params_of_env,
+) -> jax.Array:
     """Share of levels whose first episode is solved."""
-    window, _ = play(key, train_env, student, levels, MAX_STEPS)
+    window, _ = play(key, env, student, levels, params.max_steps_in_episode, params)
     first = jnp.cumsum(window.done, 0) - window.done == 0
     return jnp.mean(jnp.any(first & (window.reward > 0), 0))
 

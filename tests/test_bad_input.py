@@ -44,6 +44,13 @@ def test_factory(arguments: dict, message: str) -> None:
         bots(**arguments)
 
 
+def test_domains_beyond_those_of_the_factory() -> None:
+    selector = bots(batch_size=4, num_domains=3)
+    selector.init(num_tasks=40, domains=np.arange(40) % 3)
+    with pytest.raises(ValueError, match=r"domains must lie in \[0, 3\), got 0 to 3: raise num_d"):
+        selector.init(num_tasks=40, domains=np.arange(40) % 4)
+
+
 def test_unknown_factory_argument() -> None:
     with pytest.raises(TypeError, match="lamda"):
         bots(lamda=0.1)  # type: ignore[call-arg]

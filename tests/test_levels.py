@@ -217,6 +217,48 @@ def test_insert_starts_a_child_from_its_parent():
     assert child > orphan + 2
 
 
+@pytest.fixture(scope="module")
+def described():
+    """A selector of two levels a step, and a pool of eight levels told by two numbers each."""
+    selector = make_strategy("auto", batch_size=2, rollouts=2, representation="dense")
+    told = np.stack([np.arange(8.0), np.full(8, 3.0)], 1)
+    return selector, selector.init(features=told), told
+
+
+def test_insert_describes_new_levels_as_init_described_the_first(described):
+    """Inside jit; a constant column says nothing, and neither does what is missing."""
+    selector, state, told = described
+    new = jnp.array([[7.0, 3.0], [jnp.nan, 9.0]])
+    put = jax.jit(lambda s, f: levels.insert(selector, s, jnp.arange(8), jnp.arange(2), features=f))
+    after, _, rows = put(state, new)
+    first = selector.init(features=told).reference.embeddings
+    np.testing.assert_allclose(
+        after.reference.embeddings[:, rows[0]], first[:, 7], rtol=1e-6, atol=1e-6
+    )
+    assert after.reference.embeddings[:, rows[1]].tolist() == [0.0, 0.0]
+    others = np.setdiff1d(np.arange(8), rows)
+    assert (after.reference.embeddings[:, others] == first[:, others]).all()
+
+
+def test_a_new_level_does_not_keep_the_features_of_the_old_one(described):
+    selector, state, _ = described
+    after, _, rows = levels.insert(selector, state, jnp.arange(8), jnp.arange(2))
+    assert not after.reference.embeddings[:, rows].any()
+
+
+@pytest.mark.parametrize("features", [np.ones((2, 3)), np.ones(2)])
+def test_insert_refuses_features_of_another_shape(described, features):
+    selector, state, _ = described
+    with pytest.raises(ValueError, match=r"features has shape .*expected \[A, 2\]"):
+        levels.insert(selector, state, jnp.arange(8), jnp.arange(2), features=features)
+
+
+def test_insert_refuses_features_where_there_were_none():
+    selector, state = make()
+    with pytest.raises(ValueError, match="made without: drop it"):
+        levels.insert(selector, state, jnp.arange(8), jnp.arange(2), features=np.ones((2, 1)))
+
+
 def test_insert_only_if_better_and_never_over_a_level_in_flight():
     selector, state = taught()
     scores = jnp.arange(8.0)

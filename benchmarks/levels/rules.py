@@ -42,8 +42,12 @@ class Pool(NamedTuple):
     plain: jax.Array  # f[N, 4], see `run.plain_features`: no search for a way
 
 
-def with_selector(name: str, told: str = "nothing", **numbers: Any) -> Rule:
-    """A strategy of bots_jax, told nothing, four plain features, or the levels' arrays."""
+def with_selector(name: str, told: str = "nothing", graded: bool = False, **numbers: Any) -> Rule:
+    """A strategy of bots_jax, told nothing, four plain features, or the levels' arrays.
+
+    graded: evidence is the return, 1 - .9 of the share of the steps that a solution took, in place
+    of whether the level was solved.
+    """
     selector = make_strategy(name, batch_size=SLOTS, rollouts=EPISODES, **numbers)
 
     def init(key: jax.Array, pool: Pool) -> Any:
@@ -60,7 +64,7 @@ def with_selector(name: str, told: str = "nothing", **numbers: Any) -> Rule:
         _, evidence = bots_levels.record(
             bots_levels.no_running(SLOTS),
             window.done,
-            window.reward > 0,
+            window.reward if graded else window.reward > 0,
             slots.task_ids,
             slots.visit,
             episodes=EPISODES,
@@ -68,6 +72,14 @@ def with_selector(name: str, told: str = "nothing", **numbers: Any) -> Rule:
         return selector.update(state, evidence)[0]
 
     return Rule(init, choose, tell)
+
+
+def half_for_solved(p: jax.Array, m: jax.Array) -> jax.Array:
+    """Chance of some success among m, less half of that of nothing else.
+
+    Where the return falls with the steps taken, levels that are always solved still teach.
+    """
+    return 1 - (1 - p) ** m - 0.5 * p**m
 
 
 def solvable_alone() -> Rule:
@@ -79,6 +91,31 @@ def solvable_alone() -> Rule:
         return pool, ids, ()
 
     return Rule(lambda key, pool: pool, choose, lambda state, *_: state)
+
+
+def told_after_a_visit(share: float) -> Rule:
+    """An oracle that must find the levels: it is told whether one can be solved once it was played.
+
+    A share of the slots plays levels not yet visited, until all were; the others play, at random,
+    those that can be solved of the visited ones.
+    """
+    new = round(share * SLOTS)
+
+    def init(key: jax.Array, pool: Pool) -> Any:
+        size = pool.solvable.shape[0]
+        return jax.random.permutation(key, size), jnp.zeros((size,), bool), pool.solvable
+
+    def choose(key: jax.Array, state: Any, update: jax.Array) -> Any:
+        order, visited, solvable = state
+        known = visited & solvable
+        weights = jnp.where(jnp.any(known), known, True)
+        old = jax.random.choice(key, order.size, (SLOTS,), p=weights / jnp.sum(weights))
+        place = update * new + jnp.arange(SLOTS)
+        unseen = order[jnp.minimum(place, order.size - 1)]
+        ids = jnp.where((jnp.arange(SLOTS) < new) & (place < order.size), unseen, old)
+        return (order, visited.at[ids].set(True), solvable), ids, ()
+
+    return Rule(init, choose, lambda state, *_: state)
 
 
 def jaxued_plr() -> Rule:
@@ -174,8 +211,13 @@ RULES: dict[str, Callable[[], Rule]] = {
     "auto": partial(with_selector, "auto"),
     "auto-features": partial(with_selector, "auto", told="plain"),
     "auto-arrays": partial(with_selector, "auto", told="arrays"),
+    "auto-half": partial(with_selector, "auto", worth=half_for_solved),
+    "auto-features-half": partial(with_selector, "auto", told="plain", worth=half_for_solved),
+    "auto-returns": partial(with_selector, "auto", graded=True),
+    "auto-features-returns": partial(with_selector, "auto", told="plain", graded=True),
     "auto-.3": partial(with_selector, "auto", breadth=0.3),
     "oracle": solvable_alone,
+    "oracle-after": partial(told_after_a_visit, share=0.5),
 }
 
 

@@ -4,6 +4,8 @@
 
 A line of benchmarks/results/levels.jsonl for each pool, rule and seed; what is there already is
 not run again. `python -m benchmarks.levels.report` makes the table and the figure of them.
+Held-out levels are evaluated over the whole run; at its end also hard ones, whose ways are the
+longest tenth, and jaxued's eight hand-made mazes of 13 x 13, ten tries of 250 steps each.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import json
 import time
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +26,11 @@ from benchmarks.levels.rules import RULES, Pool, Rule, seeds_of
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "levels.jsonl"
 LEVELS, HELD_OUT, UPDATES, EVERY = 4000, 400, 192, 8
+HAND_MADE = (
+    *("SixteenRooms", "SixteenRooms2", "Labyrinth", "LabyrinthFlipped", "Labyrinth2"),
+    *("StandardMaze", "StandardMaze2", "StandardMaze3"),
+)
+TRIES, LONG = 10, 250  # of a hand-made maze, and steps of a try
 
 
 def _example() -> Any:
@@ -37,14 +44,40 @@ def _example() -> Any:
 
 
 maze = _example()
+from jaxued.environments import Maze  # noqa: E402  the example mends what jaxued imports
+from jaxued.environments.maze.level import Level  # noqa: E402
+from jaxued.environments.maze.level import prefabs as PREFABS  # noqa: E402
+from jaxued.wrappers import AutoReplayWrapper  # noqa: E402
+
+large_env = AutoReplayWrapper(Maze(max_height=13, max_width=13, agent_view_size=5))
+large_params = maze.params_of_env.replace(max_steps_in_episode=LONG)
 
 
-def make_pools(key: jax.Array, share: float, size: int = LEVELS) -> tuple[Pool, Any]:
-    """The pool of a seed, and its held-out levels, which all can be solved."""
+class HeldOut(NamedTuple):
+    """Levels to evaluate on, which all can be solved."""
+
+    levels: Any  # 400 as they come
+    hard: Any  # 400 of the longest ways among 4,000
+    hand_made: Any  # jaxued's, each ten times
+
+
+def make_pools(key: jax.Array, share: float, size: int = LEVELS) -> tuple[Pool, HeldOut]:
+    """The pool of a seed, and its held-out levels."""
     pool_key, held_key = jax.random.split(key)
     levels, solvable = maze.make_pool(pool_key, size, share)
     held_out, _ = maze.make_pool(held_key, HELD_OUT, 1.0)
-    return Pool(levels, solvable, jax.vmap(plain_features)(levels)), held_out
+    many, _ = maze.make_pool(jax.random.fold_in(held_key, 1), 10 * HELD_OUT, 1.0)
+    _, longest = jax.lax.top_k(jax.vmap(maze.distance)(many), HELD_OUT)
+    made = jax.tree.map(lambda x: jnp.tile(x, (TRIES,) + (1,) * (x.ndim - 1)), hand_made())
+    told = jax.vmap(plain_features)(levels)
+    held = HeldOut(held_out, jax.tree.map(lambda x: x[longest], many), made)
+    return Pool(levels, solvable, told), held
+
+
+def hand_made() -> Any:
+    """jaxued's mazes of 13 x 13, stacked."""
+    made = [Level.from_str(PREFABS[name]) for name in HAND_MADE]
+    return jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(x) for x in leaves]), *made)
 
 
 def plain_features(level: Any) -> jax.Array:
@@ -69,8 +102,8 @@ def plain_features(level: Any) -> jax.Array:
 
 def train(
     rule: Rule, key: jax.Array, state: Any, pool: Pool, held_out: Any, updates: int
-) -> tuple[jax.Array, jax.Array]:
-    """Solve rates f[updates / 8] on held-out levels, and the share of slots on solvable levels."""
+) -> tuple[Any, jax.Array, jax.Array]:
+    """The student, solve rates f[updates / 8], and the share of slots on solvable levels."""
     student_key, key = jax.random.split(key)
     carry = maze.new_student(student_key, updates), state
 
@@ -94,7 +127,17 @@ def train(
 
     keys = jax.random.split(key, updates).reshape(updates // EVERY, EVERY)
     indices = jnp.arange(updates).reshape(updates // EVERY, EVERY)
-    return jax.lax.scan(stretch, carry, (keys, indices))[1]
+    (student, _), (rates, shares) = jax.lax.scan(stretch, carry, (keys, indices))
+    return student, rates, shares
+
+
+@jax.jit
+def at_the_end(key: jax.Array, student: Any, held_out: HeldOut) -> tuple[jax.Array, jax.Array]:
+    """Solve rates of hard and of hand-made levels."""
+    hard_key, made_key = jax.random.split(key)
+    hard = maze.solve_rate(hard_key, student, held_out.hard)
+    made = maze.solve_rate(made_key, student, held_out.hand_made, large_env, large_params)
+    return hard, made
 
 
 def main() -> None:
@@ -122,7 +165,7 @@ def main() -> None:
 
 
 @lru_cache(maxsize=16)
-def pools_of(seed: int, share: float) -> tuple[Pool, Any]:
+def pools_of(seed: int, share: float) -> tuple[Pool, HeldOut]:
     """The pool and held-out levels of a seed."""
     return jax.jit(make_pools, static_argnums=1)(jax.random.key(seed), share)
 
@@ -134,7 +177,8 @@ def run_seed(
     pool, held_out = pools_of(seed, share)
     key, rule_key = jax.random.split(jax.random.key(seed + 10_000))
     start = time.process_time()
-    rates, shares = jax.block_until_ready(run(key, rule.init(rule_key, pool), pool, held_out))
+    student, rates, shares = run(key, rule.init(rule_key, pool), pool, held_out.levels)
+    hard, made = jax.block_until_ready(at_the_end(jax.random.fold_in(key, 1), student, held_out))
     seconds = round(time.process_time() - start, 1)
     print(share, name, seed, rates[-3:].mean(), f"{seconds} s of processor time", flush=True)
     return {
@@ -145,6 +189,8 @@ def run_seed(
         "steps": maze.SLOTS * maze.WINDOW * EVERY,
         "solved": [round(float(x), 4) for x in rates],
         "solvable_share": [round(float(x), 4) for x in shares],
+        "hard": round(float(hard), 4),
+        "hand_made": round(float(made), 4),
         "seconds": seconds,
     }
 

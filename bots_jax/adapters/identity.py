@@ -34,7 +34,7 @@ def describe(state: State) -> dict[str, Any]:
         "reference_trials": _digest(reference.trials, rows),
         "domains": _digest(domain, rows),
         "groups": [_digest(part, None) for part in told],
-        "features": _sketch(reference.embeddings, rows),
+        "features": _sketch(reference.embeddings, reference.step, rows),
     }
 
 
@@ -84,7 +84,7 @@ def _digest(array: Any, rows: int | None) -> str | None:
     return hashlib.blake2b(name + looked_at.tobytes(), digest_size=16).hexdigest()
 
 
-def _sketch(array: Any, rows: int) -> list[list[float]] | None:
+def _sketch(array: Any, step: Any, rows: int) -> list[list[float]] | None:
     """Two fixed weighted means of each feature: they differ little by rounding, else much."""
     values = _host(array, rows)
     if values is None:
@@ -92,6 +92,8 @@ def _sketch(array: Any, rows: int) -> list[list[float]] | None:
     turn = np.arange(values.shape[-1])
     weights = np.stack([np.cos(1 + 2.4 * turn), np.cos(2 + 0.7 * turn * turn)])
     found = values.astype(np.float64) @ weights.T / max(1.0, np.sqrt(values.shape[-1]))
+    if step is not None:
+        found *= np.asarray(step)[:, None]
     return [[float(value) for value in row] for row in found]
 
 

@@ -115,9 +115,11 @@ def make_grouped(
     slots = visits.make_pool(0, size, domain, num_domains, dtype, touched_capacity, track_expiry)
     belief = model.make(settings, groups, num_domains, size)
     known = groups.reference
+    features = known.embeddings if model.keeps_features else None
     reference = Reference(
         jnp.full((known.rates.shape[0], size), UNKNOWN, dtype),
         None if known.trials is None else jnp.ones((known.trials.shape[0], size), dtype),
+        None if features is None else jnp.zeros((features.shape[0], size), dtype),
     )
     free = jnp.full((size,), table.FREE, jnp.int32)
     return State(settings, GroupedPool(free, slots, groups, jnp.int32(0)), reference, belief)

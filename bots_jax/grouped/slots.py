@@ -107,6 +107,7 @@ class GroupModel(NamedTuple):
     of_groups(state) -> Belief, f[G]
     most_left(rollouts) -> what `left` is right after a visit, as a rule at most
     quick_slots: up to so many slots all but `score` is compiled quickly (`jit_by_size`)
+    keeps_features: whether slots hold features, or they are looked up at their groups
     """
 
     make: Callable[[Settings, Groups, int, int], GroupedBelief]
@@ -118,6 +119,7 @@ class GroupModel(NamedTuple):
     of_groups: Callable[[State], Belief]
     most_left: Callable[[float], float]
     quick_slots: int
+    keeps_features: bool = True
 
 
 # At this load a bucket of the table overflows once in a million.
@@ -181,10 +183,13 @@ def give_slots(
 
 
 def _copy_reference(into: Reference, rows: Array, known: Reference, group: Array) -> Reference:
+    def put(old: Array | None, new: Array | None) -> Array | None:
+        if old is None or new is None:
+            return None
+        return old.at[:, rows].set(new[:, group], mode="drop")
+
     rates = into.rates.at[:, rows].set(known.rates[:, group], mode="drop")
-    if into.trials is None or known.trials is None:
-        return Reference(rates, None)
-    return Reference(rates, into.trials.at[:, rows].set(known.trials[:, group], mode="drop"))
+    return Reference(rates, put(into.trials, known.trials), put(into.embeddings, known.embeddings))
 
 
 # Each step looks through one of so many parts of the table for tasks to return.

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from bots_jax.checks import check_count
 from bots_jax.growth import retire
+from bots_jax.pool.reference import stored_like
 from bots_jax.types import Array, ArrayLike, Evidence, PyTree, Selector, State
 
 NO_LEVEL = -1
@@ -79,6 +80,7 @@ def insert(
     parents: ArrayLike | None = None,
     trust: float = 4.0,
     scores: ArrayLike | None = None,
+    features: ArrayLike | None = None,
 ) -> tuple[State, PyTree, Array]:
     """Put A new levels into free rows, then into those of the least useful levels.
 
@@ -94,6 +96,8 @@ def insert(
       parents: i32[A], the rows that they were made from; -1: none.
       trust: episodes that a parent's rate counts for.
       scores: f[C], what each level is worth, where it is not `usefulness`: MaxMC, PVL.
+      features: f[A, F] numbers of the new levels, of the kind that `init(features=f[N, F])` was
+        given, NaN where unknown. None: of a pool with features, new levels are average ones.
 
     Returns:
       The state, the levels, and i32[A], the row of each new level, -1 where it was not inserted.
@@ -102,6 +106,7 @@ def insert(
       ValueError: if the pool has domains, is grouped, or the shapes do not fit.
     """
     capacity = _check_insert(state, new_levels)
+    columns = _columns_of(state, features)
     count = jax.tree.leaves(new_levels)[0].shape[0]
     believed = selector.predict(state).mean
     held = usefulness(selector, state) if scores is None else jnp.asarray(scores)
@@ -115,6 +120,10 @@ def insert(
     )
     levels = jax.tree.map(lambda old, new: old.at[rows].set(new, mode="drop"), levels, new_levels)
     state = _renew(state, rows)
+    if columns is not None:
+        columns = stored_like(state.reference, columns)
+        known = state.reference.embeddings.at[:, rows].set(columns, mode="drop")
+        state = state._replace(reference=state.reference._replace(embeddings=known))
     inserted = jnp.where(rows < capacity, rows, NO_LEVEL)
     if parents is not None:
         parent = jnp.asarray(parents, jnp.int32)
@@ -135,6 +144,30 @@ def _accept(
     values = jnp.asarray(worth)
     order = jnp.argsort(-values)
     return order, free & (values[order] > held)
+
+
+def _columns_of(state: State, features: ArrayLike | None) -> Array | None:
+    """f[E, A] of the new levels, or 0, which says nothing; None of a pool without features."""
+    known, dtype = state.reference.embeddings, state.reference.rates.dtype
+    if known is None:
+        if features is not None:
+            raise ValueError("features was given, but the pool was made without: drop it")
+        return None
+    if features is None:
+        return jnp.zeros((known.shape[0], 1), dtype)
+    given, code = jnp.asarray(features, dtype), state.reference.code
+    if given.ndim != 2 or given.shape[1] != known.shape[0]:
+        raise ValueError(
+            f"features has shape {given.shape}, expected [A, {known.shape[0]}]: numbers like those "
+            "that the pool was made with (kinds cannot be made ready inside jit)"
+        )
+    if code is None:
+        return given.T
+    coarse, fine = jnp.asarray(code.center, dtype)[:, :, None]
+    scale = jnp.asarray(code.scale, dtype)[:, None]
+    usable = ~jnp.isnan(given.T) & (scale > 0)
+    away = jnp.where(usable, given.T - coarse - fine, 0)
+    return away / jnp.where(scale > 0, scale, 1)
 
 
 def _renew(state: State, rows: Array) -> State:

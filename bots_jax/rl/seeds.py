@@ -57,11 +57,18 @@ class SeedsConfig:
     eval_every: int = 20  # steps between held-out measurements
     batched: bool | None = None  # vmap over seeds; None: on an accelerator
     loop: LoopConfig = dataclasses.field(default_factory=LoopConfig)
+    # Steps between two looks at the true pass rates of the whole pool, which an oracle takes for
+    # its reference f[1, N]; 0: none are taken
+    truth_every: int = 0
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.eval_every < 1 or self.steps % self.eval_every:
             raise ValueError(
                 f"eval_every={self.eval_every} must divide steps={self.steps}, both at least 1"
+            )
+        if self.truth_every and self.eval_every % self.truth_every:
+            raise ValueError(
+                f"truth_every={self.truth_every} must divide eval_every={self.eval_every}"
             )
 
 
@@ -140,9 +147,22 @@ def _compile(
         selector = _masked(selector, jnp.asarray(eligible))
     step = make_step(selector, task.graphdef, prompts, verifier, config.loop, task.base)
     held_prompts, held_answers = map(jnp.asarray, (task.held_out.prompts, task.held_out.answers))
+    answers = jnp.asarray(task.pool.answers)
+
+    def look(state: LoopState, _: None) -> tuple[LoopState, Any]:
+        """Steps under the true rates of the policy that begins them."""
+        rates = answer_probabilities(task.graphdef, state.train.params, prompts, answers)
+        known = state.selector.reference._replace(rates=rates[None])
+        state = state._replace(selector=state.selector._replace(reference=known))
+        return jax.lax.scan(step, state, length=config.truth_every)
 
     def advance(state: LoopState) -> tuple[LoopState, _Told]:
-        state, seen = jax.lax.scan(step, state, length=config.eval_every)
+        if config.truth_every:
+            looks = config.eval_every // config.truth_every
+            state, seen = jax.lax.scan(look, state, length=looks)
+            seen = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), seen)
+        else:
+            state, seen = jax.lax.scan(step, state, length=config.eval_every)
         told = (seen.effective_task_ratio, seen.generated_tokens, seen.task_ids, seen.successes)
         return state, _Told(*told)
 

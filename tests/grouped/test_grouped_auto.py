@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import chex
@@ -14,6 +15,7 @@ import pytest
 from bots_jax import Evidence, Selector, State, add_tasks, auto, checkpoint, retire
 from bots_jax.grouped.groups import group_of
 from bots_jax.grouped.logit_normal import _QUICK_SLOTS
+from bots_jax.grouped.mixed import sweep_credit
 from bots_jax.grouped.selector import enlarge
 from bots_jax.pool.reference import ReferenceGroups
 from tests.choice.test_batch import assert_same_rates, membership
@@ -206,6 +208,19 @@ def test_every_task_is_tried_within_sixteen_passes() -> None:
         first[ids] = np.minimum(first[ids], step * batch / tasks)
     assert first.max() <= 16.1
     assert np.sum(first > 8) > tasks // 2  # not before
+
+
+@pytest.mark.parametrize(
+    ("passes", "gained"), [(0, 0), (7.9, 0), (8, 2.5), (15.9, 2.5), (16, 0), (24, 0), (25, 0.8)]
+)
+def test_the_sweep_gains_only_in_its_turns(passes: float, gained: float) -> None:
+    """2 B / 16 a step from pass 8 to 16, of first visits, and 2 B / floor from floor / 2 on."""
+    batch, tasks = 20, 2000
+    clock, groups = jnp.int32(passes * tasks / batch), SimpleNamespace(num_tasks=tasks)
+    for credit in (0.0, 3.25, 19.5):
+        belief = SimpleNamespace(credit=jnp.float32(credit), slots=SimpleNamespace(clock=clock))
+        found = sweep_credit(batch, 50.0, belief, groups)  # type: ignore[arg-type]
+        assert float(found) == pytest.approx(min(credit + gained, batch))
 
 
 def test_a_new_start_leaves_only_the_last_step() -> None:

@@ -26,7 +26,7 @@ from bots_jax.rl.policy_gradient import GradientConfig, rate_schedule
 from bots_jax.rl.rollouts import answer_probabilities, pass_rates
 from bots_jax.rl.tasks import FAMILY_NAMES, exact_verifier, generate_split
 from bots_jax.rl.warmup import WarmupConfig
-from bots_jax.strategies import epochs, uniform
+from bots_jax.strategies import epochs, oracle, uniform
 
 SMALL_POLICY = PolicyConfig(width=16, depth=1, heads=2, mlp_width=32)
 TINY = dataclasses.replace(
@@ -197,6 +197,21 @@ def test_tasks_that_are_not_eligible_are_never_selected(data: worlds.WorldData) 
     assert some[np.array(told[0]["task_ids"])].all()
 
 
+def test_an_oracle_sees_the_policy_as_it_is(data: worlds.WorldData) -> None:
+    rule = oracle(batch_size=4, rollouts=4, choice="mixed", worth="variance")
+    task = seeds.Task(data.start.graphdef, data.start.base, data.pool, data.held_out)
+    config = seeds.SeedsConfig(4, 4, False, worlds.loop_config(TINY), truth_every=2)
+    first = rule.init(np.zeros((1, 120), np.float32))  # which it never goes by
+    ids = np.array(seeds.run_seeds(rule, first, task, config, [0])[0]["task_ids"])
+    rates = worlds.exact_rates(data.start.graphdef, [data.start.base], data.pool)[0]
+    away = np.abs(rates - 0.5)
+    nearest = np.sort(away)[:4]
+    for step in range(2):  # under one look
+        np.testing.assert_allclose(np.sort(away[ids[step]]), nearest, atol=1e-5)
+    with pytest.raises(ValueError, match="truth_every=3 must divide eval_every=4"):
+        seeds.SeedsConfig(4, 4, truth_every=3)
+
+
 def test_an_interrupted_run_goes_on_to_the_same_numbers(
     data: worlds.WorldData, tmp_path: Path
 ) -> None:
@@ -328,3 +343,7 @@ def test_the_environment_measures_a_world(tmp_path: Path, monkeypatch: pytest.Mo
     hidden = place.run(Strategy("epochs", epochs, told="hidden"), [0])[0]
     assert hidden.series["heldout"].y == pytest.approx(told[0].series["heldout"].y)
     assert not list((tmp_path / "work").glob("*.npz"))
+    with pytest.raises(ValueError, match="told truth: oracles are told truth or"):
+        place.run(Strategy("epochs", epochs, told="truth"), [0])
+    with pytest.raises(ValueError, match="told prompts: oracles are told truth or"):
+        place.run(Strategy("best", oracle, told="prompts"), [0])
