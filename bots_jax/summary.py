@@ -5,6 +5,8 @@ In: a `State` of any selector. Out: what is in the pool, what is in flight, what
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import numpy as np
 
@@ -64,6 +66,7 @@ def _expected(state: State, selector: Selector) -> str:
 
 def expected_of_random_tasks(state: State, selector: Selector) -> tuple[float, float]:
     """Pass rate, and share of mixed groups, that the belief expects of tasks drawn at random."""
+    ids: Any  # numbers of tasks
     if state.representation == "grouped":
         ids = range(int(state.pool.groups.num_tasks))
     else:

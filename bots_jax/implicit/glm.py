@@ -309,7 +309,9 @@ def _learn_trust(
     weights = jax.nn.softmax(jax.vmap(log_likelihood)(trusts))
     trust = jnp.exp(jnp.sum(weights * jnp.log(trusts)))
     after = trusting(trust)
-    found = trust if kinds is None else params.trust.at[int(kinds)].set(trust)
+    found = trust
+    if kinds is not None and params.trust is not None:
+        found = params.trust.at[int(kinds)].set(trust)
     return params._replace(
         mean=_solve(after, told), precision=after, covariance=_covariance(after), trust=found
     )
