@@ -82,9 +82,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     options = parser.parse_args()
     prompts = make_prompts(options.prompts)
+    before = time.process_time()
     seconds, columns = timed(lambda: features.text(prompts))
+    text = {"text_s": seconds, "text_cpu_s": time.process_time() - before}
+    text = {what: round(value, 2) for what, value in text.items()}
     rows: list[dict[str, Any]] = [
-        {"prompts": len(prompts), "text_s": round(seconds, 2), "text_shape": list(columns.shape)}
+        {"prompts": len(prompts), **text, "text_shape": list(columns.shape)}
     ]
     numbers = np.random.default_rng(0).standard_normal((options.tasks, COLUMNS), np.float32)
     held: dict[str, dict[str, Any]] = {}
@@ -93,9 +96,11 @@ def main() -> None:
         name = stored_in or "without"
         selector = auto(batch_size=BATCH, rollouts=ROLLOUTS, features_dtype=stored_in)
         given: dict[str, Any] = {} if stored_in is None else {"features": numbers}
+        before = time.process_time()
         seconds, state = timed(partial(selector.init, num_tasks=options.tasks, **given))
         mib = sum(x.nbytes for x in jax.tree.leaves(state)) / 2**20
-        held[name] = {"init_s": round(seconds, 2), "state_mib": round(mib, 1)}
+        init = {"init_s": seconds, "init_cpu_s": time.process_time() - before, "state_mib": mib}
+        held[name] = {what: round(value, 2) for what, value in init.items()}
         sides[name] = stepper(selector, state)
     times = measure(sides, options.rounds)
     for name, (wall, processor) in times.items():

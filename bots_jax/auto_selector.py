@@ -128,10 +128,8 @@ def auto(
         temperature=temperature, breadth=breadth, group=group,
     )  # fmt: skip
     check_settings(given)
-    check_choice("choice", choice, CHOICES)
     value = find_worth(worth)
-    own = None if value.name == "mixed" else value.name
-    _refuse_unused(choice, given, worth=own, floor=floor, per_token=per_token)
+    _refuse_unused(choice, given, value, floor=floor, per_token=per_token)
     settings = merge_settings(AUTO_DEFAULTS, given)
     noisy = is_noisy(settings)
     floor = check_number("floor", first_given(floor, _FLOOR), 1, 1e9)
@@ -189,9 +187,11 @@ def _described(
     }
 
 
-def _refuse_unused(choice: str, given: Settings, **of_mixed: Any) -> None:
-    """Arguments that this choice has no use for."""
-    of_mixed |= {"breadth": given.breadth, "group": given.group}
+def _refuse_unused(choice: str, given: Settings, worth: Worth, **of_mixed: Any) -> None:
+    """A choice that is not known, and arguments that this one has no use for."""
+    check_choice("choice", choice, CHOICES)
+    own = None if worth.name == "mixed" else worth.name
+    of_mixed |= {"worth": own, "breadth": given.breadth, "group": given.group}
     if choice == "mixed" and given.target is not None:
         raise ValueError(
             f"target={given.target} has no effect with choice='mixed', which takes likely mixed "

@@ -129,18 +129,18 @@ def bots(
     settings = merge_settings(BOTS_DEFAULTS, given)
     model_of = make_estimator(estimator)
     _refuse_unused(model_of, capability_momentum, implicit_weight, adaptive_implicit_weight)
-    check_choice("choice", choice, CHOICES)
     noisy = is_noisy(settings)
     plan = plan_of(batch_size, shared)
-    rules = beta_rules(model_of, adaptive := bool(adaptive_implicit_weight))
-    described = {"adaptive_implicit_weight": adaptive, "choice": choice, "noisy": noisy}
+    adaptive = bool(adaptive_implicit_weight)
+    rules = beta_rules(model_of, adaptive)
+    described = {"choice": check_choice("choice", choice, CHOICES), "noisy": noisy}
     dense = compose(
         name="bots",
         model=beta_belief(rules),
         choice=nearest_target(choice, noisy, of_betas=True),
         settings=settings,
         batch_size=batch_size,
-        static={"estimator": model_of.name, **described},
+        static={"estimator": model_of.name, "adaptive_implicit_weight": adaptive, **described},
         features_dtype=features_dtype,
         **shared,
     )

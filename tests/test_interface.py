@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import importlib
 import inspect
+import json
 import pickle
 import warnings
 from functools import partial
@@ -22,6 +23,7 @@ import bots_jax
 from bots_jax import Evidence, Selection, auto, bots, summary
 from bots_jax.strategies import SETTINGS, STRATEGIES, make_strategy, open_settings
 from bots_jax.strategies.oracle import oracle
+from bots_jax.strategies.oversampling import dots, dynamic_sampling, learnability
 
 REFERENCE = np.sort(np.random.default_rng(0).random((2, 60)), axis=0).astype(np.float32)
 
@@ -215,6 +217,21 @@ def test_sizes_that_are_traced_are_told(factory: Any) -> None:
 
 
 # --- what the command line says ------------------------------------------------------------------
+
+
+def test_defaults_are_those_that_were_published() -> None:
+    """A default that changes is news to users: write it here and in CHANGELOG.md."""
+    oversampling = {f.__name__: f for f in (dots, dynamic_sampling, learnability)}
+    published = json.loads((Path(__file__).parent / "golden" / "defaults.json").read_text())
+    now = {
+        name: {
+            key: repr(argument.default)
+            for key, argument in inspect.signature(factory).parameters.items()
+            if argument.default is not inspect.Parameter.empty
+        }
+        for name, factory in {**STRATEGIES, **oversampling}.items()
+    }
+    assert now == published
 
 
 def test_help_tells_the_defaults_in_force() -> None:

@@ -317,10 +317,30 @@ def expect(
     Args:
       roughly: as near as is needed to tell which tasks may be among the best.
     """
-    known = reference if isinstance(rows, slice) else reference.take(rows)
+    known = reference.take(None if isinstance(rows, slice) else rows)
     where = domain if domain is None or isinstance(rows, slice) else domain[rows]
     prior = _infer(rules, belief.shared.estimator, settings, known, where, roughly)
     history = jax.tree.map(lambda values: values[rows], belief.history)
+    return _with_history(rules, belief, settings, prior, history)
+
+
+def expect_of_groups(
+    rules: AutoConfig,
+    belief: AutoBelief,
+    settings: Settings,
+    reference: Reference,
+    domain: Array | None,
+    group: Array,
+) -> Expected:
+    """logit p of all tasks, of which each has the reference and domain of its group, i32[C]."""
+    of_groups = _infer(rules, belief.shared.estimator, settings, reference, domain)
+    prior = jax.tree.map(lambda values: values[group], of_groups)
+    return _with_history(rules, belief, settings, prior, belief.history)
+
+
+def _with_history(
+    rules: AutoConfig, belief: AutoBelief, settings: Settings, prior: _Prior, history: History
+) -> Expected:
     pairs = in_force(rules, settings, belief.shared)
     offset, variance = _aged(history, belief.clock, pairs, prior.counts)
     of_line = _variance_of_line(history, belief.clock, pairs, prior, variance)

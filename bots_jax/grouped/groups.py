@@ -38,6 +38,35 @@ class Groups(NamedTuple):
     num_tasks: int | Array  # i32, N: rows that ids may name
 
 
+class OfGroups(NamedTuple):
+    """The reference of slots, each that of its group: looked up where `take` asks for it.
+
+    For who takes rows of a `Reference`, or asks it for numbers of rows and dtype.
+    """
+
+    known: Reference  # of G groups
+    group: Array  # i32[T]
+
+    @property
+    def rates(self) -> Array:
+        """f[K, G]."""
+        return self.known.rates
+
+    @property
+    def embeddings(self) -> Array | None:
+        """[E, G]."""
+        return self.known.embeddings
+
+    @property
+    def code(self) -> FeatureCode | None:
+        """How they were made."""
+        return self.known.code
+
+    def take(self, rows: Array | None) -> Reference:
+        """As that of a `Reference`."""
+        return self.known.take(self.group if rows is None else self.group[rows])
+
+
 def group_of(groups: Groups, task_ids: Array) -> Array:
     """i32[M]: the group of each task, G where there is no such task."""
     none = groups.sizes.shape[0]

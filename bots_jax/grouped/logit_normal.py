@@ -30,7 +30,7 @@ from bots_jax.choice.worth import MIXED, Worth
 from bots_jax.compose import BeliefInfo
 from bots_jax.grouped import table
 from bots_jax.grouped.groups import Groups
-from bots_jax.grouped.mixed import mixed_in_groups, score_all, sweep_credit
+from bots_jax.grouped.mixed import mixed_in_groups, score_all, slot_reference, sweep_credit
 from bots_jax.grouped.slots import GroupModel, Pick
 from bots_jax.pool.visits import StepEvidence
 from bots_jax.types import Array, Belief, PyTree, Settings, State
@@ -116,7 +116,7 @@ def group_auto(rules: AutoConfig, floor: float | None, worth: Worth = MIXED) -> 
 
     def fuse(state: State, fused: StepEvidence) -> tuple[GroupedAuto, BeliefInfo]:
         belief = state.belief
-        slots, told = dense.fuse(belief.slots, state.settings, state.reference, fused)
+        slots, told = dense.fuse(belief.slots, state.settings, slot_reference(state), fused)
         belief = belief._replace(slots=slots)
         if floor is not None:
             moved = slots.clock > state.belief.slots.clock
@@ -130,7 +130,7 @@ def group_auto(rules: AutoConfig, floor: float | None, worth: Worth = MIXED) -> 
     def of_slots(state: State, rows: Any) -> Belief:
         domain = state.pool.slots.domain
         belief, settings = state.belief.slots, state.settings
-        return as_belief(expect(rules, belief, settings, state.reference, domain, rows))
+        return as_belief(expect(rules, belief, settings, slot_reference(state), domain, rows))
 
     def of_groups(state: State) -> Belief:
         shared, groups = state.belief.slots.shared, state.pool.groups
@@ -142,4 +142,15 @@ def group_auto(rules: AutoConfig, floor: float | None, worth: Worth = MIXED) -> 
         return _MOST_LEFT
 
     score, best = score_all(rules, worth), mixed_in_groups(rules, floor)
-    return GroupModel(make, score, best, fuse, left, of_slots, of_groups, most_left, _QUICK_SLOTS)
+    return GroupModel(
+        make,
+        score,
+        best,
+        fuse,
+        left,
+        of_slots,
+        of_groups,
+        most_left,
+        _QUICK_SLOTS,
+        keeps_features=False,
+    )

@@ -36,7 +36,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +45,7 @@ from jax import lax
 from bots_jax.belief.logit_normal import (
     AutoConfig,
     expect,
+    expect_of_groups,
     expect_unvisited,
     mean_rate,
 )
@@ -57,11 +58,12 @@ from bots_jax.choice.mixed import (
 )
 from bots_jax.choice.worth import MIXED, Worth, optimistic
 from bots_jax.grouped import table
-from bots_jax.grouped.groups import Groups, draw_member, group_of
+from bots_jax.grouped.groups import Groups, OfGroups, draw_member, group_of
 from bots_jax.grouped.slots import free_slots
 from bots_jax.numerics.random_bits import open_uniform, random_bits
 from bots_jax.numerics.short_lists import seen_before
 from bots_jax.pool import visits
+from bots_jax.pool.reference import Reference
 from bots_jax.settings import group_in_force
 from bots_jax.types import Array, State
 
@@ -176,7 +178,13 @@ def _score_slots(
 ) -> Array:
     """f[T], less `least`."""
     belief, settings, slot_ids = state.belief.slots, state.settings, state.pool.slot_ids
-    expected = expect(rules, belief, settings, state.reference, state.pool.slots.domain)
+    groups = state.pool.groups
+    if groups.reference.embeddings is None:
+        expected = expect(rules, belief, settings, state.reference, state.pool.slots.domain)
+    else:  # of groups there are fewer than of slots, and what costs are the features
+        expected = expect_of_groups(
+            rules, belief, settings, groups.reference, groups.domain, state.belief.group
+        )
     return weigh_tasks(rng_key, rules, worth, belief, settings, expected, slot_ids, least)
 
 
@@ -190,12 +198,20 @@ def _best_slots(
     return _Best(slot_ids[rows], jnp.where(valid, score[rows], jnp.inf))
 
 
+def slot_reference(state: State) -> Reference:
+    """That of the tasks in slots."""
+    groups = state.pool.groups
+    if groups.reference.embeddings is None:
+        return state.reference
+    return cast(Reference, OfGroups(groups.reference, state.belief.group))
+
+
 def _rates_of(rules: AutoConfig, state: State, rate: Array, task_ids: Array) -> Array:
     """f[M]: the mean rates of tasks, f[G] `rate` being those of groups."""
     slot, size = table.find(state.pool.slot_ids, task_ids), state.pool.slot_ids.shape[0]
     domain, belief = state.pool.slots.domain, state.belief.slots
     row = jnp.minimum(slot, size - 1)
-    own = mean_rate(expect(rules, belief, state.settings, state.reference, domain, row))
+    own = mean_rate(expect(rules, belief, state.settings, slot_reference(state), domain, row))
     group = jnp.minimum(group_of(state.pool.groups, task_ids), rate.shape[0] - 1)
     return jnp.where(slot < size, own, rate[group])
 

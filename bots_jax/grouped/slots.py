@@ -107,6 +107,7 @@ class GroupModel(NamedTuple):
     of_groups(state) -> Belief, f[G]
     most_left(rollouts) -> what `left` is right after a visit, as a rule at most
     quick_slots: up to so many slots all but `score` is compiled quickly (`jit_by_size`)
+    keeps_features: whether slots hold features, or they are looked up at their groups
     """
 
     make: Callable[[Settings, Groups, int, int], GroupedBelief]
@@ -118,6 +119,7 @@ class GroupModel(NamedTuple):
     of_groups: Callable[[State], Belief]
     most_left: Callable[[float], float]
     quick_slots: int
+    keeps_features: bool = True
 
 
 # At this load a bucket of the table overflows once in a million.

@@ -184,7 +184,7 @@ def glm(
         _capability,
         uses_momentum=False,
         infer_roughly=infer_roughly,
-        is_slow=_is_large,
+        is_slow=_is_slow,
     )
 
 
@@ -449,19 +449,24 @@ def _learn(
 _CHUNK = 4096
 
 
-def _is_large(params: Regression, reference: Reference) -> bool:
+# Tasks up to which `infer` is quick enough.
+_FEW_TASKS = 2**15
+
+
+def _is_slow(params: Regression, reference: Reference) -> bool:
     """Whether features are many, and of many tasks."""
-    return params.mean.weights.shape[0] > FEW_ROWS and reference.rates.shape[1] >= 2 * _CHUNK
+    return params.mean.weights.shape[0] > FEW_ROWS and reference.rates.shape[1] > _FEW_TASKS
 
 
 def _infer_in_chunks(
     params: Regression, reference: Reference, domain: Array | None, least: float
 ) -> Inferred:
     """`_infer`, a chunk after the other where all at once would be moved through memory."""
-    if not _is_large(params, reference) or mesh_of(reference.rates) is not None:
-        return _infer(params, reference, domain, least)
     tasks = reference.rates.shape[1]
     whole = tasks // _CHUNK
+    few = params.mean.weights.shape[0] <= FEW_ROWS
+    if few or whole < 2 or mesh_of(reference.rates) is not None:
+        return _infer(params, reference, domain, least)
 
     def part(start: Array | int, size: int) -> Inferred:
         def cut(values: Array) -> Array:

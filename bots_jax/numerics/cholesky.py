@@ -8,12 +8,14 @@ microseconds.
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
 from bots_jax.types import Array
 
 
+@jax.jit  # or a loop that is called by itself is compiled anew each time
 def inverse(factor: Array) -> Array:
     """f[F, F]: the inverse of L L', of L f[F, F]."""
     size = factor.shape[0]

@@ -131,7 +131,7 @@ def _columns_of(features: Any) -> list[np.ndarray]:
     sizes = {len(block) for block in blocks}
     if len(sizes) != 1:
         raise ValueError(f"features have {sorted(sizes)} rows, expected one row a task in each")
-    return [column for block in blocks for column in block.T]
+    return [column for block in blocks for column in np.ascontiguousarray(block.T)]
 
 
 def _holds_arrays(features: Any) -> bool:

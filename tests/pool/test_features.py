@@ -256,7 +256,7 @@ def correlated(tasks: int, size: int) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("told", ["features", "references, domains and features"])
 def test_rough_scores_change_no_selection(told: str) -> None:
     """In a large pool all tasks are scored by a rough variance, and the best by the exact one."""
-    tasks = 8192
+    tasks = 40_000
     x, rate = correlated(tasks, 8)
     known: dict[str, object] = {"features": x}
     if told != "features":
@@ -268,16 +268,16 @@ def test_rough_scores_change_no_selection(told: str) -> None:
     ]
     states = [selector.init(**known) for selector in selectors]
     assert not np.array_equal(*(rough_and_exact(selectors[0], states[0])))
-    for step in range(6):
+    for step in range(5):
+        rewards = np.random.default_rng(step).random((tasks, 8)) < rate[:, None]
         batches = []
         for at, selector in enumerate(selectors):
             states[at], batch = selector.select(jax.random.key(step), states[at])
-            rewards = np.random.default_rng(step).random((32, 8))
-            rewards = rewards < rate[np.asarray(batch.task_ids)][:, None]
-            states[at], _ = selector.update(states[at], batch.evidence(rewards))
-            batches.append(batch)
-        np.testing.assert_array_equal(batches[0].task_ids, batches[1].task_ids)
-        np.testing.assert_allclose(batches[0].rate, batches[1].rate, rtol=1e-4)
+            states[at], _ = selector.update(states[at], batch.evidence(rewards[batch.task_ids]))
+            order = np.argsort(batch.task_ids)  # scores that differ by rounding may change places
+            batches.append((np.asarray(batch.task_ids)[order], np.asarray(batch.rate)[order]))
+        np.testing.assert_array_equal(batches[0][0], batches[1][0])
+        np.testing.assert_allclose(batches[0][1], batches[1][1], rtol=1e-4)
 
 
 def rough_and_exact(selector: bots_jax.Selector, state: bots_jax.State) -> list[np.ndarray]:

@@ -218,6 +218,41 @@ def test_prompts_are_found_where_there_are_no_references() -> None:
     assert told.metrics()["completed"] == B
 
 
+@pytest.mark.parametrize("whole", [True, False])
+def test_an_epoch_goes_on_with_the_data_in_another_order(whole: bool) -> None:
+    """More data, and sorted otherwise: what is out is handed out again, the epoch is as long."""
+    names = [f"task-{row}" for row in range(N + 8)]
+
+    def of(listed: list[str]) -> tuple[TaskSampler, TaskIndices, StatefulDataLoader]:
+        sampler = TaskSampler(
+            bots(batch_size=B, rollouts=M), num_tasks=len(listed), task_ids=listed, capacity=N + 8
+        )
+        indices = TaskIndices(sampler, num_batches=3, whole=whole)
+        data = TaggedDataset([{"name": name} for name in listed], listed)
+        return sampler, indices, StatefulDataLoader(data, batch_size=B, sampler=indices)
+
+    sampler, _, loader = of(names[:N])
+    before = sampler.next_batch(2)  # out before the epoch begins, and no part of it
+    turns = iter(loader)
+    first = next(turns)
+    sampler.observe(first["task_id"], torch.full((B,), 3.0), M, first["visit"])
+    second = next(turns)  # not reported when the run ends
+    states = loader.state_dict(), sampler.state_dict()
+    other, indices, resumed = of(names[::-1])
+    if not whole:
+        other.load_state_dict(states[1])
+    resumed.load_state_dict(states[0])
+    left = []
+    for batch in resumed:
+        assert batch["task_id"] == batch["name"]
+        left += batch["task_id"]
+        other.observe(batch["task_id"], torch.full((B,), 3.0), M, batch["visit"])
+    assert left[:2] == before.task_ids.tolist()
+    assert left[2 : 2 + B] == second["task_id"]
+    assert len(left) == 2 * B  # of three batches one was done
+    assert len(list(indices)) == 3 * B
+
+
 class Reader(torch.nn.Module):
     """Called as a language model of Hugging Face's is; its states are embeddings of tokens."""
 
