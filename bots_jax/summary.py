@@ -69,6 +69,8 @@ def expected_of_random_tasks(state: State, selector: Selector) -> tuple[float, f
     ids: Any = range(int(state.capacity))  # of a large pool there is no list
     if state.representation == "dense":
         ids = np.flatnonzero(np.asarray(state.bookkeeping.active))
+    if not len(ids):
+        return np.nan, np.nan
     places = np.linspace(0, len(ids) - 1, min(len(ids), _LOOKED_AT)).astype(int)
     some = np.array([ids[place] for place in places.tolist()], np.int32)
     some = some[np.asarray(state.column_of(some)) < state.known.num_tasks.shape[0]]  # not retired
