@@ -501,7 +501,7 @@ def test_every_pair_keeps_a_share_of_the_weight(seed: int, strength: float) -> N
 
 # --- many tasks behind one rate -------------------------------------------------------------
 
-MEAN, ROLLOUTS, SILENT = 0.11, 32, 0.51  # of a public run; at the mean 2% of the groups are silent
+MEAN, OF_MANY, SILENT = 0.11, 32, 0.51  # of a public run; at the mean 2% of the groups are silent
 COUNTS = 1.9026  # of the Beta of that mean whose groups of 32 are silent so often
 
 
@@ -509,19 +509,19 @@ COUNTS = 1.9026  # of the Beta of that mean whose groups of 32 are silent so oft
 def test_mixed_groups_are_expected_over_the_spread_of_a_belief(representation: str) -> None:
     """A kind of tasks that differ: its mean rate promises 98% mixed groups, and 49% come."""
     shape = MEAN * COUNTS, (1 - MEAN) * COUNTS
-    mixed = chance_of_mixed_group(*map(jnp.float32, shape), ROLLOUTS)
+    mixed = chance_of_mixed_group(*map(jnp.float32, shape), OF_MANY)
     np.testing.assert_allclose(mixed, 1 - SILENT, atol=1e-3)
     rng = np.random.default_rng(0)
     rates = rng.beta(*shape, 4096)
-    selector = auto(batch_size=64, rollouts=ROLLOUTS, representation=representation)
+    selector = auto(batch_size=64, rollouts=OF_MANY, representation=representation)
     same = np.full((1, 4096), 0.2)  # a reference that tells nothing: one group of tasks
     state = selector.init(same)
     for ids in rng.permutation(4096)[: 12 * 64].reshape(12, 64).astype(np.int32):
-        solved = rng.binomial(ROLLOUTS, rates[ids]).astype(np.float32)
-        state, _ = selector.update(state, Evidence(ids, solved, np.float32(ROLLOUTS)))
+        solved = rng.binomial(OF_MANY, rates[ids]).astype(np.float32)
+        state, _ = selector.update(state, Evidence(ids, solved, np.float32(OF_MANY)))
     rate, expected = expected_of_random_tasks(state, selector)
-    true = np.mean(1 - rates**ROLLOUTS - (1 - rates) ** ROLLOUTS)
-    at_the_mean = 1 - rate**ROLLOUTS - (1 - rate) ** ROLLOUTS
+    true = np.mean(1 - rates**OF_MANY - (1 - rates) ** OF_MANY)
+    at_the_mean = 1 - rate**OF_MANY - (1 - rate) ** OF_MANY
     assert at_the_mean - true > 0.35
     assert abs(expected - true) < (at_the_mean - true) / 3
     line = f"mixed groups of 32 {expected:.0%}"
