@@ -3,13 +3,17 @@
 In: the files of the engine's rooms. Out: for each fault of a random sample whether a test failed,
 as JSON lines, and in the end results/mutation.json with the share that was noticed.
 
-The checkout is copied first, and a server that has imported JAX forks a child for each fault, so
-that nothing here is touched and nothing is imported twice. Which tests call which function, and how
-long they take, is measured once; a fault is shown to the tests that call its function, the
-quickest first, until one fails or those that take BUDGET seconds together have passed. What is
-compiled for a function that did not change comes from a cache. A run that was stopped goes on.
+The checkout is copied first, and a server that has imported and collected everything forks a child
+for each fault (mutant_server.py), so that nothing here is touched and nothing is imported twice.
+A fault is shown to the tests of its module, then to those of its room, then to those that serve for
+all, until one fails or `--budget` seconds of processor time are spent; `--again` gives survivors
+more. `--survey` measures first which tests call which function and how long they take, which costs
+a run of the suite and puts the right tests first, the quick ones before the slow. What is compiled
+for code that did not change comes from a cache: JAX_COMPILATION_CACHE_DIR, or one in the folder. A
+run that was stopped goes on.
 
-Run: python -m benchmarks.mutation --seed 1 --count 100
+Run: python -m benchmarks.mutation --survey --seed 1 --count 100
+     python -m benchmarks.mutation --seed 1 --again --budget 60
      python -m benchmarks.mutation --named            (faults that people have planted)
      python -m benchmarks.mutation --report 1 2 3     (what results/mutation.json holds)
 """
@@ -18,23 +22,19 @@ from __future__ import annotations
 
 import argparse
 import ast
-import builtins
 import compileall
-import contextlib
 import hashlib
 import json
 import math
 import os
 import random
-import resource
 import shutil
-import signal
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from benchmarks.mutant_server import Server, import_what_is_slow
 from benchmarks.mutants import Mutant, mutants, plant
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -45,9 +45,30 @@ NOT_RUN = {
     "adapters", "bench", "evaluate", "features", "test_notebooks.py", "test_simulator.py",
     "test_size.py", "test_rooms.py", "test_sharding.py", "test_readme.py", "test_levels.py",
 }  # fmt: skip
+AT_IMPORT = "called at import"
 OF_RL = "test_policy_gradient.py"  # what notices the named fault of weight decay
-BUDGET = 30.0  # seconds of tests that have passed, by what they take without a fault
-LONGEST = 150  # seconds of processor time after which a child hangs
+LONGEST = 3600.0  # seconds of processor time that the tests of one file may take without a fault
+UNKNOWN = 1.0  # seconds that a test takes which no survey has measured
+# Files of tests of modules that have none of their name.
+OF_MODULE = {
+    "choice/mixed": ("auto",), "choice/nearest": ("worth",), "belief/beta": ("golden",),
+    "belief/posterior": ("golden",), "belief/logit_normal": ("auto",), "belief/lengths": ("auto",),
+    "implicit/glm": ("auto", "estimators"), "implicit/overdispersion": ("auto", "estimators"),
+    "grouped/mixed": ("grouped_auto",), "grouped/logit_normal": ("grouped_auto",),
+    "pool/visits": ("contract", "fuzz"), "pool/evidence": ("contract", "graded", "fuzz"),
+    "strategies/kalman": ("kgps",), "bots_jax/auto_selector": ("auto",),
+}  # fmt: skip
+# And of all modules of a room.
+BY_ROOM = {
+    "pool": ("pool/", "test_contract", "test_fuzz", "test_bad_input"),
+    "implicit": ("implicit/", "test_golden", "test_auto"),
+    "belief": ("test_golden", "test_auto", "choice/test_worth"),
+    "choice": ("choice/", "test_auto", "test_contract"),
+    "grouped": ("grouped/",),
+    "numerics": ("numerics/", "choice/test_thinning"),
+    "strategies": ("strategies/test_skeleton", "test_contract"),
+    "bots_jax": ("strategies/test_skeleton", "test_contract", "test_interface", "test_auto"),
+}
 COPIED = ("bots_jax", "tests", "docs", "examples", "README.md", "CHANGELOG.md", "pyproject.toml")
 
 
@@ -58,6 +79,9 @@ class Work(NamedTuple):
     folder: Path
     calls: dict[str, dict[str, list[str]]]  # file: function: tests
     seconds: dict[str, float]  # of each test
+    at_import: set[tuple[str, str]]  # files and functions that are called while tests are collected
+    budget: float  # seconds of processor time that a fault may take
+    cache: str  # folder of what JAX has compiled
 
 
 # Faults that a reader planted by hand: file, what stands there, what was put there.
@@ -84,12 +108,12 @@ NAMED: dict[str, tuple[str, str, str]] = {
     ),
     "new tasks begin with 0 visits": (
         "bots_jax/belief/logit_normal.py",
-        "history.restart(rows, self.clock, jnp.mean(history.visits))",
+        "history.restart(rows, self.clock, visits)",
         "history.restart(rows, self.clock, 0.0)",
     ),
     "new tasks of balanced begin with 0 visits": (
         "bots_jax/strategies/worth.py",
-        "mean = jnp.mean(self.discounted)",
+        "mean = masked_mean(self.discounted, active)",
         "mean = 0.0",
     ),
     "no fixed share of the weights": (
@@ -144,21 +168,6 @@ def copy_tree(folder: Path, name: str = "tree") -> Path:
     return tree
 
 
-def import_what_is_slow() -> None:
-    """Everything but the package and its tests; no device is touched, so a fork is safe."""
-    os.environ["PYTHONPATH"] = ""
-    import chex  # type: ignore[import-untyped]  # noqa: F401
-    import flax  # noqa: F401
-    import hypothesis  # noqa: F401
-    import jax.numpy
-    import jax.scipy.special  # noqa: F401
-    import numpy  # noqa: F401
-    import optax  # noqa: F401
-    import orbax.checkpoint  # noqa: F401
-    import pytest  # noqa: F401
-    import scipy.stats  # noqa: F401
-
-
 # In a process that a test starts nobody listens.
 _HEAR = "getattr(__import__('builtins'), 'bots_jax_hear', lambda *_: None)"
 
@@ -185,97 +194,6 @@ def _add_calls(node: ast.AST, file: str, inside: str) -> None:
             _add_calls(child, file, inside)
 
 
-class Observer:
-    """A plugin of pytest: which tests run, in which order, and what they call."""
-
-    def __init__(self, order: dict[str, int] | None) -> None:
-        self.order = order
-        self.calls: set[tuple[str, str, str]] = set()
-        self.seconds: dict[str, float] = {}
-        self.failed = ""
-        self.now, self.begin = "", 0.0
-
-    def pytest_collection_modifyitems(self, config: Any, items: list[Any]) -> None:
-        """Only the tests that are asked for, in that order."""
-        if self.order is not None:
-            known = self.order
-            items[:] = sorted(
-                (item for item in items if item.nodeid in known), key=lambda x: known[x.nodeid]
-            )
-
-    def pytest_runtest_logstart(self, nodeid: str, location: Any) -> None:
-        """A test begins."""
-        self.now, self.begin = nodeid, time.process_time()
-
-    def pytest_runtest_logreport(self, report: Any) -> None:
-        """A part of it has ended."""
-        self.seconds[report.nodeid] = time.process_time() - self.begin
-        if report.failed:
-            self.failed = report.nodeid
-
-    def pytest_collectreport(self, report: Any) -> None:
-        """A file could not even be imported."""
-        if report.failed:
-            self.failed = f"collection of {report.nodeid}"
-
-    def hear(self, name: str, function: str) -> None:
-        """Called by each function of the instrumented copy."""
-        self.calls.add((name, function, self.now))
-
-
-def in_child(work: Work, files: Sequence[str], order: dict[str, int] | None, record: bool) -> Any:
-    """Run pytest in a fork: what it found, or None where it hung or died."""
-    read_end, write_end = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.close(read_end)
-        _run_tests(work, files, order, record, write_end)
-    os.close(write_end)
-    with os.fdopen(read_end) as pipe:
-        told = pipe.read()
-    os.waitpid(child, 0)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(child, signal.SIGKILL)  # what tests started
-    return json.loads(told) if told else None
-
-
-def _run_tests(
-    work: Work, files: Sequence[str], order: dict[str, int] | None, record: bool, out: int
-) -> None:
-    os.setpgid(0, 0)
-    longest = 20 * LONGEST if record else LONGEST
-    resource.setrlimit(resource.RLIMIT_CPU, (longest, longest))
-    with (work.folder / "log").open("w") as log:
-        os.dup2(log.fileno(), 1)
-        os.dup2(log.fileno(), 2)
-    os.chdir(work.tree)
-    sys.path[:] = [str(work.tree), *(p for p in sys.path if p not in ("", str(REPOSITORY)))]
-    for name in [name for name in sys.modules if name.split(".")[0] in ("benchmarks", "bots_jax")]:
-        del sys.modules[name]
-    sys.dont_write_bytecode = not record
-    os.environ["PYTHONPATH"] = str(work.tree)
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(work.folder / "cache")
-    import jax
-    import pytest
-
-    jax.config.update("jax_compilation_cache_dir", str(work.folder / "cache"))
-    least = 0.0 if record else 1e9  # what faults compile to is not met again
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", least)
-    observer = Observer(order)
-    if record:
-        builtins.bots_jax_hear = observer.hear  # type: ignore[attr-defined]
-    options = ["-x", "-q", "--no-header", "--tb=line", "-p", "no:cacheprovider", "-p", "no:xdist"]
-    pytest.main([*options[record:], *files], plugins=[observer])
-    told = {
-        "failed": observer.failed,
-        "seconds": observer.seconds,
-        "calls": sorted(observer.calls) if record else [],
-    }
-    with os.fdopen(out, "w") as pipe:
-        json.dump(told, pipe)
-    os._exit(0)
-
-
 # --- which tests to show a fault to ---------------------------------------------------------
 
 
@@ -289,52 +207,85 @@ def test_files(tree: Path) -> list[str]:
     ]  # fmt: skip
 
 
-def survey(work: Work) -> Work:
-    """What each test calls and takes; kept, until the tests or the package change."""
-    plain, kept = work.tree, work.folder / "survey.json"
-    work = work._replace(tree=copy_tree(work.folder, "instrumented"))
-    instrument(work.tree)
+def survey(work: Work, anew: bool) -> Work:
+    """What each test calls and takes, as was measured; if `anew`, also of files that changed."""
+    kept, files = work.folder / "survey.json", test_files(work.tree)
     known: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {}
-    for file in test_files(work.tree):
-        own = hashlib.sha256((work.tree / file).read_bytes()).hexdigest()[:16]
-        if known.get(file, {}).get("digest") == own:
-            continue
-        told = in_child(work, [file], None, record=True)
-        if told is None:
-            raise SystemExit(f"{file} dies without any fault: see {work.folder / 'log'}")
-        known[file] = {"digest": own, "calls": told["calls"], "seconds": told["seconds"]}
+    digests = {
+        file: hashlib.sha256((work.tree / file).read_bytes()).hexdigest()[:16] for file in files
+    }
+    missing = [file for file in files if known.get(file, {}).get("digest") != digests[file]]
+    if anew or AT_IMPORT not in known:
+        tree = copy_tree(work.folder, "instrumented")
+        instrument(tree)
+        server = Server(tree, files, work.cache, work.folder / "survey.log")
+        if server.ready is None:
+            raise SystemExit(f"nothing could be collected: see {work.folder / 'survey.log'}")
+        known[AT_IMPORT] = [[name, function] for name, function, _ in server.ready["calls"]]
         kept.write_text(json.dumps(known))
-        took = sum(told["seconds"].values())
-        print(f"{file}: {len(told['seconds'])} tests, {took:.1f} s", flush=True)
+        for file in missing if anew else ():
+            tests = [test for test in server.ready["tests"] if test.split("::")[0] == file]
+            told = server.ask(tests, LONGEST, record=True)
+            if "hung" in told:
+                raise SystemExit(f"{file} dies without any fault: see {work.folder}/survey.log")
+            known[file] = {"digest": digests[file], **told}
+            kept.write_text(json.dumps(known))
+            took = sum(told["seconds"].values())
+            print(f"{file}: {len(tests)} tests, {took:.1f} s, {told['failed']}", flush=True)
+        server.close()
     calls: dict[str, dict[str, list[str]]] = {}
     seconds: dict[str, float] = {}
-    for file in test_files(work.tree):
-        seconds.update(known[file]["seconds"])
-        for name, function, test in known[file]["calls"]:
-            if test in known[file]["seconds"]:
+    for file in files:
+        told = known.get(file, {"seconds": {}, "calls": []})
+        seconds.update(told["seconds"])
+        for name, function, test in told["calls"]:
+            if test in told["seconds"]:
                 calls.setdefault(name, {}).setdefault(function, []).append(test)
-    return work._replace(tree=plain, calls=calls, seconds=seconds)
+    at_import = {(name, function) for name, function in known[AT_IMPORT]}
+    return work._replace(calls=calls, seconds=seconds, at_import=at_import)
 
 
-def tests_of(work: Work, file: str, mutant: Mutant) -> list[str]:
-    """Tests that call the function, quickest first, then others of their files, within BUDGET."""
+def tests_of(work: Work, file: str, mutant: Mutant, every: Sequence[str]) -> list[str]:
+    """Tests that are known to call the function, the quickest first, then those of near files."""
     functions = [(file, mutant.function)]
     if not mutant.function or mutant.function not in work.calls.get(file, {}):
         names = mutant.names or tuple(mutant.function.split(".")[:1])
         functions = list(mentioning(work.tree, names, file))
     calling = {test for name, function in functions
                for test in work.calls.get(name, {}).get(function, [])}  # fmt: skip
-    files = {test.split("::")[0] for test in calling}
-    first = sorted(calling, key=lambda test: work.seconds[test])
-    rest = (test for test in work.seconds if test.split("::")[0] in files and test not in calling)
-    chosen: list[str] = []
-    total = 0.0
-    for test in [*first, *sorted(rest, key=lambda test: work.seconds[test])]:
-        total += work.seconds[test] + 0.02
-        if total > BUDGET and chosen:
-            break
-        chosen.append(test)
-    return chosen
+    words = {*mutant.names, *mutant.function.replace(".<locals>", "").split(".")} - {""}
+    files = near_files(work.tree, file, {test.split("::")[0] for test in every})
+    place = {name: at for at, name in enumerate(files)}
+
+    def order(test: str) -> tuple[Any, ...]:
+        if test in calling:
+            return (-1, work.seconds[test])
+        name = test.split("[")[0].rsplit("::", 1)[1]
+        told = any(word.strip("_").lower() in name.lower() for word in words)
+        return (place[test.split("::")[0]], not told, work.seconds.get(test, UNKNOWN))
+
+    return sorted((x for x in every if x in calling or x.split("::")[0] in place), key=order)
+
+
+def near_files(tree: Path, file: str, tests: set[str]) -> list[str]:
+    """Files of tests: of the module, of what imports it, of its room, of all."""
+    path = Path(file)
+    room = path.parent.name
+
+    def of(stem: str) -> list[str]:
+        return sorted(test for test in tests if Path(test).stem == f"test_{stem}")
+
+    found = of(path.stem)
+    for stem in OF_MODULE.get(f"{room}/{path.stem}", ()):
+        found += of(stem)
+    module = file.removesuffix(".py").replace("/", ".")
+    found += sorted(test for test in tests if module in (tree / test).read_text())
+    for user in sorted((tree / path.parent).glob("*.py")):
+        if f"{module} import" in user.read_text():
+            found += of(user.stem)
+    for part in BY_ROOM.get(room, ()):
+        found += sorted(test for test in tests if f"tests/{part}" in test)
+    return list(dict.fromkeys(found))
 
 
 def mentioning(tree: Path, names: Sequence[str], home: str) -> Iterator[tuple[str, str]]:
@@ -364,9 +315,11 @@ def _naming(node: ast.AST, names: Sequence[str], inside: str) -> Iterator[str]:
 # --- one fault, a sample, a report ----------------------------------------------------------
 
 
-def try_mutant(work: Work, file: str, mutant: Mutant, source: str) -> dict[str, Any]:
+def try_mutant(
+    work: Work, server: Server, file: str, mutant: Mutant, source: str
+) -> dict[str, Any]:
     """Plant, run, take out again."""
-    tests = tests_of(work, file, mutant)
+    tests = tests_of(work, file, mutant, server.ready["tests"])
     path = work.tree / file
     faulty = plant(source, mutant)
     row = {
@@ -379,18 +332,33 @@ def try_mutant(work: Work, file: str, mutant: Mutant, source: str) -> dict[str, 
     begin = time.perf_counter()
     for stale in (path.parent / "__pycache__").glob(f"{path.stem}.*.pyc"):
         stale.unlink()
-    path.write_text(faulty)
+    path.write_text(faulty)  # for what tests start
     try:
-        files = sorted({test.split("::")[0] for test in tests})
-        told = in_child(work, files, {test: at for at, test in enumerate(tests)}, record=False)
+        told: Any = {"reimport": True}
+        if (file, mutant.function) not in work.at_import:
+            told = server.ask(tests, work.budget, (str(path), source, faulty))
+        if again := "reimport" in told:
+            told = in_new_server(work, tests)
     finally:
         path.write_text(source)
-    seconds = round(time.perf_counter() - begin, 1)
-    if told is None:
-        return {**row, "outcome": "hung", "tests": len(tests), "seconds": seconds}
-    outcome = "killed" if told["failed"] else "survived"
-    passed = len(told["seconds"])
-    return {**row, "outcome": outcome, "by": told["failed"], "tests": passed, "seconds": seconds}
+    row |= {
+        "seconds": round(time.perf_counter() - begin, 1), "cpu": round(told["cpu"], 1),
+        "reimported": again,
+    }  # fmt: skip
+    if "hung" in told:
+        return {**row, "outcome": "hung", "tests": len(tests)}
+    outcome, passed = "killed" if told["failed"] else "survived", len(told["seconds"])
+    return {**row, "outcome": outcome, "by": told["failed"], "tests": passed}
+
+
+def in_new_server(work: Work, tests: Sequence[str]) -> Any:
+    """The same where what is imported has to be imported anew."""
+    files = list(dict.fromkeys(test.split("::")[0] for test in tests))[:4]
+    server = Server(work.tree, files, work.cache, work.folder / "new.log")
+    told = server.ready or {"hung": True}
+    if not told.get("failed", "hung"):
+        told = server.ask(tests, work.budget)
+    return {**told, "cpu": server.close()}
 
 
 def identity(row: dict[str, Any]) -> tuple[Any, ...]:
@@ -398,21 +366,34 @@ def identity(row: dict[str, Any]) -> tuple[Any, ...]:
     return tuple(row[key] for key in ("file", "function", "line", "column", "old", "new"))
 
 
-def run_all(work: Work, faults: list[tuple[str, Mutant]], out: Path) -> None:
-    """Each fault that is not in the file yet."""
-    done = {identity(json.loads(line)) for line in out.read_text().splitlines()} \
-        if out.exists() else set()  # fmt: skip
+def rows_in(out: Path) -> list[dict[str, Any]]:
+    """What a run has found; of a fault that was shown again the last word."""
+    lines = out.read_text().splitlines() if out.exists() else []
+    return list({identity(row): row for row in map(json.loads, lines)}.values())
+
+
+def run_all(work: Work, faults: list[tuple[str, Mutant]], out: Path, again: bool) -> None:
+    """Each fault that is not in the file yet; or those that survived less than this budget."""
+    done = {identity(row): row for row in rows_in(out)}
     files = {file: (work.tree / file).read_text() for file, _ in faults}
+    server = Server(work.tree, test_files(work.tree), work.cache, work.folder / "log")
+    if server.ready is None or server.ready["failed"]:
+        raise SystemExit(f"nothing could be collected: see {work.folder / 'log'}")
     for at, (file, mutant) in enumerate(faults):
         where = mutant.function or ",".join(mutant.names)
-        if (file, where, *mutant.begin, mutant.old, mutant.new) in done:
+        known = done.get((file, where, *mutant.begin, mutant.old, mutant.new))
+        if again:
+            if known is None or known["outcome"] != "survived" or known["budget"] >= work.budget:
+                continue
+        elif known is not None:
             continue
-        row = try_mutant(work, file, mutant, files[file])
+        row = {**try_mutant(work, server, file, mutant, files[file]), "budget": work.budget}
         with out.open("a") as lines:
             lines.write(json.dumps(row) + "\n")
         short = f"{mutant.old[:40]!r} -> {mutant.new[:40]!r}"
         print(f"{at + 1}/{len(faults)} {row['outcome']:8} {row.get('seconds', 0):6} "
               f"{file}:{row['line']} {short}", flush=True)  # fmt: skip
+    server.close()
 
 
 def named_faults() -> list[tuple[str, Mutant]]:
@@ -444,7 +425,7 @@ def report(folder: Path, seeds: Sequence[str]) -> None:
 
     rows: dict[str, Any] = {}
     for seed in seeds:
-        lines = [json.loads(x) for x in (folder / f"{seed}.jsonl").read_text().splitlines()]
+        lines = rows_in(folder / f"{seed}.jsonl")
         killed = sum(line["outcome"] != "survived" for line in lines)
         rows[seed] = {
             "faults": len(lines), "noticed": killed, "share": round(killed / len(lines), 3),
@@ -463,6 +444,9 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=100)
     parser.add_argument("--named", action="store_true")
     parser.add_argument("--report", nargs="*", help="names of samples in the folder")
+    parser.add_argument("--again", action="store_true", help="show survivors to more tests")
+    parser.add_argument("--budget", type=float, default=20.0, help="seconds of tests a fault")
+    parser.add_argument("--survey", action="store_true", help="measure what tests call")
     parser.add_argument("--without", nargs="*", default=[], help="files of tests to leave out")
     parser.add_argument("--work", default="runs/mutation", help="folder to work in")
     args = parser.parse_args()
@@ -472,9 +456,11 @@ def main() -> None:
         return
     NOT_RUN.update(args.without)
     import_what_is_slow()
-    work = survey(Work(copy_tree(folder), folder, {}, {}))
+    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(folder / "cache"))
+    work = survey(Work(copy_tree(folder), folder, {}, {}, set(), args.budget, cache), args.survey)
     faults = named_faults() if args.named else sample(args.seed, args.count)
-    run_all(work, faults, folder / ("named.jsonl" if args.named else f"{args.seed}.jsonl"))
+    out = folder / ("named.jsonl" if args.named else f"{args.seed}.jsonl")
+    run_all(work, faults, out, args.again)
 
 
 if __name__ == "__main__":

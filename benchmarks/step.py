@@ -28,7 +28,6 @@ import numpy as np
 from benchmarks.common import save
 from benchmarks.peers import authors_selector, missing
 from bots_jax import Evidence, State, auto, bots
-from bots_jax.grouped.groups import group_of
 from bots_jax.pool.reference import ReferenceCounts, ReferenceGroups
 
 BATCH, ROLLOUTS = 512, 16
@@ -73,10 +72,8 @@ def our_step(form: str, size: int, forgetting: float | None, method: str = "bots
     state = selector.init(reference)
 
     def truth(state: State, task_ids: jax.Array) -> jax.Array:
-        if form == "grouped":
-            rates = state.pool.groups.reference.rates
-            return jnp.mean(rates, axis=0)[group_of(state.pool.groups, task_ids)]
-        return jnp.mean(state.reference.rates[:, task_ids], axis=0)
+        rates = state.known.reference.rates
+        return jnp.mean(rates, axis=0)[state.column_of(task_ids)]
 
     @partial(jax.jit, donate_argnums=1)
     def step(rng_key: jax.Array, state: State) -> tuple[State, Any]:

@@ -59,6 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def table(records: Records) -> str:
     """A row a strategy, Markdown."""
+    check_paired(records)
     values = values_of(list(records), BASELINE)
     lines = ["| choice + " + " | ".join(HEAD) + " |", "|" + " --- |" * len(HEAD)]
     for name, runs in values.items():
@@ -68,6 +69,19 @@ def table(records: Records) -> str:
         lines.append(f"| {name} | " + " | ".join(_row(name, cells, base)) + " |")
     seeds = sorted({record["seed"] for record in records})
     return f"Seeds {seeds[0]} to {seeds[-1]}.\n\n" + "\n".join(lines) + "\n"
+
+
+def check_paired(records: Records) -> None:
+    """Refuse runs of one seed that start from different policies."""
+    begun: dict[int, set[float]] = {}
+    for record in records:
+        begun.setdefault(record["seed"], set()).add(round(record["series"]["heldout"]["y"][0], 6))
+    if mixed := {seed: sorted(starts) for seed, starts in begun.items() if len(starts) > 1}:
+        raise SystemExit(
+            f"held-out rates before the first step differ within a seed: {mixed}. These runs start "
+            "from base policies of several warm-ups (other machines or numbers of cores), and are "
+            "not pairs: run them again with one cache"
+        )
 
 
 def _row(name: str, cells: Sequence[Mapping[str, Any]], base: Sequence[Mapping[str, Any]]) -> Any:

@@ -70,6 +70,7 @@ def auto(
     representation: str = "auto",
     tolerance: float | None = None,
     slots: int | None = None,
+    features_dtype: str | None = None,
     **shared: Unpack[Shared],
 ) -> Selector:
     """Task selection that tunes itself: a regression, own histories, likely mixed groups.
@@ -106,6 +107,9 @@ def auto(
       tolerance: grouped only: logits of its offset, and visits, that a task may lose when it
         returns to its group [1e-3].
       slots: grouped only: tasks that may differ from their group at a time, a multiple of 64.
+      features_dtype: what features are stored in: "float32", "float16", or "int8" in
+        steps of the largest of its column / 127; static [the state's dtype, float16 from 200,000
+        tasks on].
       shared: exploration, quotas, num_domains, expiry, keep_open, dtype; see `compose.Shared`.
 
     Raises:
@@ -120,19 +124,12 @@ def auto(
     2
     """
     given = Settings(
-        target=target,
-        rollouts=rollouts,
-        forgetting=forgetting,
-        implicit_weight=implicit_weight,
-        temperature=temperature,
-        breadth=breadth,
-        group=group,
-    )
+        target=target, rollouts=rollouts, forgetting=forgetting, implicit_weight=implicit_weight,
+        temperature=temperature, breadth=breadth, group=group,
+    )  # fmt: skip
     check_settings(given)
-    check_choice("choice", choice, CHOICES)
     value = find_worth(worth)
-    own = None if value.name == "mixed" else value.name
-    _refuse_unused(choice, given, worth=own, floor=floor, per_token=per_token)
+    _refuse_unused(choice, given, value, floor=floor, per_token=per_token)
     settings = merge_settings(AUTO_DEFAULTS, given)
     noisy = is_noisy(settings)
     floor = check_number("floor", first_given(floor, _FLOOR), 1, 1e9)
@@ -145,6 +142,7 @@ def auto(
         settings=settings,
         batch_size=batch_size,
         static=_described(config, choice, noisy, floor, value),
+        features_dtype=features_dtype,
         **shared,
     )
     grouping = Grouping(
@@ -189,9 +187,11 @@ def _described(
     }
 
 
-def _refuse_unused(choice: str, given: Settings, **of_mixed: Any) -> None:
-    """Arguments that this choice has no use for."""
-    of_mixed |= {"breadth": given.breadth, "group": given.group}
+def _refuse_unused(choice: str, given: Settings, worth: Worth, **of_mixed: Any) -> None:
+    """A choice that is not known, and arguments that this one has no use for."""
+    check_choice("choice", choice, CHOICES)
+    own = None if worth.name == "mixed" else worth.name
+    of_mixed |= {"worth": own, "breadth": given.breadth, "group": given.group}
     if choice == "mixed" and given.target is not None:
         raise ValueError(
             f"target={given.target} has no effect with choice='mixed', which takes likely mixed "

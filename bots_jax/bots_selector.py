@@ -36,8 +36,6 @@ import functools
 import warnings
 from typing import Any, Unpack
 
-import numpy as np
-
 from bots_jax.belief.beta import beta_belief, beta_rules
 from bots_jax.checks import check_choice, is_concrete
 from bots_jax.choice.nearest import nearest_target
@@ -75,6 +73,7 @@ def bots(
     representation: str = "auto",
     tolerance: float | None = None,
     slots: int | None = None,
+    features_dtype: str | None = None,
     **shared: Unpack[Shared],
 ) -> Selector:
     """Bayesian online task selection as published (arXiv 2510.26374).
@@ -102,6 +101,7 @@ def bots(
         its group [1e-5].
       slots: grouped only: tasks that may differ from their group at a time, a multiple of 64
         [twice as many as will by lambda]. The table grows between steps, not in traced code.
+      features_dtype: what features are stored in, as in `auto`; for estimator="glm"; static.
       shared: exploration, quotas, num_domains, expiry, keep_open, dtype; see `compose.Shared`.
 
     Raises:
@@ -129,19 +129,19 @@ def bots(
     settings = merge_settings(BOTS_DEFAULTS, given)
     model_of = make_estimator(estimator)
     _refuse_unused(model_of, capability_momentum, implicit_weight, adaptive_implicit_weight)
-    check_choice("choice", choice, CHOICES)
     noisy = is_noisy(settings)
     plan = plan_of(batch_size, shared)
     adaptive = bool(adaptive_implicit_weight)
     rules = beta_rules(model_of, adaptive)
-    described = {"adaptive_implicit_weight": adaptive, "choice": choice, "noisy": noisy}
+    described = {"choice": check_choice("choice", choice, CHOICES), "noisy": noisy}
     dense = compose(
         name="bots",
         model=beta_belief(rules),
         choice=nearest_target(choice, noisy, of_betas=True),
         settings=settings,
         batch_size=batch_size,
-        static={"estimator": model_of.name, **described},
+        static={"estimator": model_of.name, "adaptive_implicit_weight": adaptive, **described},
+        features_dtype=features_dtype,
         **shared,
     )
     grouping = Grouping(
@@ -169,11 +169,10 @@ def _with_warning(selector: Selector) -> Selector:
     @functools.wraps(selector.init)
     def init(*args: Any, **given: Any) -> State:
         state = selector.init(*args, **given)
-        grouped = state.representation == "grouped"
-        tasks = state.pool.groups.num_tasks if grouped else state.pool.domain_sizes
+        tasks = state.num_tasks
         if is_concrete(tasks, state.settings.forgetting):
             forgetting = float(state.settings.forgetting)
-            count, size = int(np.sum(np.asarray(tasks))), int(selector.static["batch_size"])
+            count, size = int(tasks), int(selector.static["batch_size"])
             if count / size * forgetting >= _FAR_ABOVE:
                 warnings.warn(_forgets(count, size, forgetting), RuntimeWarning, stacklevel=2)
         return state

@@ -173,7 +173,30 @@ def restore(
       CheckpointError: if there is none, or it belongs to another selector or pool.
       DamagedCheckpointError: if `step`, or every one there is, is damaged.
     """
-    check_choice("settings", settings, ("saved", "given"))
+    found = read(directory, step, {"state": like, "trainer": trainer})
+    return rebuild(found, selector, like, trainer=trainer, settings=settings, resized=resized)
+
+
+class Found(NamedTuple):
+    """A checkpoint as it was read, whole but not yet fitted to anything."""
+
+    step: int
+    static: Mapping[str, Any]  # settings of the selector
+    arrays: dict[str, np.ndarray]  # by path: "['state']" and "['trainer']" before that of a leaf
+    generators: Mapping[str, str]  # that each key belongs to, by path
+    notes: Mapping[str, Any]
+
+
+def read(directory: str | Path, step: int | None = None, template: PyTree = None) -> Found:
+    """What `save` wrote, for `rebuild`; without `step` the newest that is whole.
+
+    Args:
+      template: {"state": ..., "trainer": ...}; what is spread over processes there is read so.
+
+    Raises:
+      CheckpointError: if there is none.
+      DamagedCheckpointError: if `step`, or every one there is, is damaged.
+    """
     directory = local_folder(directory)
     steps = found(directory) if step is None else [step]
     if not steps:
@@ -186,17 +209,48 @@ def restore(
         try:
             folder = orbax_files.step_folder(directory, candidate)
             packed, header = _read(folder)
-            spread = _read_spread(folder, header, {"state": like, "trainer": trainer})
+            spread = _read_spread(folder, header, template)
         except DamagedCheckpointError as error:
             damaged.append(str(error))
             continue
         for message in damaged:
-            warnings.warn(f"skipped: {message}", RuntimeWarning, stacklevel=2)
-        if resized:
-            like = _as_large(like, header["leaves"], "['state']")
+            warnings.warn(f"skipped: {message}", RuntimeWarning, stacklevel=3)
         arrays = _cut(packed, header["leaves"]) | spread
-        return _rebuild(arrays, header, selector, like, trainer, settings)
+        generators = header["generators"]
+        return Found(header["step"], header["static"], arrays, generators, header["notes"])
     raise DamagedCheckpointError("; ".join(damaged) + ". No whole checkpoint is left")
+
+
+def rebuild(
+    found: Found,
+    selector: Selector,
+    like: State,
+    *,
+    trainer: PyTree = None,
+    settings: str = "saved",
+    resized: bool = False,
+) -> Restored:
+    """The state and the trainer's pytree of what was read; see `restore`.
+
+    What is spread over devices in `like` is spread as it is.
+
+    Raises:
+      CheckpointError: if it belongs to another selector or pool.
+    """
+    check_choice("settings", settings, ("saved", "given"))
+    check_static(found.static, selector)
+    if resized:
+        like = _as_large(like, found.arrays, "['state']")
+    template = {"state": like, "trainer": trainer}
+    _check_generators(found.generators, template)
+    spread = any(map(orbax_files.is_spread, jax.tree.leaves(like)))
+    arrays = found.arrays if spread else _fit(found.arrays, like, "['state']")
+    _check_leaves(arrays, template)
+    tree = _fill(arrays, template)
+    state: State = tree["state"]
+    if settings == "given":
+        state = state._replace(settings=Settings(*like.settings))
+    return Restored(found.step, state, tree["trainer"], found.notes)
 
 
 def named_arrays(state: State) -> dict[str, np.ndarray]:
@@ -224,21 +278,20 @@ def from_named_arrays(
       CheckpointError: if they belong to another selector or pool.
     """
     check_choice("settings", settings, ("saved", "given"))
-    _check_static(_plain(static), _plain(selector.static))
+    check_static(static, selector)
     found = {path: np.asarray(array) for path, array in arrays.items()}
-    leaves = [[path, a.dtype.name, list(a.shape)] for path, a in found.items()]
-    template = _as_large(like, leaves, "")
+    template = _as_large(like, found, "")
     found = _fit(found, template, "")
     _check_leaves(found, template)
     state: State = _fill(found, template)
     return state._replace(settings=Settings(*like.settings)) if settings == "given" else state
 
 
-def _as_large(like: State, leaves: list[list[Any]], prefix: str) -> State:
+def _as_large(like: State, arrays: Mapping[str, np.ndarray], prefix: str) -> State:
     """A grouped `like` with the sizes of the saved leaves; any other as it is."""
     if like.representation != "grouped":
         return like
-    saved = {path: (dtype, shape) for path, dtype, shape in leaves}
+    saved = {path: (array.dtype.name, array.shape) for path, array in arrays.items()}
     groups = like.pool.groups
     for name in ("order", "of_task"):  # a pool given by sizes has none until tasks are added
         path = f"{prefix}.pool.groups.{name}"
@@ -385,25 +438,13 @@ def _read_spread(folder: Path, header: Mapping[str, Any], template: PyTree) -> d
     return dict(zip(told, arrays, strict=True))
 
 
-def _rebuild(
-    arrays: dict[str, Any],
-    header: Mapping[str, Any],
-    selector: Selector,
-    like: State,
-    trainer: PyTree,
-    settings: str,
-) -> Restored:
-    _check_static(header["static"], _plain(selector.static))
-    template = {"state": like, "trainer": trainer}
-    _check_generators(header["generators"], template)
-    if not orbax_files.is_spread(like.pool.active):
-        arrays = _fit(arrays, like, "['state']")
-    _check_leaves(arrays, template)
-    tree = _fill(arrays, template)
-    state: State = tree["state"]
-    if settings == "given":
-        state = state._replace(settings=Settings(*like.settings))
-    return Restored(header["step"], state, tree["trainer"], header["notes"])
+def check_static(saved: Mapping[str, Any], selector: Selector) -> None:
+    """Refuse a selector that is another in a setting which beliefs depend on.
+
+    Raises:
+      CheckpointError: naming the setting.
+    """
+    _check_static(_plain(saved), _plain(selector.static))
 
 
 def _check_static(saved: Mapping[str, Any], given: Mapping[str, Any]) -> None:
@@ -422,6 +463,7 @@ def _check_leaves(saved: Mapping[str, np.ndarray], template: PyTree) -> None:
     wanted = {path: _kind(leaf) for path, leaf in _named_leaves(template)}
     for path in [*wanted, *names]:
         if names.get(path) != wanted.get(path):
+            _check_described(path, names, wanted)
             raise CheckpointError(
                 f"the checkpoint holds {path} as {_spell(names.get(path))}, expected "
                 f"{_spell(wanted.get(path))}: it belongs to another pool, model or library version"
@@ -432,6 +474,34 @@ def _kind(leaf: Any) -> list[Any]:
     """[dtype, shape], as a header has them."""
     array = leaf if orbax_files.is_spread(leaf) else _as_numpy(leaf)
     return [array.dtype.name, list(array.shape)]
+
+
+def _check_described(path: str, saved: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+    """Pools of which one has features, or domains, that the other has not, said plainly."""
+    prefix = path.split(".")[0]
+    features, sizes = f"{prefix}.reference.embeddings", f"{prefix}.pool.domain_sizes"
+    rates = f"{prefix}.reference.rates"
+    if features in here and features not in saved:
+        raise CheckpointError(
+            "the checkpoint holds no features, and this pool has some: make it with features=None "
+            "(features of the prompts are made by default), or begin anew"
+        )
+    if features in saved and features not in here:
+        raise CheckpointError(
+            "the checkpoint holds features, and this pool has none: give the features=... or "
+            "prompts=... of the saved run; features=None goes with a run that began without"
+        )
+    for part, what in (
+        (features, "columns of features (features=...)"),
+        (rates, "reference models (reference=...)"),
+        (sizes, "domains (domains=..., num_domains=... of the factory)"),
+    ):
+        theirs, ours = saved.get(part), here.get(part)
+        if theirs and ours and theirs[1][0] != ours[1][0]:
+            raise CheckpointError(
+                f"the checkpoint holds {theirs[1][0]} {what}, this pool has {ours[1][0]}: it "
+                "belongs to another pool; give as many as the saved run had, or begin anew"
+            )
 
 
 def _spell(leaf: list[Any] | None) -> str:
@@ -481,11 +551,11 @@ def _fit(arrays: dict[str, np.ndarray], like: State, prefix: str) -> dict[str, n
             fitted[path][both] = arrays[path][both]
     touched = f"{prefix}.pool.touched"
     if touched in arrays and (rows != room or arrays[touched].shape != like.pool.touched.shape):
-        fitted.update(_list_touched(fitted, like, prefix))
+        fitted.update(list_touched(fitted, like, prefix))
     return fitted
 
 
-def _list_touched(arrays: Mapping[str, np.ndarray], like: State, prefix: str) -> dict[str, Any]:
+def list_touched(arrays: Mapping[str, np.ndarray], like: State, prefix: str) -> dict[str, Any]:
     """The list of rows with pending evidence, as long as that of `like`: see `pool.visits`."""
     pool = {name: arrays[f"{prefix}.pool.{name}"] for name in ("trials", "visit_trials")}
     pending = np.flatnonzero((pool["trials"] > 0) | (pool["visit_trials"] > 0)).astype(np.int32)
@@ -502,7 +572,7 @@ def _fill(arrays: Mapping[str, np.ndarray], template: PyTree) -> Any:
     return jax.tree_util.tree_unflatten(structure, leaves)
 
 
-def _like(array: np.ndarray, leaf: Any) -> Any:
+def _like(array: Any, leaf: Any) -> Any:
     """A key array where the template has one, else a JAX array (a copy, safe to donate).
 
     On the devices of the template where these are several.

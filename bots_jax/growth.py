@@ -18,7 +18,14 @@ from bots_jax.grouped import selector as grouped
 from bots_jax.grouped.groups import find_codes
 from bots_jax.pool import visits
 from bots_jax.pool.features import encode_as
-from bots_jax.pool.reference import UNKNOWN, Reference, broadcast_trials, check_rates, without_nan
+from bots_jax.pool.reference import (
+    UNKNOWN,
+    Reference,
+    broadcast_trials,
+    check_rates,
+    stored_like,
+    without_nan,
+)
 from bots_jax.types import Array, ArrayLike, State
 
 
@@ -51,14 +58,16 @@ def add_tasks(
       ValueError: if the shapes do not fit, or there is no room.
     """
     models = state.reference.rates.shape[0]
-    columns = _encode_new(state.reference, features)
+    if reference_trials is not None and reference is None:
+        raise ValueError("reference_trials was given without reference: give both or neither")
+    columns = _encode_new(state.known.reference, features)
     if columns is not None and reference is None and num_tasks is None:
         num_tasks = columns.shape[1]
-    count = _count_new(reference, num_tasks, models)
+    count = count_new(reference, num_tasks, models)
     if columns is not None and columns.shape[1] != count:
         raise ValueError(f"features has {columns.shape[1]} rows, expected one for {count} tasks")
     if state.representation == "grouped":
-        return _add_grouped(state, reference, reference_trials, domains, count)
+        return _add_grouped(state, reference, reference_trials, domains, count, columns)
     capacity = state.pool.active.shape[0]
     _check_free(state, count)
     domain = _check_domains(state, domains, count)
@@ -67,7 +76,7 @@ def add_tasks(
     state = state._replace(
         pool=bookkeeping,
         reference=_set_reference(state.reference, rows, reference, reference_trials, columns),
-        belief=state.belief.restart(state.settings, rows),
+        belief=state.belief.restart(state.settings, rows, state.pool.active),
     )
     return state, ids
 
@@ -75,7 +84,15 @@ def add_tasks(
 def retire(state: State, task_ids: ArrayLike) -> State:
     """Take tasks out of the pool. Their evidence, pending or late, is dropped.
 
-    For a grouped pool this is done on the host, at a pass over the pool.
+    Args:
+      state: of any selector.
+      task_ids: i32[A]; -1 is padding, and a task that is out already stays out.
+
+    Returns:
+      The state. For a grouped pool it is made on the host, by going through all tasks.
+
+    Raises:
+      ValueError: if an id is no row of the pool, or a grouped pool is traced.
     """
     if state.representation == "grouped":
         _refuse_traced(state, task_ids)
@@ -98,6 +115,7 @@ def _add_grouped(
     trials: ArrayLike | None,
     domains: ArrayLike | None,
     count: int,
+    columns: np.ndarray | None,
 ) -> tuple[State, Array]:
     _refuse_traced(state, reference, trials, domains)
     known = state.pool.groups
@@ -110,7 +128,10 @@ def _add_grouped(
     rates = np.full((models, count), np.nan) if reference is None else np.asarray(reference)
     if trials is None and known.reference.trials is not None:
         trials = np.ones(models)
-    codes = find_codes(rates, trials, domains)
+    kinds, values = _kinds_of(known.reference, columns, count)
+    codes = find_codes(rates, trials, domains, kinds=kinds)
+    if codes is not None and codes.kinds is not None:
+        codes = codes._replace(embeddings=values[:, codes.kinds[0]])
     if codes is None:
         raise ValueError("the references of the new tasks take too many values to be grouped")
     most = state.pool.slots.domain_sizes.size
@@ -119,14 +140,37 @@ def _add_grouped(
     return grouped.add_tasks(state, codes)
 
 
-def _count_new(reference: ArrayLike | None, num_tasks: int | None, models: int) -> int:
+def _kinds_of(
+    known: Reference, columns: np.ndarray | None, count: int
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """Which of the distinct columns f[E, V] each new task has; nothing where there are none."""
+    if known.embeddings is None:
+        return [], np.zeros((0, 1))
+    if columns is None:
+        columns = np.zeros((known.embeddings.shape[0], count), np.float32)
+    values, numbers = np.unique(columns, axis=1, return_inverse=True)
+    return [numbers.ravel()], values
+
+
+def count_new(reference: Any, num_tasks: int | None, models: int) -> int:
+    """A, the tasks that are to be added to a pool of so many reference models."""
     if num_tasks is not None:
         num_tasks = check_count("num_tasks", num_tasks)
     if reference is None:
         if num_tasks is None:
             raise ValueError("num_tasks is None: give reference, or how many tasks to add")
         return num_tasks
+    if hasattr(reference, "_fields"):  # counts or groups, as `init` takes them
+        raise ValueError(
+            f"reference is a {type(reference).__name__}: to a pool that is there give pass rates "
+            f"f[{models}, A], successes over trials, and reference_trials"
+        )
     shape = np.shape(reference)
+    if models == 0:
+        raise ValueError(
+            f"reference has shape {shape}, and the pool was made without references: drop it, and "
+            "give num_tasks"
+        )
     if len(shape) != 2 or shape[0] != models or num_tasks not in (None, shape[1]):
         raise ValueError(
             f"reference has shape {shape}, expected [{models}, {num_tasks or 'A'}]: "
@@ -196,7 +240,7 @@ def _set_reference(
     new = UNKNOWN if rates is None else without_nan(rates, dtype)
     known = known._replace(rates=known.rates.at[:, rows].set(new, mode="drop"))
     if known.embeddings is not None:
-        described = 0 if columns is None else jnp.asarray(columns, dtype)
+        described = 0 if columns is None else stored_like(known, columns)
         embeddings = known.embeddings.at[:, rows].set(described, mode="drop")
         known = known._replace(embeddings=embeddings)
     if known.trials is None:

@@ -5,15 +5,27 @@ In: a `State` of any selector. Out: what is in the pool, what is in flight, what
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import numpy as np
 
 from bots_jax.checks import is_concrete
-from bots_jax.types import State
+from bots_jax.choice.worth import chance_of_mixed_group
+from bots_jax.settings import group_in_force
+from bots_jax.types import Selector, State
+
+_LOOKED_AT = 4096  # tasks that predictions are averaged over, evenly spaced
 
 
-def summary(state: State) -> str:
+def summary(state: State, selector: Selector | None = None) -> str:
     """What a state holds, in about ten lines.
+
+    Args:
+      state: of any selector.
+      selector: the one that it is of: then a line says what a batch of random tasks would bring,
+        pass rate and share of mixed groups. That share is averaged over what is not known of each
+        task; the chance at the mean rate would promise too much wherever tasks differ.
 
     Raises:
       ValueError: inside traced code, where there is nothing to look at yet.
@@ -24,32 +36,53 @@ def summary(state: State) -> str:
     """
     if not is_concrete(state):
         raise ValueError("state is traced: call summary outside of jit, scan and vmap")
-    grouped = state.representation == "grouped"
-    visits = state.pool.slots if grouped else state.pool
-    tasks = int(state.pool.groups.num_tasks) if grouped else int(np.sum(np.asarray(visits.active)))
-    lines = [f"{tasks} tasks, {state.representation}, step {int(visits.step)}"]
-    if not grouped:
-        lines.append(f"rows: {visits.active.shape[0]}, of which {tasks} hold a task")
+    tasks, rows = int(state.num_tasks), state.bookkeeping
+    used, room = int(np.sum(np.asarray(rows.active))), rows.active.shape[0]
+    lines = [f"{tasks} tasks, {state.representation}, step {int(state.step)}"]
+    if state.representation == "dense":
+        lines.append(f"rows: {room}, of which {used} hold a task")
     else:
-        groups, slots = state.pool.groups.sizes.shape[0], state.pool.slot_ids.shape[0]
-        used = int(np.sum(np.asarray(visits.active)))
-        lines.append(f"groups: {groups}; slots: {used} of {slots} in use")
-    lines.append(f"domains: {visits.domain_sizes.shape[0]}")
+        groups = state.known.num_tasks.shape[0]
+        lines.append(f"groups: {groups}; slots: {used} of {room} in use")
+    lines.append(f"domains: {state.num_domains}")
     lines.append(_references(state))
-    lines.append(f"in flight: {int(visits.in_flight)} visits of {int(visits.next_visit)} batches")
-    pending = np.asarray(visits.trials)
+    lines.append(f"in flight: {int(state.in_flight)} visits of {int(state.num_batches)} batches")
+    pending = np.asarray(rows.trials)
     lines.append(f"pending: {float(pending.sum()):g} trials of {int((pending > 0).sum())} tasks")
     shown = state.settings._asdict().items()
     lines.append("settings: " + ", ".join(f"{name} {float(value):.4g}" for name, value in shown))
     lines.append(f"belief: {type(state.belief).__name__}")
+    if selector is not None:
+        lines.append(_expected(state, selector))
     lines += _spreads(state)
     return "\n".join(lines)
 
 
+def _expected(state: State, selector: Selector) -> str:
+    rate, mixed = expected_of_random_tasks(state, selector)
+    group = round(float(group_in_force(state.settings)))
+    return f"expected of random tasks: pass rate {rate:.2f}, mixed groups of {group} {mixed:.0%}"
+
+
+def expected_of_random_tasks(state: State, selector: Selector) -> tuple[float, float]:
+    """Pass rate, and share of mixed groups, that the belief expects of tasks drawn at random."""
+    ids: Any = range(int(state.capacity))  # of a large pool there is no list
+    if state.representation == "dense":
+        ids = np.flatnonzero(np.asarray(state.bookkeeping.active))
+    places = np.linspace(0, len(ids) - 1, min(len(ids), _LOOKED_AT)).astype(int)
+    some = np.array([ids[place] for place in places.tolist()], np.int32)
+    some = some[np.asarray(state.column_of(some)) < state.known.num_tasks.shape[0]]  # not retired
+    if not some.size:
+        return np.nan, np.nan
+    mean, counts = selector.predict(state, some)
+    group = group_in_force(state.settings)
+    mixed = chance_of_mixed_group(mean * counts, (1 - mean) * counts, group)
+    rate, share = (np.mean(np.asarray(each), dtype=np.float64) for each in (mean, mixed))
+    return float(rate), float(share)
+
+
 def _references(state: State) -> str:
-    rates = np.asarray(state.reference.rates)
-    if state.representation == "grouped":
-        rates = np.asarray(state.pool.groups.reference.rates)
+    rates = np.asarray(state.known.reference.rates)
     if not rates.shape[0]:
         return "references: none"
     known = (rates >= 0).mean(axis=1)

@@ -155,18 +155,102 @@ class Info(NamedTuple):
     displaced: Array  # i32, tasks whose own evidence was lost: the grouped table was full
 
 
+class Known(NamedTuple):
+    """What was known of tasks before any rollout, in columns: of one task each, or of tasks alike.
+
+    A dense pool has a column for each of its C rows, in their order; a grouped one for each of
+    its groups. `State.column_of` tells the column of a task.
+    """
+
+    reference: Any  # reference.Reference: rates f[K, J], trials f[K, J] or None, ...
+    domain: Array | None  # i32[J]; None if there is only one
+    num_tasks: Array  # i32[J], tasks of the pool in each column
+
+
+class Pool(Protocol):
+    """What both representations of a pool tell; `State` has the same names, and says more."""
+
+    @property
+    def representation(self) -> str: ...
+    @property
+    def num_tasks(self) -> Array: ...
+    @property
+    def capacity(self) -> int | Array: ...
+    @property
+    def bookkeeping(self) -> Any: ...
+    def known(self, reference: Any) -> Known: ...
+    def column_of(self, task_ids: ArrayLike) -> Array: ...
+
+
 class State(NamedTuple):
-    """All that a selector needs for its next step, and nothing else."""
+    """All that a selector needs for its next step, and nothing else.
+
+    Inside `pool`, `reference` and `belief` dense and grouped pools differ. The properties below,
+    `summary(state)` and `selector.predict(state)` are the same for both, and for every selector.
+
+    >>> import bots_jax
+    >>> state = bots_jax.bots(batch_size=2).init([[0.0, 0.5, 0.5], [0.5, 1.0, 1.0]])
+    >>> int(state.num_tasks), int(state.step), int(state.in_flight), state.representation
+    (3, 0, 0, 'dense')
+    """
 
     settings: Settings
-    pool: Any  # pool.PoolState: visits, eligibility, pending evidence, growth
-    reference: Any  # reference.Reference: pass rates of reference models
-    belief: Any  # the pytree of a compose.BeliefModel, or grouped_slots.GroupedBelief
+    pool: Any  # a `Pool`: pool.visits.PoolState, or grouped.slots.GroupedPool
+    reference: Any  # reference.Reference, a column for each row of `bookkeeping`
+    belief: Any  # the pytree of a compose.BeliefModel, or grouped.slots.GroupedBelief
 
     @property
     def representation(self) -> str:
         """ "grouped" where tasks alike share a posterior, else "dense"."""
-        return "grouped" if hasattr(self.pool, "groups") else "dense"
+        return self.pool.representation
+
+    @property
+    def num_tasks(self) -> Array:
+        """i32: tasks in the pool; neither retired ones nor room for more."""
+        return self.pool.num_tasks
+
+    @property
+    def capacity(self) -> int | Array:
+        """C: task ids are below it. Of a grouped pool an array, i32."""
+        return self.pool.capacity
+
+    @property
+    def num_domains(self) -> int:
+        """D."""
+        return int(self.bookkeeping.domain_sizes.shape[-1])
+
+    @property
+    def step(self) -> Array:
+        """i32: calls of `advance` or `update` so far."""
+        return self.bookkeeping.step
+
+    @property
+    def in_flight(self) -> Array:
+        """i32: open visits, of tasks whose evidence is awaited."""
+        return self.bookkeeping.in_flight
+
+    @property
+    def num_batches(self) -> Array:
+        """i32: calls of `select` so far."""
+        return self.bookkeeping.next_visit
+
+    @property
+    def bookkeeping(self) -> Any:
+        """`pool.visits.PoolState`: visits and pending evidence, by row: a task, or a slot.
+
+        Of a grouped pool the rows are slots, for the tasks that are in flight, or have evidence of
+        their own; `state.pool.slot_ids` tells whose they are.
+        """
+        return self.pool.bookkeeping
+
+    @property
+    def known(self) -> Known:
+        """What was known of the tasks before any rollout: references, domains, features."""
+        return self.pool.known(self.reference)
+
+    def column_of(self, task_ids: ArrayLike) -> Array:
+        """i32[...]: the column of `known` of each task; beyond the last one if it is not there."""
+        return self.pool.column_of(task_ids)
 
 
 class InitFn(Protocol):

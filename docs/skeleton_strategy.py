@@ -21,7 +21,7 @@ class Average(NamedTuple):
     rate: jax.Array  # f[C], moving average of successes / trials
     trials: jax.Array  # f[C], so far
 
-    def restart(self, settings, rows):
+    def restart(self, settings, rows, active):
         """Rows that now hold a new task (`add_tasks`)."""
         rate = self.rate.at[rows].set(0.5, mode="drop")
         return Average(rate, self.trials.at[rows].set(0, mode="drop"))

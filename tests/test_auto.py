@@ -12,11 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bots_jax import Evidence, Selection, Selector, State, add_tasks, auto
+from bots_jax import Evidence, Selection, Selector, State, add_tasks, auto, summary
 from bots_jax.belief.lengths import relative_length
 from bots_jax.belief.logit_normal import _reweighted, was_visited
-from bots_jax.choice.worth import prob_zero_advantage
+from bots_jax.choice.worth import chance_of_mixed_group, prob_zero_advantage
 from bots_jax.implicit.glm import glm
+from bots_jax.summary import expected_of_random_tasks
 
 BATCH, ROLLOUTS, TASKS = 5, 8, 60
 
@@ -484,3 +485,32 @@ def test_every_pair_keeps_a_share_of_the_weight(seed: int, strength: float) -> N
     found = np.exp(_reweighted(jnp.asarray(before, jnp.float32), jnp.asarray(told, jnp.float32)))
     np.testing.assert_allclose(found, expected, rtol=1e-3)
     assert np.min(found) > 0.99 * 0.01 / 12
+
+
+# --- many tasks behind one rate -------------------------------------------------------------
+
+MEAN, ROLLOUTS, SILENT = 0.11, 32, 0.51  # of a public run; at the mean 2% of the groups are silent
+COUNTS = 1.9026  # of the Beta of that mean whose groups of 32 are silent so often
+
+
+@pytest.mark.parametrize("representation", ["dense", "grouped"])
+def test_mixed_groups_are_expected_over_the_spread_of_a_belief(representation: str) -> None:
+    """A kind of tasks that differ: its mean rate promises 98% mixed groups, and 49% come."""
+    shape = MEAN * COUNTS, (1 - MEAN) * COUNTS
+    mixed = chance_of_mixed_group(*map(jnp.float32, shape), ROLLOUTS)
+    np.testing.assert_allclose(mixed, 1 - SILENT, atol=1e-3)
+    rng = np.random.default_rng(0)
+    rates = rng.beta(*shape, 4096)
+    selector = auto(batch_size=64, rollouts=ROLLOUTS, representation=representation)
+    same = np.full((1, 4096), 0.2)  # a reference that tells nothing: one group of tasks
+    state = selector.init(same)
+    for ids in rng.permutation(4096)[: 12 * 64].reshape(12, 64).astype(np.int32):
+        solved = rng.binomial(ROLLOUTS, rates[ids]).astype(np.float32)
+        state, _ = selector.update(state, Evidence(ids, solved, np.float32(ROLLOUTS)))
+    rate, expected = expected_of_random_tasks(state, selector)
+    true = np.mean(1 - rates**ROLLOUTS - (1 - rates) ** ROLLOUTS)
+    at_the_mean = 1 - rate**ROLLOUTS - (1 - rate) ** ROLLOUTS
+    assert at_the_mean - true > 0.35
+    assert abs(expected - true) < (at_the_mean - true) / 3
+    line = f"mixed groups of 32 {expected:.0%}"
+    assert line in summary(state, selector)

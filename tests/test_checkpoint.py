@@ -17,6 +17,7 @@ from bots_jax import Evidence, Selector, State, add_tasks, bots, checkpoint
 from bots_jax.adapters import TaskSampler
 from bots_jax.adapters.tunix import TunixTasks
 from bots_jax.checkpoint import CheckpointError, DamagedCheckpointError
+from bots_jax.sharding import shard, task_mesh
 from bots_jax.strategies import make_strategy
 
 SELECTOR = bots(batch_size=4, rollouts=8)
@@ -199,7 +200,12 @@ def test_room_for_more_devices_and_back(tmp_path: Path, reference: np.ndarray, n
         state = selector.advance(state)[0] if step < 1 else state
     checkpoint.save(tmp_path, 1, selector, state)
     wide = checkpoint.restore(tmp_path, selector, selector.init(reference, capacity=256)).state
-    checkpoint.save(tmp_path, 2, selector, wide)
+    spread = shard(selector.init(reference, capacity=256), task_mesh(jax.devices()[:4]))
+    placed = checkpoint.restore(tmp_path, selector, spread).state
+    for ours, theirs, like in zip(*map(jax.tree.leaves, (placed, wide, spread)), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+        assert ours.sharding == like.sharding
+    checkpoint.save(tmp_path, 2, selector, placed)
     back = checkpoint.restore(tmp_path, selector, selector.init(reference), step=2).state
     before, after = dense(state), dense(back)
     for path in before:

@@ -7,12 +7,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from benchmarks.compiled_bytes import moved
 from bots_jax.numerics.control_flow import lazy_cond
 
 SIZE = 4096
-WORDS = jnp.ones(SIZE)
+WORDS = np.ones(SIZE, np.float32)
 
 
 def bytes_of(function: Any, *arguments: Any) -> int:

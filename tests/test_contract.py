@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bots_jax import Evidence, Info, Selection, Selector, State, add_tasks, bots, retire
+from bots_jax import Evidence, Info, Selection, Selector, State, add_tasks, bots, retire, summary
 from bots_jax.strategies import STRATEGIES, make_strategy
 from bots_jax.types import (
     AbandonFn,
@@ -114,6 +114,32 @@ def test_mask_and_padding(selector: Selector, state: State) -> None:
     state, info = selector.update(state, rewards(selection))
     assert int(info.evaluated) == 3
     assert int(info.invalid) == int(info.stale) == 0
+
+
+def test_one_path_whatever_the_representation(
+    selector: Selector, state: State, reference: np.ndarray
+) -> None:
+    """Properties of a state, and `summary`, say the same of dense and grouped pools."""
+
+    def told(state: State) -> tuple[int, ...]:
+        numbers = state.num_tasks, state.step, state.in_flight, state.num_batches
+        return tuple(map(int, numbers))
+
+    assert state.representation == ("grouped" if selector is selector_of(GROUPED) else "dense")
+    assert (*told(state), int(state.capacity), state.num_domains) == (TASKS, 0, 0, 0, TASKS, 1)
+    rates = np.asarray(state.known.reference.rates)
+    np.testing.assert_array_equal(rates[:, state.column_of(np.arange(TASKS))], reference)
+    assert int(state.known.num_tasks.sum()) == TASKS
+    state, selection = selector.select(jax.random.key(0), state, EVERYONE)
+    assert told(state) == (TASKS, 0, BATCH, 1)
+    state, _ = selector.update(state, rewards(selection))
+    assert told(state) == (TASKS, 1, 0, 1)
+    state = retire(state, [7])
+    assert told(state)[0] == int(state.known.num_tasks.sum()) == TASKS - 1
+    gone = int(state.column_of(7))
+    assert gone == rates.shape[1]
+    assert int(state.column_of(TASKS)) == gone
+    assert summary(state).startswith(f"{TASKS - 1} tasks, {state.representation}, step 1")
 
 
 def test_deterministic_and_keeps_structure(selector: Selector, state: State) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import importlib
 import inspect
+import json
 import pickle
 import warnings
 from functools import partial
@@ -22,6 +23,7 @@ import bots_jax
 from bots_jax import Evidence, Selection, auto, bots, summary
 from bots_jax.strategies import SETTINGS, STRATEGIES, make_strategy, open_settings
 from bots_jax.strategies.oracle import oracle
+from bots_jax.strategies.oversampling import dots, dynamic_sampling, learnability
 
 REFERENCE = np.sort(np.random.default_rng(0).random((2, 60)), axis=0).astype(np.float32)
 
@@ -138,6 +140,7 @@ def test_every_argument_does_something(factory: Any, name: str) -> None:
         (lambda: auto(choice="mean", worth="variance"), "worth=variance has no effect"),
         (lambda: bots(estimator="glm", capability_momentum=0.5), "capability_momentum=0.5 smooths"),
         (lambda: bots(estimator="none", implicit_weight=0.5), "estimator='none' infers nothing"),
+        (lambda: bots(features_dtype="int8"), "features_dtype='int8' has no effect"),
     ],
 )
 def test_arguments_without_a_use_are_refused(make: Any, message: str) -> None:
@@ -214,6 +217,21 @@ def test_sizes_that_are_traced_are_told(factory: Any) -> None:
 
 
 # --- what the command line says ------------------------------------------------------------------
+
+
+def test_defaults_are_those_that_were_published() -> None:
+    """A default that changes is news to users: write it here and in CHANGELOG.md."""
+    oversampling = {f.__name__: f for f in (dots, dynamic_sampling, learnability)}
+    published = json.loads((Path(__file__).parent / "golden" / "defaults.json").read_text())
+    now = {
+        name: {
+            key: repr(argument.default)
+            for key, argument in inspect.signature(factory).parameters.items()
+            if argument.default is not inspect.Parameter.empty
+        }
+        for name, factory in {**STRATEGIES, **oversampling}.items()
+    }
+    assert now == published
 
 
 def test_help_tells_the_defaults_in_force() -> None:
@@ -372,6 +390,9 @@ def test_swapped_arguments_are_told(factory: Any) -> None:
 def test_a_transposed_reference_is_told() -> None:
     with pytest.raises(ValueError, match=r"look transposed; give reference\.T"):
         auto(batch_size=1).init(np.zeros((100, 2)))
+    # True rates of many steps: who says how many tasks there are has the axes right.
+    rates = np.full((100, 2), 0.5)
+    assert auto(batch_size=1).init(rates, num_tasks=2).reference.rates.shape == (100, 2)
 
 
 @pytest.mark.parametrize("method", ["update", "observe", "abandon", "predict"])

@@ -92,6 +92,17 @@ def test_devices_select_and_believe_the_same(case: str) -> None:
         assert_same(run(selector, over(start, devices), eligible=eligible, more=more), expected)
 
 
+def test_features_are_spread_with_their_tasks() -> None:
+    """So many tasks that all are scored roughly first."""
+    size = 64 * 8 * 80
+    known = np.random.default_rng(0).standard_normal((size, 8))
+    selector = auto(batch_size=16, rollouts=16, features_dtype="int8")
+    start = selector.init(features=known)
+    spread = over(start, 8)
+    assert spread.reference.embeddings.addressable_shards[0].data.shape == (8, size // 8)
+    assert_same(run(selector, spread, steps=2), run(selector, over(start, 1), steps=2))
+
+
 def test_a_grouped_pool_is_the_same_on_all_devices() -> None:
     selector = bots(batch_size=16, representation="grouped", slots=64 * 32)
     start = selector.init(make_reference(SIZE))

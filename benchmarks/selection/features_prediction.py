@@ -1,6 +1,6 @@
 """What features tell of tasks never tried, without references: kinds of real per-task results.
 
-Run: python -m benchmarks.selection.features_prediction FOLDER [--draws 60] [--out NAME]
+Run: python -m benchmarks.selection.features_prediction FOLDER [--draws 60] [--files NAME]
 
 In: a folder with rg_scores_easy, rg_scores_hard and swe_rates (`*.npz`). Out: a table, and
 benchmarks/results/features_prediction.json. Of each model of a file in turn, 16 batches of 32
@@ -11,6 +11,11 @@ random tasks are evaluated, once each; then the success probability of all other
     kind mean   successes / trials of the evaluated tasks of the same kind (the finest); the mean of
                 all evaluated tasks where there is none of that kind
     pulled      the same with two more trials of each kind at the mean of all
+    both        the same with one more trial at the mean of the coarser kind, itself with four more
+                at that of all: chosen in hindsight, and so near what kinds hold
+    kinds known successes / trials of all tasks of the kind: what no evaluation of some can reach
+    noise       auto(), told 32 columns of noise
+    and noise   auto(), told the kinds and 32 columns of noise
 
 Pearson's r with the observed rate, and the AUC of "never solved". A prediction that is the same for
 all tasks has r = 0 and AUC = 1/2. Draws differ in the model, which they take in turn, and in the
@@ -33,7 +38,18 @@ from bots_jax.evaluate import metrics
 
 STEPS, BATCH = 16, 32
 FILES = ("rg_scores_easy", "rg_scores_hard", "swe_rates")
-METHODS = ("features", "nothing", "kind mean", "pulled")
+NOISE = 32  # columns
+METHODS = (
+    "features", "nothing", "kind mean", "pulled", "both", "kinds known", "noise", "and noise"
+)  # fmt: skip
+# What is compared: the first less the second.
+PAIRS = (
+    *(("features", other) for other in METHODS[1:4]),
+    ("both", "kind mean"),
+    ("kinds known", "kind mean"),
+    ("noise", "nothing"),
+    ("and noise", "features"),
+)
 
 
 class Data(NamedTuple):
@@ -86,6 +102,20 @@ def kind_means(
     return np.where(count > 0, right / np.maximum(count, 1e-9), grand)[code]
 
 
+def means_in_kinds(
+    kinds: tuple[np.ndarray, ...], ids: np.ndarray, solved: np.ndarray, trials: np.ndarray
+) -> np.ndarray:
+    """f[T]: means of the finest kind, pulled to those of the coarsest by one trial."""
+    coarse = kind_means(kinds[0], ids, solved, trials, 4.0)
+    if len(kinds) == 1:
+        return coarse
+    _, code = np.unique(kinds[-1], return_inverse=True)
+    size = code.max() + 1
+    first = np.unique(code, return_index=True)[1]
+    right = np.bincount(code[ids], solved[ids], size) + coarse[first]
+    return (right / (np.bincount(code[ids], trials[ids], size) + 1))[code]
+
+
 def draw(data: Data, selector: Selector, seed: int) -> dict[str, dict[str, float]]:
     """Pearson and AUC of each method, on the tasks that were not evaluated."""
     model = seed % data.trials.shape[1]
@@ -95,11 +125,16 @@ def draw(data: Data, selector: Selector, seed: int) -> dict[str, dict[str, float
     order = np.random.default_rng(seed).permutation(len(solved))
     ids, rest = order[: STEPS * BATCH], order[STEPS * BATCH :]
     batches = ids.reshape(STEPS, BATCH).astype(np.int32)
+    noise = np.random.default_rng([1, seed]).normal(size=(len(solved), NOISE))
     told = {
         "features": told_by_selector(selector, kinds, batches, solved, trials),
         "nothing": told_by_selector(selector, None, batches, solved, trials),
         "kind mean": kind_means(kinds[-1], ids, solved, trials, 0.0),
         "pulled": kind_means(kinds[-1], ids, solved, trials, 2.0),
+        "both": means_in_kinds(kinds, ids, solved, trials),
+        "kinds known": kind_means(kinds[-1], np.arange(len(solved)), solved, trials, 0.0),
+        "noise": told_by_selector(selector, noise, batches, solved, trials),
+        "and noise": told_by_selector(selector, (*kinds, noise), batches, solved, trials),
     }
     rate, never = (solved / trials)[rest], solved[rest] == 0
     scores = {}
@@ -126,15 +161,15 @@ def interval(values: Any, baseline: Any = None) -> list[float]:
 
 
 def measure(data: Data, draws: int) -> dict[str, Any]:
-    """Means over draws, and features against each other method, with 95% intervals."""
+    """Means over draws, and differences of pairs, with 95% intervals."""
     selector = auto(batch_size=BATCH, rollouts=int(np.median(data.trials[data.trials > 0])))
     runs = [draw(data, selector, seed) for seed in range(draws)]
     found: dict[str, Any] = {"draws": draws, "models": data.trials.shape[1]}
     for measured in ("pearson", "auc", "rmse"):
         values = {name: [run[name][measured] for run in runs] for name in METHODS}
         found[measured] = {name: interval(values[name]) for name in METHODS}
-        found[f"{measured}, features less"] = {
-            name: interval(values["features"], values[name]) for name in METHODS[1:]
+        found[f"{measured}, differences"] = {
+            f"{one} less {other}": interval(values[one], values[other]) for one, other in PAIRS
         }
     return found
 
@@ -144,17 +179,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--draws", type=int, default=60)
+    parser.add_argument("--files", nargs="*", choices=FILES)
     parser.add_argument("--out", default="features_prediction")
     options = parser.parse_args(argv)
     rows = {}
-    for name in FILES:
+    for name in options.files or FILES:
         data = load(options.folder, name)
         if data is None:
             print(f"{name}: not in {options.folder}, skipped")
             continue
         rows[name] = measure(data, options.draws)
         for measured in ("pearson", "auc", "rmse"):
-            print(name, measured, rows[name][measured], rows[name][f"{measured}, features less"])
+            print(name, measured, rows[name][measured], rows[name][f"{measured}, differences"])
     if rows:
         save(options.out, rows)
 

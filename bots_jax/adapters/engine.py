@@ -13,11 +13,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from bots_jax.adapters.ledger import ANY_VISIT, Ended, Visit
 from bots_jax.checkpoint import CheckpointError
 from bots_jax.choice.batch import kinds_of_places, make_plan
 from bots_jax.compose import settings_of
+from bots_jax.sharding import shard
 from bots_jax.types import ArrayLike, Evidence, Info, Selector, State
 
 
@@ -26,7 +28,7 @@ class Engine:
 
     Args:
       selector: any.
-      device: "cpu" or a `jax.Device`; None: JAX's default.
+      device: "cpu", a `jax.Device`, or a mesh to spread the pool over; None: JAX's default.
       seed: of all that is drawn.
     """
 
@@ -45,13 +47,17 @@ class Engine:
 
     def on_device(self) -> Any:
         """Where arrays are made."""
-        if self._device is None:
+        if self._device is None or isinstance(self._device, Mesh):
             return contextlib.nullcontext()
         return jax.default_device(self._device)
 
     def set_state(self, state: State) -> None:
         """A state whose pool or settings may have changed."""
-        self.state = state if self._device is None else jax.device_put(state, self._device)
+        if isinstance(self._device, Mesh):
+            state = shard(state, self._device)
+        elif self._device is not None:
+            state = jax.device_put(state, self._device)
+        self.state = state
         self.rollouts = float(state.settings.rollouts)
 
     def set_numbers(self, numbers: Mapping[str, ArrayLike]) -> None:
@@ -83,7 +89,9 @@ class Engine:
 
     def deliver(self, ended: list[Ended]) -> None:
         """Tell the selector of visits that have ended; in one order, however they arrived."""
-        ended, size = sorted(ended), self.batch_size
+        # Unnumbered rows last: one may complete a visit, and what is numbered would be late for it.
+        ended = sorted(ended, key=lambda entry: (entry.number == ANY_VISIT, entry))
+        size = self.batch_size
         for start in range(0, len(ended), size):
             part = ended[start : start + size]
             rows, numbers = np.full((2, size), -1, np.int32)
@@ -126,7 +134,7 @@ class Engine:
                 f"which this JAX cannot take: {error}. Use the JAX that it was saved with"
             ) from error
         step, draws = int(saved["step"]), int(saved["draws"])
-        self.set_state(state)
+        self.set_state(state)  # raises before it changes anything
         self.step, self._draws, self._key = step, draws, key
 
 

@@ -27,11 +27,12 @@ whatever the threads do, and nothing can run further ahead than k steps.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import threading
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -40,16 +41,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from bots_jax import checkpoint
+from bots_jax.adapters import carry
 from bots_jax.adapters.arrays import as_host
 from bots_jax.adapters.engine import Engine
 from bots_jax.adapters.identity import check_same, describe
 from bots_jax.adapters.ledger import ANY_VISIT, Ended, Ledger
-from bots_jax.adapters.names import RETIRED, Name, TaskNames
-from bots_jax.adapters.prompts import TEXT, as_texts, text_features, wants_text
+from bots_jax.adapters.names import RETIRED, Moves, Name, TaskNames
+from bots_jax.adapters.prompts import TEXT, as_texts, pack_text, text_features, wants_text
 from bots_jax.adapters.watch import ChoiceWatch, PoolGroups, StepNotes
 from bots_jax.checks import check_choice, check_count
 from bots_jax.compose import can_use_features, settings_of
-from bots_jax.growth import add_tasks, retire
+from bots_jax.growth import add_tasks, count_new, retire
 from bots_jax.pool.evidence import validate_evidence
 from bots_jax.types import ArrayLike, Belief, Evidence, Info, Selector, Settings, State
 
@@ -97,7 +99,8 @@ class TaskSampler:
       patience: seconds that `next_batch` waits for evidence before it raises.
       expiry: end visits older than this many steps [the selector's own; None: never].
       window: steps over which `metrics` looks back at what was chosen.
-      device: "cpu" or a `jax.Device` to keep the selector on; None: JAX's default.
+      device: "cpu" or a `jax.Device` to keep the selector on, or a `jax.sharding.Mesh` to spread
+        the pool over (`sharding.task_mesh`; `capacity` must fit it); None: JAX's default.
 
     Raises:
       ValueError: naming the argument, its value and the way out.
@@ -150,8 +153,9 @@ class TaskSampler:
             self._tasks = describe(engine.state)  # they may change later
             self._asked = _choice_numbers(engine.state)  # and these
         self._given_rollouts = rollouts
-        self._names = TaskNames(_count_active(engine.state), task_ids)
+        self._names = TaskNames(int(engine.state.num_tasks), task_ids)
         self._groups: PoolGroups | None = None  # until the pool changes
+        self._places: Mapping[int, int] | None = None  # of rows saved; None: where they were
         self._ledger = Ledger(engine.kinds)
         self._watch = ChoiceWatch(check_count("window", window))
         self._notes = StepNotes()
@@ -161,20 +165,25 @@ class TaskSampler:
         self._closed = False
 
     def _first_state(self, pool: tuple[Any, ...], prompts: Any, features: Any) -> State:
-        init, reference = self.selector.init, pool[0]
+        reference = pool[0]
         self._text: TextCode | None = None  # how later prompts become features
-        open_to_text = wants_text(features)
-        if open_to_text:
+        # For an adapter that sees prompts; where references are given nothing is made of them.
+        self._open_to_text = wants_text(features) and reference is None and prompts is None
+        if wants_text(features):
             features = None
             if prompts is not None:
                 features, self._text = text_features(prompts, self.selector, reference)
-
-        def begin(features: Any) -> State:
-            return init(*pool, **({} if features is None else {"features": features}))
-
-        # For an adapter that sees prompts; where references are given nothing is made of them.
-        self._begin = begin if open_to_text and reference is None and prompts is None else None
-        return begin(features)
+        told = prompts if self._text is not None else None
+        origin = carry.Origin(self.selector.init, pool, features, told)
+        state = origin.state()
+        if prompts is not None and len(prompts) != int(state.num_tasks):
+            raise ValueError(
+                f"prompts has {len(prompts)} entries, the pool {int(state.num_tasks)} tasks: give "
+                "one a task"
+            )
+        # The rows of groups are not moved, so what they were made of is not held.
+        self._origin = None if state.representation == "grouped" else origin
+        return state
 
     # --- the loop ----------------------------------------------------------------------------
 
@@ -316,7 +325,7 @@ class TaskSampler:
     def prompts_wanted(self) -> int:
         """How many prompts `read_prompts` would make features of; 0: it would do nothing."""
         fresh = not self.handed_out and not self.step and self._names.unchanged
-        if self._begin is None or not fresh or not can_use_features(self.selector.static):
+        if not self._open_to_text or not fresh or not can_use_features(self.selector.static):
             return 0
         return self._names.num_rows
 
@@ -344,11 +353,13 @@ class TaskSampler:
                     f"there are {len(prompts)} prompts for {wanted} tasks: give one a row, or "
                     "features=None"
                 )
-            features, self._text = text_features(prompts[:wanted], self.selector, None)
-            assert self._begin is not None
-            state = self._begin(features)._replace(settings=self.state.settings)
+            told = prompts[:wanted]
+            features, self._text = text_features(told, self.selector, None)
+            assert self._origin is not None
+            self._origin = self._origin._replace(features=features, prompts=told)
+            state = self._origin.state()._replace(settings=self.state.settings)
             self._engine.set_state(state)
-            self._tasks, self._groups, self._begin = describe(state), None, None
+            self._tasks, self._groups, self._open_to_text = describe(state), None, False
             return True
 
     def add_tasks(
@@ -368,20 +379,30 @@ class TaskSampler:
           task_ids: names, where the pool has names.
           reference, num_tasks, reference_trials, domains, features: as in `bots_jax.add_tasks`.
           prompts: of the new tasks, where features were made of the first ones' prompts: these
-            get theirs on the same components. Where none were made, prompts are of no use.
+            get theirs on the same components.
 
         Returns:
           The ids of the new tasks.
+
+        Raises:
+          ValueError: if something is given that the pool was made without, or there is no room.
         """
         with self._lock, self._engine.on_device():
             if prompts is not None and features is not None:
                 raise ValueError("prompts and features were both given: give one of them")
+            if prompts is not None and self._text is None:
+                raise ValueError(
+                    "prompts were given, and this sampler made no features of prompts at first: "
+                    "drop them, or make it with prompts=... (no reference, no features, a selector "
+                    "that can use features)"
+                )
             if prompts is not None and self._text is not None:
                 features = self._text.apply(as_texts(prompts))
             if num_tasks is None and reference is None:
                 given = (part for part in (task_ids, prompts) if part is not None)
                 num_tasks = next((len(part) for part in given), None)
-            count = num_tasks if reference is None else np.shape(reference)[-1]
+            models = self.state.reference.rates.shape[0]
+            count = num_tasks if reference is None else count_new(reference, num_tasks, models)
             self._names.check_new(task_ids, count or 0)
             state, rows = add_tasks(
                 self.state, reference, num_tasks, reference_trials, domains, features
@@ -428,6 +449,16 @@ class TaskSampler:
     def handed_out(self) -> int:
         """Visits opened since the start."""
         return self._ledger.counts["handed_out"]
+
+    def placed(self, visits: Collection[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Rows and visit numbers of a saved run, in the rows that the last load gave them.
+
+        For loaders that keep rows of their own; those of tasks that have left are left out.
+        """
+        places = self._places
+        if places is None:
+            return list(visits)
+        return [(places[row], number) for row, number in visits if row in places]
 
     def in_flight(self) -> Batch:
         """What is out with the trainer, in the order of handing out."""
@@ -493,8 +524,14 @@ class TaskSampler:
     ) -> None:
         """Go on where `state_dict` was called.
 
+        Made with another list of `task_ids` than the saved sampler was, this one goes on with the
+        tasks of its own list: those that are in both keep what is known of them, their open visits
+        too, whatever the order; new ones begin as with `add_tasks`; the others are dropped. A log
+        line counts them. Tasks without names may grow at the end. Made with the same list, it has
+        the tasks that the saved one had at last, those added and retired later too.
+
         Args:
-          saved: of a sampler made with the same selector, pool and names.
+          saved: of a sampler made with the same selector.
           in_flight: what becomes of tasks that were out. "redeliver" hands them out again,
             first and in the same order, under the same visit numbers: for a trainer that lost
             them. "keep" leaves them out: for one that goes on with them. "abandon" ends them.
@@ -503,17 +540,19 @@ class TaskSampler:
             given it wins all the same, and is logged.
 
         Raises:
-          CheckpointError: if it belongs to another selector or pool, or waits for another
-            number of rollouts.
-          ValueError: if it belongs to other names. The sampler is then as it was.
+          CheckpointError: if it belongs to another selector or pool, waits for another number of
+            rollouts, or knows tasks of the same names by other references, domains or features.
+          ValueError: if no name is in both. The sampler is then as it was.
         """
         check_choice("in_flight", in_flight, IN_FLIGHT)
         checkpoint.check_version("the saved state", saved.get("version"))
         with self._lock, self._engine.on_device():
+            checkpoint.check_static(saved["static"], self.selector)
+            fitted = self._fitted(saved["host"], saved["arrays"], "")
             state = checkpoint.from_named_arrays(
-                saved["static"], saved["arrays"], self.selector, self.state, settings
+                saved["static"], fitted.arrays, self.selector, fitted.like, settings
             )
-            self._resume(state, saved["host"], in_flight, settings)
+            self._resume(state, fitted, saved["host"], in_flight, settings)
 
     def save(
         self, directory: str | Path, step: int | None = None, *, trainer: Any = None, **kept: Any
@@ -544,21 +583,27 @@ class TaskSampler:
         """Read what `save` wrote; see `load_state_dict` and `checkpoint.restore`."""
         check_choice("in_flight", in_flight, IN_FLIGHT)
         with self._lock, self._engine.on_device():
-            found = checkpoint.restore(
-                directory, self.selector, self.state, trainer=trainer, step=step,
-                settings=settings, resized=True,
-            )  # fmt: skip
-            if "sampler" not in found.notes:
+            read = checkpoint.read(directory, step)
+            checkpoint.check_static(read.static, self.selector)
+            if "sampler" not in read.notes:
                 raise checkpoint.CheckpointError(
                     f"the checkpoint in {directory} holds a state, and no sampler: use "
                     "checkpoint.restore"
                 )
-            self._resume(found.state, found.notes["sampler"], in_flight, settings)
+            host = read.notes["sampler"]
+            fitted = self._fitted(host, read.arrays, "['state']")
+            found = checkpoint.rebuild(
+                read._replace(arrays=fitted.arrays), self.selector, fitted.like,
+                trainer=trainer, settings=settings, resized=True,
+            )  # fmt: skip
+            self._resume(found.state, fitted, host, in_flight, settings)
             return found._replace(state=self.state)
 
     def _snapshot(self) -> tuple[State, dict[str, Any]]:
         with self._lock:
+            text = {} if self._text is None else {"text": pack_text(self._text)}
             return self.state, {
+                **text,
                 "engine": self._engine.as_json(),
                 "handed": self._handed,
                 "names": self._names.changes(),
@@ -569,17 +614,35 @@ class TaskSampler:
                 "notes": self._notes.as_json(),
             }
 
-    def _resume(self, state: State, host: Mapping[str, Any], in_flight: str, settings: str) -> None:
+    def _fitted(
+        self, host: Mapping[str, Any], arrays: Mapping[str, Any], prefix: str
+    ) -> carry.Fitted:
+        """What was saved, brought to the tasks of this sampler."""
+        names = self._names.at_start()
+        with _readable():
+            return carry.fit(host, arrays, prefix, self.state, names, self._origin)
+
+    def _resume(
+        self,
+        state: State,
+        fitted: carry.Fitted,
+        host: Mapping[str, Any],
+        in_flight: str,
+        settings: str,
+    ) -> None:
         """Go on from there, or raise and stay as it is: nothing is set before all is read."""
-        state = self._with_group_size(state, settings)
-        try:
+        state = self._with_group_size(fitted.begin_new(state), settings)
+        places = None if fitted.moves is None else fitted.moves.places()
+        with _readable():
             if settings == "saved":
                 state = self._with_new_choice(state, host.get("asked", self._asked))
-            names = self._names.at_start()
-            names.replay(host["names"])
-            check_same(host["tasks"], self._tasks)
+            if places is None:
+                check_same(host["tasks"], self._tasks)
             ledger = Ledger.from_json(host["ledger"], self._engine.kinds)
             watched = [list(rows) for rows in host["watch"]]
+            if places is not None:
+                ledger.move(places)
+                watched = [[places[row] for row in rows if row in places] for rows in watched]
             notes = StepNotes()
             notes.resume(host["notes"])
             handed = int(host["handed"])
@@ -589,15 +652,14 @@ class TaskSampler:
                 numbers = [visit.number for visit in ledger.open.values()]
                 ledger.abandon(list(ledger.open), numbers)
             self._engine.resume(state, host["engine"])  # raises before it changes anything
-        except (KeyError, TypeError, AttributeError) as error:
-            raise checkpoint.CheckpointError(
-                f"the saved state of the sampler cannot be read: {type(error).__name__} {error}. "
-                "It is damaged, or of another version of bots_jax"
-            ) from error
-        self._names, self._groups, self._ledger, self._notes = names, None, ledger, notes
+        self._names, self._groups, self._ledger, self._notes = fitted.names, None, ledger, notes
+        self._text = fitted.text or self._text
+        self._places = places
         self._watch.steps.clear()
         self._watch.steps.extend(watched)
         self._handed = handed
+        if fitted.moves is not None:
+            _tell(fitted.moves)
         self._lock.notify_all()
 
     def _with_group_size(self, state: State, settings: str) -> State:
@@ -759,18 +821,34 @@ def _shortest(first: int | None, second: int | None) -> int | None:
     return min(given, default=None)
 
 
+@contextlib.contextmanager
+def _readable() -> Iterator[None]:
+    """What a damaged state raises, said plainly."""
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError) as error:
+        raise checkpoint.CheckpointError(
+            f"the saved state of the sampler cannot be read: {type(error).__name__} {error}. "
+            "It is damaged, or of another version of bots_jax"
+        ) from error
+
+
+def _tell(moves: Moves) -> None:
+    """One log line of a run that goes on with other tasks."""
+    level = logging.WARNING if moves.added or moves.gone else logging.INFO
+    again = f" ({moves.again} of them had been retired)" if moves.again else ""
+    _LOG.log(
+        level, "resumed with other tasks than were saved: %d kept, %d added%s, %d gone",
+        moves.kept, moves.added, again, moves.gone,
+    )  # fmt: skip
+
+
 def _choice_numbers(state: State) -> dict[str, float]:
     """Settings that say what is chosen, and on which no belief depends."""
     return {name: float(getattr(state.settings, name)) for name in _OF_THE_CHOICE}
 
 
 _OF_THE_CHOICE = ("target", "temperature", "breadth")
-
-
-def _count_active(state: State) -> int:
-    if state.representation == "grouped":
-        return int(state.pool.groups.num_tasks)
-    return int(np.sum(np.asarray(state.pool.active)))
 
 
 def _column(name: str, value: Any, shape: tuple[int, ...], dtype: Any) -> np.ndarray:

@@ -22,20 +22,19 @@ _TOLERANCE = 1e-3  # of features, which are the same up to rounding only
 
 def describe(state: State) -> dict[str, Any]:
     """Digests of a fresh state's pool, as JSON values; None for what there is none of."""
+    reference, domain, sizes = state.known
     if state.representation == "grouped":
-        groups = state.pool.groups
-        reference, domain, rows = groups.reference, groups.domain, groups.sizes.shape[0]
-        told = [groups.sizes, groups.starts, groups.of_task]
+        groups, rows = state.pool.groups, sizes.shape[0]
+        told = [sizes, groups.starts, groups.of_task]
     else:
-        reference, domain = state.reference, state.pool.domain
-        rows = int(state.pool.next_fresh)  # room for more tasks does not count
+        rows = int(state.bookkeeping.next_fresh)  # room for more tasks does not count
         told = []
     return {
         "reference": _digest(reference.rates, rows),
         "reference_trials": _digest(reference.trials, rows),
         "domains": _digest(domain, rows),
         "groups": [_digest(part, None) for part in told],
-        "features": _sketch(reference.embeddings, rows),
+        "features": _sketch(reference.embeddings, reference.step, rows),
     }
 
 
@@ -61,7 +60,7 @@ _SPELLED = {
     "reference_trials": "counts behind its references (reference_trials=...)",
     "domains": "domains (domains=...)",
     "groups": "groups of tasks (reference=...)",
-    "features": "features (features=...)",
+    "features": "features (features=..., prompts=...)",
 }
 
 
@@ -85,7 +84,7 @@ def _digest(array: Any, rows: int | None) -> str | None:
     return hashlib.blake2b(name + looked_at.tobytes(), digest_size=16).hexdigest()
 
 
-def _sketch(array: Any, rows: int) -> list[list[float]] | None:
+def _sketch(array: Any, step: Any, rows: int) -> list[list[float]] | None:
     """Two fixed weighted means of each feature: they differ little by rounding, else much."""
     values = _host(array, rows)
     if values is None:
@@ -93,6 +92,8 @@ def _sketch(array: Any, rows: int) -> list[list[float]] | None:
     turn = np.arange(values.shape[-1])
     weights = np.stack([np.cos(1 + 2.4 * turn), np.cos(2 + 0.7 * turn * turn)])
     found = values.astype(np.float64) @ weights.T / max(1.0, np.sqrt(values.shape[-1]))
+    if step is not None:
+        found *= np.asarray(step)[:, None]
     return [[float(value) for value in row] for row in found]
 
 

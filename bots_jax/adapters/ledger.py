@@ -287,6 +287,15 @@ class Ledger:
         self.ended = [entry for entry in self.ended if entry.row not in gone]
         self.spare = deque(entry for entry in self.spare if entry[0] not in gone)
 
+    def move(self, places: Mapping[int, int]) -> None:
+        """Rows have other numbers now; those without one have left, with all they have brought."""
+        rows = {visit[0] for visit in (*self.open.items(), *self.spare)}
+        self.drop(row for row in rows | {entry.row for entry in self.ended} if row not in places)
+        self.open = {places[row]: visit for row, visit in self.open.items()}
+        self.spare = deque((places[row], visit) for row, visit in self.spare)
+        self.again = deque((places[row], n) for row, n in self.again if row in places)
+        self.ended = [entry._replace(row=places[entry.row]) for entry in self.ended]
+
     # --- saving ----------------------------------------------------------------------------
 
     def as_json(self) -> dict[str, Any]:

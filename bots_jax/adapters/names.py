@@ -4,6 +4,9 @@ In: names of tasks, strings or whole numbers of any kind, or nothing: then a tas
 row. Out: rows. A name that was retired stays known, so that late evidence of it is distinguished
 from a mistake.
 
+Whoever goes on with another list of names has the saved rows of the tasks that are in both: what
+is saved holds all names, types kept. Numbered rows may grow at the end.
+
 Names are handed out as NumPy arrays. What NumPy would change on the way (numbers beside strings,
 numbers beyond 64 signed bits, strings that end in NUL) is handed out in arrays of Python objects,
 always for a pool with such names, so that arrays of two batches may be joined.
@@ -11,10 +14,13 @@ always for a pool with such names, so that arrays of two batches may be joined.
 
 from __future__ import annotations
 
+import base64
+import binascii
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
-from typing import Any
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -41,6 +47,7 @@ class TaskNames:
         self._gone: set[Name] = set()
         self._digest = ""
         self._kind: str | None = None  # of array that keeps the names: see `_kind_of`
+        self._packed: str | None = None  # the names at the start, once they were saved
         if names is None:
             return
         plain = [_plain(name) for name in names]
@@ -55,7 +62,9 @@ class TaskNames:
 
     def at_start(self) -> TaskNames:
         """As they were before any was added or retired."""
-        return TaskNames(*self._start)
+        begun = TaskNames(*self._start)
+        begun._packed = self._packed
+        return begun
 
     def rows_of(self, task_ids: Any) -> np.ndarray:
         """i32[M] rows, `RETIRED` for tasks that have left.
@@ -155,9 +164,12 @@ class TaskNames:
         return self.num_rows == self._start[0] and not self.idle
 
     def changes(self) -> dict[str, Any]:
-        """What has changed since the start, as JSON values."""
+        """The names at the start, and what has changed since, as JSON values."""
+        if self._packed is None and self.by_row is not None:
+            self._packed = _pack([_plain(name) for name in self._start[1] or ()])
         return {
             "digest": self._digest,
+            "whole": self._packed,
             "start": self._start[0],
             "num_rows": self.num_rows,
             "idle": sorted(self.idle),
@@ -166,32 +178,108 @@ class TaskNames:
             "kind": self._kind,
         }
 
-    def replay(self, changes: dict[str, Any]) -> None:
-        """Bring names as they were at the start to where `changes` says.
-
-        Raises:
-          ValueError: if these are not the names that the saved run began with.
-        """
-        if changes["start"] != self._start[0]:
-            raise ValueError(
-                f"the saved run began with {changes['start']} tasks, this one with "
-                f"{self._start[0]}: give it the same, and add tasks that came later afterwards"
-            )
-        if changes["digest"] != self._digest:
-            raise ValueError(
-                "task_ids are not those of the saved run: give the same names in the same order, "
-                "and add tasks that came later after restoring"
-            )
+    def replay(self, changes: Mapping[str, Any]) -> None:
+        """Bring names as they were at the start to where `changes` of the same start says."""
         self.num_rows = int(changes["num_rows"])
         self._kind = changes["kind"]
-        if self.by_row is not None:
-            gone = set(changes["gone"])
-            for name in gone & set(self._row_of):
-                self.by_row.pop(self._row_of.pop(name))
-            self._gone = gone
-            for row, name in changes["added"]:
-                self._name(int(row), name)
         self.idle = set(changes["idle"])
+        if self.by_row is None:
+            return
+        gone = set(changes["gone"])
+        for name in gone & set(self._row_of):
+            self.by_row.pop(self._row_of.pop(name))
+        self._gone = gone
+        for row, name in changes["added"]:
+            self._name(int(row), name)
+        for row in self.idle:  # of a task that was retired, and came back in another row
+            self.by_row.pop(row, None)
+
+    def began(self, changes: Mapping[str, Any]) -> bool:
+        """Whether these are, in order, the tasks that a saved run began with."""
+        return bool(changes["start"] == self._start[0] and changes["digest"] == self._digest)
+
+    def follow(self, changes: Mapping[str, Any]) -> Moves | None:
+        """Go on, from the start, with the tasks of a saved run; None: in the rows they had.
+
+        The list that the saved run began with is taken to where that run was. Of any other the
+        tasks that are in both keep what is known of them, in the rows that they have here.
+
+        Raises:
+          ValueError: if no task is in both, rows have no names and are fewer or other than
+            before, or the names were not saved.
+        """
+        if (changes["digest"] == "") != (self.by_row is None):
+            had, has = ("none", "names") if self.by_row is not None else ("names", "none")
+            raise ValueError(
+                f"the tasks of the saved run had {had}, those of this one have {has}: "
+                f"{'drop task_ids' if had == 'none' else 'give task_ids'}"
+            )
+        if self.began(changes):
+            self.replay(changes)
+            return None
+        return self._grow(changes) if self.by_row is None else self._match(changes)
+
+    def _grow(self, changes: Mapping[str, Any]) -> Moves:
+        """Numbered rows: the saved ones, and more at the end."""
+        saved, here = int(changes["num_rows"]), self._start[0]
+        if here < max(saved, int(changes["start"])):
+            raise ValueError(
+                f"the saved run began with {changes['start']} tasks and has {saved}, this one "
+                f"{here}: without names (task_ids=...) tasks may be added at the end only. Give "
+                f"the {changes['start']} that it began with (capacity={saved} or more), or at "
+                f"least {saved}"
+            )
+        self.idle = set(changes["idle"])
+        source = np.arange(here, dtype=np.int32)
+        source[saved:] = -1
+        return Moves(source, saved - len(self.idle), here - saved, 0, 0)
+
+    def _match(self, changes: Mapping[str, Any]) -> Moves:
+        if changes.get("whole") is None:
+            raise ValueError(
+                "task_ids are not those of the saved run, which was saved without them: give the "
+                "same names in the same order, and add or retire tasks after loading"
+            )
+        before = TaskNames(int(changes["start"]), _unpack(changes["whole"]))
+        before.replay(changes)
+        rows, known = before._row_of, self._row_of
+        source = np.array([rows.get(name, -1) for name in known], np.int32)
+        kept = int(np.sum(source >= 0))
+        if not kept:
+            raise ValueError(
+                f"none of the {len(known)} task_ids is in the saved run, whose tasks are called "
+                f"{list(rows)[:3]}, not {list(known)[:3]}: it belongs to another data set"
+            )
+        again = len(before._gone & set(known))
+        self._gone = (before._gone | set(rows)) - set(known)
+        return Moves(source, kept, len(known) - kept, len(rows) - kept, again)
+
+
+class Moves(NamedTuple):
+    """Where the tasks of a saved run are now."""
+
+    source: np.ndarray  # i32[N], the saved row of each row here, -1 for a new task
+    kept: int
+    added: int
+    gone: int
+    again: int  # of the added, those that had been retired
+
+    def places(self) -> dict[int, int]:
+        """The row here of each saved row that is still there."""
+        return {row: at for at, row in enumerate(self.source.tolist()) if row >= 0}
+
+
+def _pack(names: list[Name]) -> str:
+    """Names as a short string: JSON, compressed."""
+    return base64.b64encode(zlib.compress(json.dumps(names).encode())).decode()
+
+
+def _unpack(packed: str) -> list[Name]:
+    try:
+        names: list[Name] = json.loads(zlib.decompress(base64.b64decode(packed)))
+    except (zlib.error, binascii.Error, json.JSONDecodeError) as error:
+        raise TypeError(f"names: {error}") from error  # damage, as the caller knows it
+    return names
 
 
 _NUMBERS, _STRINGS, _OBJECTS = "numbers", "strings", "objects"

@@ -6,6 +6,7 @@ In: prompts (strings, chat messages or token ids), and what else is known. Out: 
 
 from __future__ import annotations
 
+import base64
 import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -56,6 +57,28 @@ def text_features(
         columns.shape[1], len(columns),
     )  # fmt: skip
     return columns, code
+
+
+def pack_text(code: TextCode) -> dict[str, Any]:
+    """The code as JSON values, about 300 kB: whoever goes on with other prompts needs it."""
+    arrays = (code.reduction.mean, code.reduction.directions)
+    packed = [
+        [str(array.dtype), list(array.shape), base64.b64encode(array.tobytes()).decode()]
+        for array in arrays
+    ]
+    return {"reduction": packed, "ids": code.ids, "pad": code.pad}
+
+
+def unpack_text(packed: Mapping[str, Any]) -> TextCode:
+    """The code that `pack_text` was given."""
+    from bots_jax.features.reduction import Reduction  # SciPy takes a while to import
+    from bots_jax.features.text import TextCode
+
+    arrays = [
+        np.frombuffer(base64.b64decode(data), dtype).reshape(shape)
+        for dtype, shape, data in packed["reduction"]
+    ]
+    return TextCode(Reduction(*arrays), bool(packed["ids"]), packed["pad"])
 
 
 def as_texts(prompts: Any) -> Any:

@@ -25,9 +25,10 @@ next one begins, those of its tasks that have brought nothing are handed out aga
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
@@ -173,7 +174,8 @@ class TaskIndices(Sampler):
             self.sampler.redeliver()
         # What the epoch had come to when the task sampler was saved, which is perhaps later, less
         # what is handed out again. Tasks that were out before the epoch began are no part of it.
-        before = {(int(row), int(number)) for row, number in state["before"]}
+        saved = [(int(row), int(number)) for row, number in state["before"]]
+        before = set(self.sampler.placed(saved))
         out = self._in_flight() - before
         since = self.sampler.handed_out - int(state["handed_out"])
         begun = int(state["position"]) + int(state["again"]) + since
@@ -201,3 +203,57 @@ class TaggedDataset(Dataset):
         tags = {"task_id": name, "visit": getattr(index, "visit", -1)}
         item = self._data[row]
         return {**tags, **item} if isinstance(item, Mapping) else {**tags, "item": item}
+
+
+def mean_states(
+    model: Any, tokenizer: Any = None, *, pad: int | None = None, max_length: int | None = None
+) -> Callable[[Any], np.ndarray]:
+    """A function for `features.hidden_states`: blocks of prompts -> f32[n, D], by a torch model.
+
+    Args:
+      model: called as Hugging Face's are, with `input_ids` and `attention_mask`, and without
+        gradients; of a language model the part below its head, where it says which that is.
+      tokenizer: from a list of strings to those two, as Hugging Face's; None: the prompts are
+        token ids i[n, P].
+      pad: token id that fills short rows, without a tokenizer; None: each counts.
+      max_length: tokens read of a prompt, with a tokenizer; None for all.
+
+    >>> read = mean_states(model, tokenizer)  # doctest: +SKIP
+    >>> state = selector.init(features=features.hidden_states(read, prompts))  # doctest: +SKIP
+    """
+
+    def tokens(prompts: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        if tokenizer is None:
+            ids = torch.as_tensor(np.asarray(prompts), dtype=torch.long)
+            return ids, torch.ones_like(ids) if pad is None else (ids != pad).long()
+        cut = {} if max_length is None else {"truncation": True, "max_length": max_length}
+        found = tokenizer(list(prompts), return_tensors="pt", padding=True, **cut)
+        return found["input_ids"], found["attention_mask"]
+
+    def read(prompts: Any) -> np.ndarray:
+        device = next(model.parameters()).device
+        ids, real = (part.to(device) for part in tokens(prompts))
+        training = model.training
+        model.eval()
+        try:
+            with torch.no_grad():
+                states = _last_states(model, ids, real).float()
+                weights = real[..., None].float()
+                means = (states * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
+        finally:
+            model.train(training)
+        return means.cpu().numpy()
+
+    return read
+
+
+def _last_states(model: Any, ids: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+    """f[n, P, D], without the logits where the model can be asked without."""
+    body = getattr(model, "base_model", model)
+    out = body(input_ids=ids, attention_mask=real)
+    last = getattr(out, "last_hidden_state", None)
+    if last is None:
+        last = model(input_ids=ids, attention_mask=real, output_hidden_states=True).hidden_states[
+            -1
+        ]
+    return last

@@ -17,6 +17,9 @@ Without `feature_keys`, which Trinity's own needs, features are made of the prom
 `prompt`, `prompts`, `question` or `problem`), and a log line says so; `features: null` in `kwargs`
 leaves them out.
 
+A taskset may grow at its end between runs. With `id_key` in `kwargs`, the column of the tasks'
+names (text or whole numbers), it may be reordered and lose tasks too: beliefs follow the names.
+
 Trinity writes a selector's state as indented JSON and logs it. So posteriors go to a side file
 and the state names it; files of earlier states stay, up to `keep`.
 """
@@ -59,6 +62,7 @@ class Options(NamedTuple):
     expiry: int | None = 32  # steps after which a task without feedback may be chosen again
     state_dir: str | None = None  # of the side files [bots_jax_state/<name of the taskset>]
     keep: int = 8  # side files
+    id_key: str | None = None  # column of the tasks' names; None: a task is its row
     features: str | None = TEXT  # without feature_keys: made of the prompts; None: of nothing
     device: str | None = "cpu"  # where the selector runs
 
@@ -82,6 +86,13 @@ class BotsSelector(BaseSelector):
             np.asarray(list(data_source.dataset[k]), np.float64) for k in config.feature_keys
         ]
         self._reference = np.stack(columns).astype(np.float32) if columns else None
+        key, self._names = self._options.id_key, None
+        if key is not None:
+            if key not in (
+                getattr(data_source.dataset, "column_names", None) or data_source.dataset
+            ):
+                raise ValueError(f"kwargs.id_key={key!r} is no column of the taskset")
+            self._names = list(data_source.dataset[key])
         self._prompts = None
         if self._reference is None and wants_text(self._options.features):
             self._prompts = _prompts_of(data_source.dataset)
@@ -103,7 +114,7 @@ class BotsSelector(BaseSelector):
         self.current_index += batch_size
         if not return_extra_info:
             return batch.rows
-        belief = sampler.predict(batch.rows)
+        belief = sampler.predict(batch.task_ids)
         return batch.rows, {
             "indices": batch.rows.tolist(),
             "scores": (-np.abs(self._options.target_reward - batch.draws)).tolist(),
@@ -119,7 +130,9 @@ class BotsSelector(BaseSelector):
         m = self._options.m
         sampler = self._made(len(indices))
         rewards = np.asarray(as_host(values), np.float64)
-        sampler.observe(np.asarray(as_host(indices)), rewards * m, m, unsolicited=True)
+        rows = np.asarray(as_host(indices))
+        ids = rows if self._names is None else [self._names[int(row)] for row in rows]
+        sampler.observe(ids, rewards * m, m, unsolicited=True)
         sampler.advance()
         _LOG.debug("selection: %s", sampler.metrics())
 
@@ -191,6 +204,7 @@ class BotsSelector(BaseSelector):
             self._reference,
             None if self._reference is not None else self.data_source.dataset_size,
             prompts=self._prompts,
+            task_ids=self._names,
             features=options.features,
             seed=self.config.seed,
             auto_advance=False,
@@ -207,7 +221,7 @@ class BotsSelector(BaseSelector):
                 f"{count} tasks were asked for, and the taskset has {self.data_source.dataset_size}"
             )
         _LOG.warning("few tasks are left: choosing some again that had no feedback yet")
-        sampler.abandon(out.rows[:count], out.visits[:count])
+        sampler.abandon(out.task_ids[:count], out.visits[:count])
 
 
 def _prompts_of(dataset: Any) -> list[Any] | None:

@@ -30,11 +30,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from bots_jax import checkpoint
 from bots_jax.adapters.host import Batch, TaskSampler
 from bots_jax.adapters.prompts import TEXT, wants_text
+from bots_jax.features.states import mean_over_tokens
 
 Columns = dict[str, np.ndarray]
 RewardFn = Callable[..., Sequence[float]]
@@ -293,3 +296,70 @@ def _by_row(columns: Mapping[str, Any]) -> Callable[[Batch], Mapping[str, Any]]:
                 "Tunix takes columns of one value a task"
             )
     return lambda batch: {name: array[batch.rows] for name, array in arrays.items()}
+
+
+def mean_states(
+    model: Any, tokenizer: Any = None, *, pad: int = 0, length: int = 256
+) -> Callable[[Any], np.ndarray]:
+    """A function for `features.hidden_states`: blocks of prompts -> f32[n, D], by a Tunix model.
+
+    Args:
+      model: one of `tunix.models`, or any Flax NNX model called as they are, with a `final_norm`,
+        whose output is read, or else an `lm_head`, whose input is.
+      tokenizer: with a method `encode` from a string to token ids; None: the prompts are token
+        ids i32[n, P].
+      pad: token id that fills short rows.
+      length: tokens read of a string, the last ones; all blocks have this width.
+
+    >>> read = mean_states(model, tokenizer)  # doctest: +SKIP
+    >>> state = selector.init(features=features.hidden_states(read, prompts))  # doctest: +SKIP
+    """
+    from flax import nnx
+
+    graphdef, params = nnx.split(model)
+
+    @jax.jit
+    def means(params: Any, ids: jax.Array) -> jax.Array:
+        real = ids != pad
+        states = _states_of(nnx.merge(graphdef, params), ids, real)
+        return mean_over_tokens(states, real)
+
+    def read(prompts: Any) -> np.ndarray:
+        ids = (
+            np.asarray(prompts) if tokenizer is None else _encoded(tokenizer, prompts, pad, length)
+        )
+        return np.asarray(means(params, jnp.asarray(ids, jnp.int32)))
+
+    return read
+
+
+def _encoded(tokenizer: Any, prompts: Sequence[str], pad: int, length: int) -> np.ndarray:
+    """i32[n, length], padded on the left."""
+    ids = np.full((len(prompts), length), pad, np.int32)
+    for row, prompt in zip(ids, prompts, strict=True):
+        found = list(tokenizer.encode(prompt))[-length:]
+        row[length - len(found) :] = found
+    return ids
+
+
+def _states_of(model: Any, ids: jax.Array, real: jax.Array) -> jax.Array:
+    """f[n, P, D] below the head. The logits are asked for and, once compiled, not computed."""
+    seen: list[jax.Array] = []
+    name = "final_norm" if hasattr(model, "final_norm") else "lm_head"
+    part = getattr(model, name, None)
+    if part is None:
+        raise ValueError(
+            f"model of type {type(model).__name__} has neither final_norm nor lm_head: give "
+            "features.hidden_states a function of your own"
+        )
+
+    def tapped(x: jax.Array, *args: Any, **kwargs: Any) -> Any:
+        out = part(x, *args, **kwargs)
+        seen.append(out if name == "final_norm" else x)
+        return out
+
+    object.__setattr__(model, name, tapped)  # of a copy, inside a trace
+    places = jnp.maximum(jnp.cumsum(real, axis=1) - 1, 0)
+    causal = jnp.tril(jnp.ones((ids.shape[1], ids.shape[1]), bool))
+    model(ids, places, None, causal[None] & real[:, None, :])
+    return seen[-1]

@@ -107,16 +107,12 @@ class PoolGroups:
     """The groups of a state's tasks; made anew when the pool changes."""
 
     def __init__(self, state: State):
-        self._groups: Any = None
-        if state.representation == "grouped":
-            self._groups = state.pool.groups
-            known, domain = self._groups.reference, self._groups.domain
-            weights, many = np.asarray(self._groups.sizes), state.pool.slots.domain_sizes.size > 1
-        else:
-            known, domain = state.reference, state.pool.domain
-            weights, many = np.asarray(state.pool.active), state.pool.domain_sizes.size > 1
-        labels = _tenths(np.asarray(known.rates)) if domain is None or not many else domain
+        known = state.known
+        self._groups = state.pool.groups if state.representation == "grouped" else None
+        single = known.domain is None or state.num_domains == 1
+        labels = _tenths(np.asarray(known.reference.rates)) if single else known.domain
         self._labels = np.asarray(labels, np.int32)
+        weights = np.asarray(known.num_tasks)
         self.sizes = np.bincount(self._labels, weights=weights).astype(np.int64)
 
     def labels(self, rows: np.ndarray) -> np.ndarray:

@@ -43,7 +43,7 @@ class BotsBelief(NamedTuple):
     posterior: BetaPosterior
     learned: Learned
 
-    def restart(self, settings: Settings, rows: Array) -> BotsBelief:
+    def restart(self, settings: Settings, rows: Array, active: Array) -> BotsBelief:
         """Rows that now hold a new task begin at the prior."""
         alpha, beta = self.posterior
         fresh = BetaPosterior(

@@ -50,6 +50,11 @@ class Lengths(NamedTuple):
         fresh = jax.tree.map(lambda x: x.at[rows].set(0, mode="drop"), own)
         return fresh._replace(line=self.line)
 
+    def of_rows(self, rows: Array) -> Lengths:
+        """Those of some tasks, i32[R]."""
+        own = self._replace(line=())  # type: ignore[arg-type]
+        return jax.tree.map(lambda x: x[rows], own)._replace(line=self.line)
+
 
 def no_lengths(capacity: int, dtype: jnp.dtype) -> Lengths:
     """Nothing known."""

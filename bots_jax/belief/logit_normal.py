@@ -150,13 +150,22 @@ class AutoBelief(NamedTuple):
     clock: Array  # i32, steps that brought evidence
     lengths: Lengths | None = None  # where choices look at tokens
 
-    def restart(self, settings: Settings, rows: Array) -> AutoBelief:
+    def restart(self, settings: Settings, rows: Array, active: Array) -> AutoBelief:
         """New tasks have no history, and the visits of the average task: no rush to them."""
         lengths, history = self.lengths, self.history
+        visits = masked_mean(history.visits, active)
         return self._replace(
             lengths=None if lengths is None else lengths.restart(rows),
-            history=history.restart(rows, self.clock, jnp.mean(history.visits)),
+            history=history.restart(rows, self.clock, visits),
         )
+
+    def of_rows(self, rows: Array | None) -> AutoBelief:
+        """The belief with the histories of some tasks alone, i32[R]; of all for None."""
+        if rows is None:
+            return self
+        lengths = None if self.lengths is None else self.lengths.of_rows(rows)
+        history = jax.tree.map(lambda values: values[rows], self.history)
+        return self._replace(history=history, lengths=lengths)
 
 
 class AutoConfig(NamedTuple):
@@ -247,9 +256,11 @@ def _infer(
     settings: Settings,
     reference: Reference,
     domain: Array | None,
+    roughly: bool = False,
 ) -> _Prior:
     """eta and c; where the estimator knows nothing, those of Beta(alpha0, beta0)."""
-    inferred = rules.estimator.infer(params, reference, domain)
+    quick = rules.estimator.infer_roughly if roughly else None
+    inferred = (quick or rules.estimator.infer)(params, reference, domain)
     prior = settings.prior_successes + settings.prior_failures
     mean = jnp.where(inferred.known, inferred.mean, settings.prior_successes / prior)
     mean = jnp.clip(mean, _LEAST_RATE, 1 - _LEAST_RATE)
@@ -299,12 +310,37 @@ def expect(
     reference: Reference,
     domain: Array | None,
     rows: Any = slice(None),
+    roughly: bool = False,
 ) -> Expected:
-    """logit p of some tasks, i32[R] rows, or of all."""
-    known = reference if isinstance(rows, slice) else reference.take(rows)
+    """logit p of some tasks, i32[R] rows, or of all.
+
+    Args:
+      roughly: as near as is needed to tell which tasks may be among the best.
+    """
+    known = reference.take(None if isinstance(rows, slice) else rows)
     where = domain if domain is None or isinstance(rows, slice) else domain[rows]
-    prior = _infer(rules, belief.shared.estimator, settings, known, where)
+    prior = _infer(rules, belief.shared.estimator, settings, known, where, roughly)
     history = jax.tree.map(lambda values: values[rows], belief.history)
+    return _with_history(rules, belief, settings, prior, history)
+
+
+def expect_of_groups(
+    rules: AutoConfig,
+    belief: AutoBelief,
+    settings: Settings,
+    reference: Reference,
+    domain: Array | None,
+    group: Array,
+) -> Expected:
+    """logit p of all tasks, of which each has the reference and domain of its group, i32[C]."""
+    of_groups = _infer(rules, belief.shared.estimator, settings, reference, domain)
+    prior = jax.tree.map(lambda values: values[group], of_groups)
+    return _with_history(rules, belief, settings, prior, belief.history)
+
+
+def _with_history(
+    rules: AutoConfig, belief: AutoBelief, settings: Settings, prior: _Prior, history: History
+) -> Expected:
     pairs = in_force(rules, settings, belief.shared)
     offset, variance = _aged(history, belief.clock, pairs, prior.counts)
     of_line = _variance_of_line(history, belief.clock, pairs, prior, variance)

@@ -23,7 +23,11 @@ A recording is an .npz file without pickles, in one of three forms:
             tasks without it are left out
 
 To rates and visits may be added `reference` f[K, N] (pass rates, weak to strong, NaN
-unknown), `rollouts` (m, 8 if absent) and, to visits, `steps` (T; else the last step).
+unknown), `rollouts` (m, 8 if absent) and, to visits, `steps` (T; else the last step). To all,
+what is known of each task: `prompts`, N strings, of which `features.text` makes 32 numbers, and
+`features` [N] or [N, F], floats for numbers (NaN unknown), integers or strings for kinds. Who can
+use them is told them where there are no references, or by its name (`told.py`).
+
 Visits are smoothed over steps with a Gaussian kernel of standard deviation 20:
 
     p_k(t) = (sum_v w_v s_v + .05) / (sum_v w_v n_v + .1),  w_v = exp(-(t - t_v)^2 / 800)
@@ -50,6 +54,15 @@ from bots_jax.evaluate import metrics, report
 from bots_jax.evaluate.meter import belief_error
 from bots_jax.evaluate.report import BREADTH, ETR, Column, Row
 from bots_jax.evaluate.task_files import read_npz
+from bots_jax.evaluate.told import (
+    HELP,
+    ending_of,
+    read_features,
+    resolve,
+    rule_of,
+    say_who_is_told,
+)
+from bots_jax.pool.features import feature_columns
 from bots_jax.strategies import ORACLES, SETTINGS, STRATEGIES, configure, open_settings
 from bots_jax.strategies.oversampling import (
     EXTRA,
@@ -59,7 +72,7 @@ from bots_jax.strategies.oversampling import (
     Strategy,
     no_oversampling,
 )
-from bots_jax.types import AdvanceFn, Array, ArrayLike, PredictFn, State
+from bots_jax.types import AdvanceFn, Array, ArrayLike, PredictFn, Selector, State
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 BANDWIDTH = 20.0  # steps, standard deviation of the smoothing kernel
@@ -74,6 +87,7 @@ class Recording(NamedTuple):
     reference: npt.NDArray[np.float32] | None  # [K, N] in [0, 1], NaN = unknown
     rollouts: int  # m of the recorded run
     name: str
+    features: Any = None  # as `selector.init` takes them; None: nothing is known of the tasks
 
 
 class Replay(NamedTuple):
@@ -100,6 +114,7 @@ def run_replay(
     steps: int | None = None,
     rollouts: int | None = None,
     reference: ArrayLike | None = None,
+    told: str | None = None,
     watch: WatchFn | None = None,
 ) -> Replay:
     """Run a selector against a recording, all seeds at once and all steps in one scan.
@@ -112,6 +127,8 @@ def run_replay(
       steps: T' <= T, the first steps of the recording; None for all.
       rollouts: m; None for that of the recording.
       reference: f[K, N] for `selector.init`; None for that of the recording.
+      told: one of `told.TOLD`, what the strategy is told of the tasks; None: references where
+        there are any, else features where it can use them.
       watch: pure function of the belief before each step (f[N] means), the true rates
         of that step f[N] and what was selected (task_ids, valid), for what else is to be
         known of a run; compiled once for each function object, so give a lasting one.
@@ -130,11 +147,31 @@ def run_replay(
         raise ValueError("seeds is empty: give at least one")
     reference = recording.reference if reference is None else reference
     extra = strategy if isinstance(strategy, Oversampling) else no_oversampling(strategy, rollouts)
-    state = extra.selector.init(reference, num_tasks=num_tasks)
+    known = _known(extra.selector, recording, reference, told)
+    state = extra.selector.init(num_tasks=num_tasks, **known)
     keys = jnp.stack([jax.random.key(seed) for seed in seeds])
     rates = jnp.asarray(recording.success_rate[:steps])
     rule = _Rule(extra.collect, extra.selector.advance, extra.selector.predict)
     return jax.tree.map(np.asarray, _episodes(state, keys, rates, rule, watch))
+
+
+def _known(
+    selector: Selector, recording: Recording, reference: Any, told: str | None
+) -> dict[str, Any]:
+    """What `selector.init` gets beside the number of tasks."""
+    features, there = recording.features, recording.features is not None
+    told = resolve(told, selector, references=reference is not None, prompts=there)
+    if told in ("prompts", "everything") and not there:
+        raise ValueError(
+            f"told {told!r}, but {recording.name} has neither prompts nor features: add them to "
+            "the recording, or leave it out"
+        )
+    known: dict[str, Any] = {}
+    if told in ("references", "everything"):
+        known["reference"] = reference
+    if told in ("prompts", "everything"):
+        known["features"] = features
+    return known
 
 
 WatchFn = Callable[[Array, Array, Any], Any]
@@ -236,11 +273,12 @@ def load_recording(path: str | Path) -> Recording:
         missing, or one has the wrong shape or a value out of range.
     """
     arrays, name = read_npz(path), str(path)
+    kept = None
     if "success_rate" in arrays:
         rates = _rates(name, arrays, "success_rate")
         reference = _given_reference(name, arrays, rates.shape[1])
     elif "seq_success" in arrays:
-        rates, reference = _trace(name, arrays)
+        rates, reference, kept = _trace(name, arrays)
     elif "successes" in arrays:
         s, n, step = _visits(name, arrays, "successes", "trials", "step")
         rates = smooth_visits(s, n, step, _num_steps(name, arrays, step))
@@ -252,11 +290,14 @@ def load_recording(path: str | Path) -> Recording:
             "recording"
         )
     rollouts = _whole(name, arrays, "n" if "n" in arrays else "rollouts", DEFAULT_ROLLOUTS)
-    return Recording(rates.astype(np.float32), reference, rollouts, Path(path).name)
+    features = read_features(name, arrays, rates.shape[1] if kept is None else len(kept), kept)
+    return Recording(rates.astype(np.float32), reference, rollouts, Path(path).name, features)
 
 
-def _trace(name: str, arrays: Arrays) -> tuple[npt.NDArray[Any], npt.NDArray[np.float32]]:
-    """The published run: tasks with a first visit and a rate of the 7B model."""
+def _trace(
+    name: str, arrays: Arrays
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+    """The published run: tasks with a first visit and a rate of the 7B model; and which."""
     solved, at = (_array(name, arrays, key, 2) for key in ("seq_success", "seq_step_a"))
     length, strong = (_array(name, arrays, key, 1) for key in ("seq_len", "qwen7b_success"))
     if not (solved.shape == at.shape and len(length) == len(strong) == len(solved)):
@@ -276,7 +317,7 @@ def _trace(name: str, arrays: Arrays) -> tuple[npt.NDArray[Any], npt.NDArray[np.
     weak = s[:, 0] / n[:, 0]
     attempts = _whole(name, arrays, "qwen7b_n", 128)
     strong_rates = _rates(name, {"qwen7b_success / qwen7b_n": strong[known][None] / attempts})
-    return rates, np.stack([weak, strong_rates[0]]).astype(np.float32)
+    return rates, np.stack([weak, strong_rates[0]]).astype(np.float32), known
 
 
 def _visits(name: str, arrays: Arrays, *keys: str) -> tuple[npt.NDArray[Any], ...]:
@@ -407,12 +448,13 @@ def replay_strategy(name: str, recording: Recording, args: argparse.Namespace) -
     seeds = range(args.first_seed, args.first_seed + args.seeds)
     sizes = {"batch_size": args.batch_size, "rollouts": rollouts}
     settings = _settings(args)
-    strategy: Strategy = configure(name, settings, known=KNOWN, **sizes)
-    truth = recording.success_rate if name in ORACLES else None
+    strategy: Strategy = configure(rule_of(name), settings, known=KNOWN, **sizes)
+    truth = recording.success_rate if rule_of(name) in ORACLES else None
     try:
         replay = run_replay(
-            strategy, recording, seeds, steps=args.steps, rollouts=rollouts, reference=truth
-        )
+            strategy, recording, seeds, steps=args.steps, rollouts=rollouts, reference=truth,
+            told=ending_of(name),
+        )  # fmt: skip
     except ValueError as error:
         given = recording.reference
         hint = "" if given is None or len(given) > 1 else f" ({_ONE_REFERENCE})"
@@ -439,7 +481,8 @@ FILE is an .npz without pickles, in one of three forms:
   successes, trials, step [N, V]       the visits of each task, step 0 being padding, or
   seq_success, seq_step_a, ...         the published trace of a GRPO run,
 the first two with an optional reference [K, N] (pass rates of reference models, weak to
-strong, NaN unknown) and rollouts. `pydoc bots_jax.evaluate.replay` has the details."""
+strong, NaN unknown) and rollouts, all with optional prompts [N] (strings) and features [N, F]
+(numbers, or kinds). `pydoc bots_jax.evaluate.replay` has the details."""
 
 _EPILOG = """\
 Settings apply to the strategies that have them and do not fix them by their name:
@@ -468,7 +511,7 @@ def add_replay_parser(subparsers: Any) -> argparse.ArgumentParser:
         "--strategies",
         default=DEFAULT_STRATEGIES,
         metavar="NAMES",
-        help=f"separated by commas, the baseline first; of {known} [%(default)s]",
+        help=f"separated by commas, the baseline first; of {known}, each {HELP} [%(default)s]",
     )
     add("--seeds", type=_count, default=5, help="how many [%(default)s]")
     add("--first-seed", type=int, default=0, help="the seeds count up from here [%(default)s]")
@@ -507,6 +550,8 @@ def _replay(args: argparse.Namespace) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     steps, tasks = recording.success_rate.shape
     _say(f"{recording.name}: {tasks} tasks, {args.steps or steps} of {steps} steps")
+    if line := _who_is_told(names, recording, args):
+        _say(line)
     records: list[dict[str, Any]] = []
     for i, name in enumerate(names):
         begun = time.perf_counter()
@@ -516,14 +561,32 @@ def _replay(args: argparse.Namespace) -> None:
     _write_results(folder, records, names, args.json)
 
 
+def _who_is_told(names: list[str], recording: Recording, args: argparse.Namespace) -> str:
+    if recording.features is None or recording.reference is not None:
+        return ""
+    made = {
+        name: configure(name, _settings(args), known=KNOWN, batch_size=args.batch_size)
+        for name in names
+        if ending_of(name) is None and name not in ORACLES
+    }
+    there = {"references": False, "prompts": True}
+    told = [
+        name
+        for name, found in made.items()
+        if resolve(None, getattr(found, "selector", found), **there) == "prompts"
+    ]
+    return say_who_is_told(told, len(feature_columns(recording.features)))
+
+
 def _names(args: argparse.Namespace) -> list[str]:
     names = [name.strip() for name in args.strategies.split(",") if name.strip()]
     if not names or len(set(names)) < len(names):
         raise ValueError(f"--strategies {args.strategies!r} must name at least one, each once")
     for name in names:
-        configure(name, _settings(args), known=KNOWN, batch_size=args.batch_size)
+        ending_of(name)
+        configure(rule_of(name), _settings(args), known=KNOWN, batch_size=args.batch_size)
     for setting in _settings(args):
-        if not any(setting in open_settings(KNOWN[name]) for name in names):
+        if not any(setting in open_settings(KNOWN[rule_of(name)]) for name in names):
             raise ValueError(
                 f"--{setting.replace('_', '-')} changes none of the strategies "
                 f"{', '.join(names)}: leave it out or add one that has it, such as bots"

@@ -29,6 +29,7 @@ from bots_jax.grouped import table
 from bots_jax.grouped.groups import Groups, draw_member, group_of
 from bots_jax.grouped.slots import GroupModel, Pick, free_slots
 from bots_jax.numerics.beta_draws import is_rejected, propose, value_at
+from bots_jax.numerics.compiling import SMALL
 from bots_jax.numerics.control_flow import lazy_cond
 from bots_jax.numerics.random_bits import key_words, lane_bits, open_uniform
 from bots_jax.pool import visits
@@ -93,6 +94,9 @@ def group_betas(rules: BetaRules) -> GroupModel:
             rules.start(groups.reference, num_domains),
         )
 
+    def score(rng_key: Array, state: State) -> Array:
+        return rng_key  # thinning looks at rates of all slots in a loop, as long as it must
+
     def best(
         rng_key: Array, state: State, eligible: Array | None, count: int
     ) -> tuple[GroupedBetas, Array, Array, Array]:
@@ -123,7 +127,7 @@ def group_betas(rules: BetaRules) -> GroupModel:
     def most_left(rollouts: float) -> float:
         return 2 * rollouts  # its evidence, and the implicit evidence that this replaced
 
-    return GroupModel(make, best, fuse, left, of_slots, of_groups, most_left)
+    return GroupModel(make, score, best, fuse, left, of_slots, of_groups, most_left, SMALL)
 
 
 # --- selection ----------------------------------------------------------------------------

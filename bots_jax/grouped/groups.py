@@ -7,7 +7,8 @@ consecutive. Made on the host, once; looked up by traced code.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bots_jax.numerics.random_bits import random_below
+from bots_jax.pool.features import FeatureCode
 from bots_jax.pool.reference import Reference, ReferenceCounts, ReferenceGroups, without_nan
 from bots_jax.types import Array
 
@@ -25,15 +27,44 @@ _CHUNK = 1 << 24  # tasks looked at at a time, so that temporaries stay small be
 
 
 class Groups(NamedTuple):
-    """Tasks by what is known of them: references with their missingness, and domain."""
+    """Tasks by what is known of them: references with their missingness, kinds, and domain."""
 
     sizes: Array  # i32[G], tasks of each group
     starts: Array  # i32[G], where its tasks begin in `order`
     order: Array | None  # i32[N], tasks by group; None: 0, 1, 2, ...
     of_task: Array | None  # u16[N], group of each task, G for a retired one; None: by starts
-    reference: Reference  # rates f[K, G], trials f[K, G]
+    reference: Reference  # rates f[K, G], trials f[K, G], embeddings f[E, G]
     domain: Array | None  # i32[G]
     num_tasks: int | Array  # i32, N: rows that ids may name
+
+
+class OfGroups(NamedTuple):
+    """The reference of slots, each that of its group: looked up where `take` asks for it.
+
+    For who takes rows of a `Reference`, or asks it for numbers of rows and dtype.
+    """
+
+    known: Reference  # of G groups
+    group: Array  # i32[T]
+
+    @property
+    def rates(self) -> Array:
+        """f[K, G]."""
+        return self.known.rates
+
+    @property
+    def embeddings(self) -> Array | None:
+        """[E, G]."""
+        return self.known.embeddings
+
+    @property
+    def code(self) -> FeatureCode | None:
+        """How they were made."""
+        return self.known.code
+
+    def take(self, rows: Array | None) -> Reference:
+        """As that of a `Reference`."""
+        return self.known.take(self.group if rows is None else self.group[rows])
 
 
 def group_of(groups: Groups, task_ids: Array) -> Array:
@@ -63,6 +94,8 @@ class Codes(NamedTuple):
     rates: np.ndarray  # f64[K, G], NaN or -1 unknown
     trials: np.ndarray | None  # f64[K, G]
     domain: np.ndarray | None  # i32[G]
+    kinds: np.ndarray | None = None  # i[J, G], values of columns of kinds
+    embeddings: np.ndarray | None = None  # f32[E, G], what is made of them
 
     @property
     def of_task(self) -> np.ndarray:
@@ -72,9 +105,17 @@ class Codes(NamedTuple):
 
 
 def find_codes(
-    reference: Any, reference_trials: Any, domains: Any, most: int = MOST_GROUPS
+    reference: Any,
+    reference_trials: Any,
+    domains: Any,
+    most: int = MOST_GROUPS,
+    kinds: Sequence[np.ndarray] = (),
 ) -> Codes | None:
-    """Group numbers of references given as rates f[K, N] or as counts; None if too many."""
+    """Group numbers of references given as rates f[K, N] or as counts; None if too many.
+
+    Args:
+      kinds: further columns that tell tasks apart, small integers from 0 on, [N] each.
+    """
     columns: list[np.ndarray] = []  # of each model, small integers
     values: list[np.ndarray] = []  # and the rate that each integer stands for
     if isinstance(reference, ReferenceCounts):
@@ -98,10 +139,12 @@ def find_codes(
         trials = None if reference_trials is None else np.asarray(reference_trials, np.float64)
         if trials is not None and trials.ndim != 1:
             return None  # attempts that differ from task to task are not on a grid
+    columns += kinds
+    values += [np.arange(int(np.max(column)) + 1) for column in kinds]
     if domains is not None:
         columns.append(np.asarray(domains))
         values.append(np.arange(int(np.max(domains)) + 1))
-    return _combine(columns, values, trials, domains is not None, most)
+    return _combine(columns, values, trials, len(kinds), domains is not None, most)
 
 
 def _distinct(row: np.ndarray) -> np.ndarray:
@@ -121,12 +164,13 @@ def _combine(
     columns: list[np.ndarray],
     values: list[np.ndarray],
     trials: np.ndarray | None,
+    num_kinds: int,
     with_domains: bool,
     most: int,
 ) -> Codes | None:
     """One number for each combination that occurs."""
     radix = [len(grid) for grid in values]
-    total = int(np.prod(radix, dtype=np.int64)) if radix else 1
+    total = math.prod(radix)
     if total > 2**26:
         return None
     size = len(columns[0]) if columns else 0
@@ -139,11 +183,16 @@ def _combine(
     number = np.zeros(total, np.uint16)
     number[present] = np.arange(len(present))
     digits = np.stack(np.unravel_index(present, radix)) if radix else np.zeros((0, 1), int)
-    models = len(columns) - with_domains
-    rates = np.stack([values[k][digits[k]] for k in range(models)]) if models else np.zeros((0, 1))
+    models = len(columns) - with_domains - num_kinds
+    rates = np.zeros((0, len(present)))
+    if models:
+        rates = np.stack([values[k][digits[k]] for k in range(models)])
+    kinds = digits[models : models + num_kinds] if num_kinds else None
     domain = digits[-1].astype(np.int32) if with_domains else None
     each = None if trials is None else np.broadcast_to(trials[:, None], rates.shape)
-    return Codes(size, lambda start: number[_mix(columns, radix, start)], rates, each, domain)
+    return Codes(
+        size, lambda start: number[_mix(columns, radix, start)], rates, each, domain, kinds
+    )
 
 
 def _mix(columns: list[np.ndarray], radix: list[int], start: int) -> np.ndarray:
@@ -154,8 +203,11 @@ def _mix(columns: list[np.ndarray], radix: list[int], start: int) -> np.ndarray:
     return mixed
 
 
-def make_groups(codes: Codes, dtype: jnp.dtype) -> Groups:
+def make_groups(codes: Codes, dtype: jnp.dtype, code: FeatureCode | None = None) -> Groups:
     """`Groups` of tasks with these numbers: a counting sort, chunk by chunk, on the device.
+
+    Args:
+      code: how embeddings were made of features.
 
     It needs the result and a chunk; arrays made on the host would have to be copied to be
     owned by the device, or to be donated.
@@ -184,7 +236,10 @@ def make_groups(codes: Codes, dtype: jnp.dtype) -> Groups:
         starts=jnp.asarray(starts, jnp.int32),
         order=order,
         of_task=of_task,
-        reference=_as_reference(codes.rates, codes.trials, dtype),
+        reference=_as_reference(codes.rates, codes.trials, dtype)._replace(
+            embeddings=None if codes.embeddings is None else jnp.asarray(codes.embeddings, dtype),
+            code=None if code is None else FeatureCode(*map(jnp.asarray, code)),
+        ),
         domain=None if codes.domain is None else jnp.asarray(codes.domain),
         num_tasks=jnp.asarray(codes.num_tasks, jnp.int32),
     )
@@ -231,22 +286,20 @@ def _as_reference(rates: np.ndarray, trials: np.ndarray | None, dtype: jnp.dtype
 def with_tasks(groups: Groups, codes: Codes, dtype: jnp.dtype) -> Groups:
     """On the host: more tasks, in groups of their own, numbered after those there are."""
     old, shift = codes_of(groups), groups.sizes.shape[0]
-    new_trials, new_domain = codes.trials, codes.domain
     before = old.of_task
     before[before == shift] = shift + codes.rates.shape[1]  # stay retired
-    return make_groups(
-        _stored(
-            np.concatenate([before, codes.of_task + np.uint16(shift)]),
-            np.hstack([old.rates, codes.rates]),
-            None
-            if old.trials is None or new_trials is None
-            else np.hstack([old.trials, new_trials]),
-            None
-            if old.domain is None or new_domain is None
-            else np.hstack([old.domain, new_domain]),
-        ),
-        dtype,
+    grown = _stored(
+        np.concatenate([before, codes.of_task + np.uint16(shift)]),
+        np.hstack([old.rates, codes.rates]),
+        _joined(old.trials, codes.trials),
+        _joined(old.domain, codes.domain),
+        _joined(old.embeddings, codes.embeddings),
     )
+    return make_groups(grown, dtype, groups.reference.code)
+
+
+def _joined(first: np.ndarray | None, then: np.ndarray | None) -> np.ndarray | None:
+    return None if first is None or then is None else np.hstack([first, then])
 
 
 def without_tasks(groups: Groups, task_ids: np.ndarray) -> Groups:
@@ -254,8 +307,8 @@ def without_tasks(groups: Groups, task_ids: np.ndarray) -> Groups:
     codes = codes_of(groups)
     of_task = codes.of_task
     of_task[task_ids] = groups.sizes.shape[0]
-    kept = _stored(of_task, codes.rates, codes.trials, codes.domain)
-    return make_groups(kept, groups.reference.rates.dtype)
+    kept = _stored(of_task, codes.rates, codes.trials, codes.domain, codes.embeddings)
+    return make_groups(kept, groups.reference.rates.dtype, groups.reference.code)
 
 
 def codes_of(groups: Groups) -> Codes:
@@ -264,16 +317,24 @@ def codes_of(groups: Groups) -> Codes:
     of_task = np.repeat(np.arange(size, dtype=np.uint16), np.asarray(groups.sizes))
     if groups.of_task is not None:
         of_task = np.asarray(groups.of_task)
-    rates, trials = groups.reference.rates, groups.reference.trials
+    rates, trials, embeddings, *_ = groups.reference
     return _stored(
         of_task,
         np.asarray(rates, np.float64),
         None if trials is None else np.asarray(trials, np.float64),
         None if groups.domain is None else np.asarray(groups.domain),
+        None if embeddings is None else np.asarray(embeddings),
     )
 
 
 def _stored(
-    of_task: np.ndarray, rates: np.ndarray, trials: np.ndarray | None, domain: np.ndarray | None
+    of_task: np.ndarray,
+    rates: np.ndarray,
+    trials: np.ndarray | None,
+    domain: np.ndarray | None,
+    embeddings: np.ndarray | None,
 ) -> Codes:
-    return Codes(len(of_task), lambda start: of_task[start : start + _CHUNK], rates, trials, domain)
+    def part(start: int) -> np.ndarray:
+        return of_task[start : start + _CHUNK]
+
+    return Codes(len(of_task), part, rates, trials, domain, embeddings=embeddings)

@@ -18,6 +18,7 @@ import numpy as np
 from bots_jax.belief.logit_normal import (
     AutoBelief,
     AutoConfig,
+    Shared,
     as_belief,
     expect,
     expect_unvisited,
@@ -29,12 +30,14 @@ from bots_jax.choice.worth import MIXED, Worth
 from bots_jax.compose import BeliefInfo
 from bots_jax.grouped import table
 from bots_jax.grouped.groups import Groups
-from bots_jax.grouped.mixed import mixed_in_groups, sweep_credit
+from bots_jax.grouped.mixed import mixed_in_groups, score_all, slot_reference, sweep_credit
 from bots_jax.grouped.slots import GroupModel, Pick
 from bots_jax.pool.visits import StepEvidence
 from bots_jax.types import Array, Belief, PyTree, Settings, State
 
 AUTO_TOLERANCE = 1e-3  # logits, visits
+# Beyond, what is not compiled for speed would take milliseconds of each step.
+_QUICK_SLOTS = 2**18
 # What is left of a history right after a visit, as a rule at most.
 _MOST_LEFT = 4.0
 
@@ -47,6 +50,16 @@ class GroupedAuto(NamedTuple):
     apart: Array  # i32[G], tasks of each group that have a slot
     cursor: Array  # i32, the task that the sweep looks at next
     credit: Array  # f, tasks that it is behind by
+
+    @property
+    def shared(self) -> Shared:
+        """What the evaluated tasks have told about all, as a dense `AutoBelief` has it."""
+        return self.slots.shared
+
+    @property
+    def clock(self) -> Array:
+        """i32, steps that brought evidence."""
+        return self.slots.clock
 
     def per_slot(self) -> PyTree:
         """As `GroupedBelief` says."""
@@ -103,7 +116,7 @@ def group_auto(rules: AutoConfig, floor: float | None, worth: Worth = MIXED) -> 
 
     def fuse(state: State, fused: StepEvidence) -> tuple[GroupedAuto, BeliefInfo]:
         belief = state.belief
-        slots, told = dense.fuse(belief.slots, state.settings, state.reference, fused)
+        slots, told = dense.fuse(belief.slots, state.settings, slot_reference(state), fused)
         belief = belief._replace(slots=slots)
         if floor is not None:
             moved = slots.clock > state.belief.slots.clock
@@ -117,7 +130,7 @@ def group_auto(rules: AutoConfig, floor: float | None, worth: Worth = MIXED) -> 
     def of_slots(state: State, rows: Any) -> Belief:
         domain = state.pool.slots.domain
         belief, settings = state.belief.slots, state.settings
-        return as_belief(expect(rules, belief, settings, state.reference, domain, rows))
+        return as_belief(expect(rules, belief, settings, slot_reference(state), domain, rows))
 
     def of_groups(state: State) -> Belief:
         shared, groups = state.belief.slots.shared, state.pool.groups
@@ -128,5 +141,16 @@ def group_auto(rules: AutoConfig, floor: float | None, worth: Worth = MIXED) -> 
     def most_left(rollouts: float) -> float:
         return _MOST_LEFT
 
-    best = mixed_in_groups(rules, floor, worth)
-    return GroupModel(make, best, fuse, left, of_slots, of_groups, most_left)
+    score, best = score_all(rules, worth), mixed_in_groups(rules, floor)
+    return GroupModel(
+        make,
+        score,
+        best,
+        fuse,
+        left,
+        of_slots,
+        of_groups,
+        most_left,
+        _QUICK_SLOTS,
+        keeps_features=False,
+    )

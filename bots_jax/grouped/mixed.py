@@ -36,7 +36,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +45,7 @@ from jax import lax
 from bots_jax.belief.logit_normal import (
     AutoConfig,
     expect,
+    expect_of_groups,
     expect_unvisited,
     mean_rate,
 )
@@ -57,11 +58,12 @@ from bots_jax.choice.mixed import (
 )
 from bots_jax.choice.worth import MIXED, Worth, optimistic
 from bots_jax.grouped import table
-from bots_jax.grouped.groups import Groups, draw_member, group_of
+from bots_jax.grouped.groups import Groups, OfGroups, draw_member, group_of
 from bots_jax.grouped.slots import free_slots
 from bots_jax.numerics.random_bits import open_uniform, random_bits
 from bots_jax.numerics.short_lists import seen_before
 from bots_jax.pool import visits
+from bots_jax.pool.reference import Reference
 from bots_jax.settings import group_in_force
 from bots_jax.types import Array, State
 
@@ -101,33 +103,53 @@ class _Race(NamedTuple):
     counts: Array  # bool[_ROUNDS * K], whether it is the first of an eligible task
 
 
-Choose = Callable[[Array, State, Array | None, int], tuple[Any, Array, Array, Array]]
+class _Scores(NamedTuple):
+    """What all slots and groups are worth, and the keys for the rest of a selection."""
+
+    slots: Array  # f[T], less the least s_g
+    groups: Array  # f[G], s_g less the least
+    rate: Array  # f[G], the mean rate
+    race_key: Array
+    walk_key: Array
 
 
-def mixed_in_groups(rules: AutoConfig, floor: float | None, worth: Worth = MIXED) -> Choose:
+def score_all(rules: AutoConfig, worth: Worth = MIXED) -> Callable[[Array, State], _Scores]:
+    """`GroupModel.score` for choice="mixed" without noise."""
+
+    def score(rng_key: Array, state: State) -> _Scores:
+        slots_key, race_key, walk_key = jax.random.split(rng_key, 3)
+        cost, rate = _score_groups(rules, worth, state)
+        free = state.pool.groups.sizes - state.belief.apart
+        least = jnp.min(jnp.where(free > 0, cost, _NEVER))
+        slots = _score_slots(slots_key, rules, worth, state, least)
+        return _Scores(slots, cost - least, rate, race_key, walk_key)
+
+    return score
+
+
+def mixed_in_groups(
+    rules: AutoConfig, floor: float | None
+) -> Callable[[_Scores, State, Array | None, int], tuple[Any, Array, Array, Array]]:
     """`GroupModel.best` for choice="mixed" without noise."""
 
     def best(
-        rng_key: Array, state: State, eligible: Array | None, count: int
+        scores: _Scores, state: State, eligible: Array | None, count: int
     ) -> tuple[Any, Array, Array, Array]:
-        slots_key, race_key, walk_key = jax.random.split(rng_key, 3)
         swept, belief = _sweep(state, eligible, floor, count)
-        score, rate = _score_groups(rules, worth, state)
         sizes = state.pool.groups.sizes
         free = sizes - belief.apart
         raced = (free >= _LARGE * _hits_at_a_time(count)) & (free >= sizes // _RARE)
-        least = jnp.min(jnp.where(free > 0, score, _NEVER))
-        line = _Groups(score - least, free, raced)
-        of_slots = _best_slots(slots_key, rules, worth, state, eligible, swept, least, count)
-        race = _run(race_key, state, eligible, line, swept, of_slots, count)
+        line = _Groups(scores.groups, free, raced)
+        of_slots = _best_slots(scores.slots, state, eligible, swept, count)
+        race = _run(scores.race_key, state, eligible, line, swept, of_slots, count)
         met = jnp.where(race.counts, race.times, jnp.inf)
         found = _first(race.ids, met, of_slots)
-        found = _walk(walk_key, state, eligible, line, swept, race, found)
+        found = _walk(scores.walk_key, state, eligible, line, swept, race, found)
         ids = jnp.concatenate([swept, found.ids])
         valid = jnp.concatenate([swept >= 0, jnp.isfinite(found.scores)])
         place = jnp.where(valid, jnp.cumsum(valid, dtype=jnp.int32) - 1, count)
         ids = jnp.full((count,), -1, jnp.int32).at[place].set(ids, mode="drop")
-        return belief, ids, _rates_of(rules, state, rate, ids), ids >= 0
+        return belief, ids, _rates_of(rules, state, scores.rate, ids), ids >= 0
 
     return best
 
@@ -151,23 +173,37 @@ def _score_groups(rules: AutoConfig, worth: Worth, state: State) -> tuple[Array,
     return cost, mean_rate(expected)
 
 
-def _best_slots(
-    rng_key: Array,
-    rules: AutoConfig,
-    worth: Worth,
-    state: State,
-    eligible: Array | None,
-    swept: Array,
-    least: Array,
-    count: int,
-) -> _Best:
+def _score_slots(
+    rng_key: Array, rules: AutoConfig, worth: Worth, state: State, least: Array
+) -> Array:
+    """f[T], less `least`."""
     belief, settings, slot_ids = state.belief.slots, state.settings, state.pool.slot_ids
-    expected = expect(rules, belief, settings, state.reference, state.pool.slots.domain)
-    score = weigh_tasks(rng_key, rules, worth, belief, settings, expected, slot_ids, least)
+    groups = state.pool.groups
+    if groups.reference.embeddings is None:
+        expected = expect(rules, belief, settings, state.reference, state.pool.slots.domain)
+    else:  # of groups there are fewer than of slots, and what costs are the features
+        expected = expect_of_groups(
+            rules, belief, settings, groups.reference, groups.domain, state.belief.group
+        )
+    return weigh_tasks(rng_key, rules, worth, belief, settings, expected, slot_ids, least)
+
+
+def _best_slots(
+    score: Array, state: State, eligible: Array | None, swept: Array, count: int
+) -> _Best:
+    slot_ids = state.pool.slot_ids
     taken = table.find(slot_ids, swept)
     allowed = free_slots(state.pool, eligible).at[taken].set(False, mode="drop")
     rows, valid = lowest(None, score, allowed, count)
     return _Best(slot_ids[rows], jnp.where(valid, score[rows], jnp.inf))
+
+
+def slot_reference(state: State) -> Reference:
+    """That of the tasks in slots."""
+    groups = state.pool.groups
+    if groups.reference.embeddings is None:
+        return state.reference
+    return cast(Reference, OfGroups(groups.reference, state.belief.group))
 
 
 def _rates_of(rules: AutoConfig, state: State, rate: Array, task_ids: Array) -> Array:
@@ -175,7 +211,7 @@ def _rates_of(rules: AutoConfig, state: State, rate: Array, task_ids: Array) -> 
     slot, size = table.find(state.pool.slot_ids, task_ids), state.pool.slot_ids.shape[0]
     domain, belief = state.pool.slots.domain, state.belief.slots
     row = jnp.minimum(slot, size - 1)
-    own = mean_rate(expect(rules, belief, state.settings, state.reference, domain, row))
+    own = mean_rate(expect(rules, belief, state.settings, slot_reference(state), domain, row))
     group = jnp.minimum(group_of(state.pool.groups, task_ids), rate.shape[0] - 1)
     return jnp.where(slot < size, own, rate[group])
 

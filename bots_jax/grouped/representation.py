@@ -3,7 +3,8 @@
 In: what `init` is given. Out: a selector whose `init` decides, and whose other functions do
 what the state they are handed calls for. `State.representation` says which it is.
 
-A pool is grouped where that is cheaper: large, with references on a grid, selected by a choice
+A pool is grouped where that is cheaper: large, with references on a grid or features that are kinds
+alone, selected by a choice
 that has a grouped form, and with a lambda that lets evaluated tasks return to their groups
 soon enough that they are a small part of the pool.
 """
@@ -18,15 +19,23 @@ import numpy as np
 
 from bots_jax.checks import is_concrete
 from bots_jax.choice.batch import Plan
-from bots_jax.compose import TOUCHED_PER_SELECTED, Shared, check_state, settings_of, with_features
+from bots_jax.compose import (
+    TOUCHED_PER_SELECTED,
+    Shared,
+    can_use_features,
+    check_state,
+    settings_of,
+)
 from bots_jax.grouped import selector as grouped
 from bots_jax.grouped.groups import MOST_GROUPS, Groups, find_codes, groups_of_sizes, make_groups
 from bots_jax.grouped.slots import GroupModel, slots_needed
+from bots_jax.pool.features import Kinds, encode_kinds
 from bots_jax.pool.reference import (
     ReferenceCounts,
     ReferenceGroups,
     TaskFeatures,
     check_given,
+    expand_reference,
     reference_dtype,
 )
 from bots_jax.types import Array, ArrayLike, Evidence, Selection, Selector, Settings, State
@@ -82,13 +91,13 @@ def with_grouped(dense: Selector, grouping: Grouping) -> Selector:
         capacity: int | None = None,
         features: Any = None,
     ) -> State:
-        reference = with_features(reference, features, dense.static)
         check_given(reference, reference_trials)
         numbers = settings_of(
             grouping.settings, settings, reference_dtype(grouping.shared.get("dtype"), reference)
         )
-        if capacity is None and reference is not None:
-            state = _try_grouped(grouping, numbers, reference, reference_trials, domains)
+        if capacity is None and (reference is not None or features is not None):
+            given = _what_tells_apart(reference, reference_trials, domains, features, dense.static)
+            state = _try_grouped(grouping, numbers, given, num_tasks)
             if state is not None:
                 return state
         elif grouping.representation == "grouped":
@@ -96,7 +105,9 @@ def with_grouped(dense: Selector, grouping: Grouping) -> Selector:
                 f"representation='grouped' needs a reference and no capacity, got "
                 f"capacity={capacity}: pools that grow are dense"
             )
-        return dense.init(reference, settings, num_tasks, reference_trials, domains, capacity)
+        return dense.init(
+            reference, settings, num_tasks, reference_trials, domains, capacity, features
+        )
 
     def select(
         rng_key: Array, state: State, eligible: ArrayLike | None = None
@@ -127,22 +138,49 @@ def _of(state: State, dense: Selector, few: Any) -> Any:
     return few if state.representation == "grouped" else dense
 
 
+class _Given(NamedTuple):
+    """What is known of tasks, by which they may be alike."""
+
+    reference: Any
+    trials: Any
+    domains: Any
+    kinds: Kinds | None
+    numbers: bool  # whether something is known that sets every task apart
+
+
+def _what_tells_apart(
+    reference: Any, trials: Any, domains: Any, features: Any, static: Mapping[str, Any]
+) -> _Given:
+    if features is None or isinstance(reference, TaskFeatures) or not can_use_features(static):
+        return _Given(reference, trials, domains, None, isinstance(reference, TaskFeatures))
+    kinds = encode_kinds(features)
+    if isinstance(reference, ReferenceGroups):  # of features there is one row a task
+        reference, trials, domains = expand_reference(reference, trials, domains)
+    return _Given(reference, trials, domains, kinds, kinds is None)
+
+
 def _try_grouped(
-    grouping: Grouping, settings: Settings, reference: Any, trials: Any, domains: Any
+    grouping: Grouping, settings: Settings, given: _Given, num_tasks: int | None
 ) -> State | None:
     """A grouped state, or None where dense is called for."""
     forced = grouping.representation == "grouped"
-    if isinstance(reference, TaskFeatures):
-        _refuse(forced, "embeddings set every task apart")
+    reference, trials, domains, kinds, numbers = given
+    if numbers:
+        _refuse(forced, "embeddings, and features that are numbers, set every task apart")
         return None
     if grouping.representation == "dense" or not grouping.possible:
         return None
     if not is_concrete(reference, trials, domains):
         _refuse(forced, "the reference is traced, and groups are made on the host")
         return None
-    if not isinstance(reference, ReferenceCounts | ReferenceGroups) and np.ndim(reference) != 2:
+    on_a_grid = isinstance(reference, ReferenceCounts | ReferenceGroups)
+    if reference is None and kinds is None:
+        return None  # refused on the way to a dense state: features are of no use here
+    if not on_a_grid and reference is not None and np.ndim(reference) != 2:
         return None  # refused, with its shape, on the way to a dense state
-    tasks = _count_tasks(reference)
+    tasks = _count_tasks(given)
+    if kinds is not None and {len(x) for x in kinds.numbers} | {num_tasks or tasks} != {tasks}:
+        return None  # likewise
     if tasks < _LEAST_TASKS and not forced:
         return None
     size = grouping.slots
@@ -151,9 +189,9 @@ def _try_grouped(
     if not forced and size > _LARGEST_TABLE * tasks:
         return None
     dtype = settings.target.dtype
-    groups = _make_groups(reference, trials, domains, dtype)
+    groups = _make_groups(given, dtype)
     if groups is None:
-        _refuse(forced, f"the references take more than {MOST_GROUPS} distinct values")
+        _refuse(forced, f"references and kinds take more than {MOST_GROUPS} distinct values")
         return None
     if tasks < grouping.plan.batch_size:
         raise ValueError(f"batch_size={grouping.plan.batch_size} exceeds the pool of {tasks} tasks")
@@ -182,16 +220,28 @@ def _table_size(grouping: Grouping, settings: Settings, tasks: int) -> int:
     )
 
 
-def _count_tasks(reference: Any) -> int:
+def _count_tasks(given: _Given) -> int:
+    reference = given.reference
     if isinstance(reference, ReferenceGroups):
         return int(np.sum(np.asarray(reference.sizes), dtype=np.int64))
     if isinstance(reference, ReferenceCounts):
         return int(np.shape(reference.successes)[1])
+    if reference is None and given.kinds is not None:
+        return len(given.kinds.numbers[0])
     return int(np.shape(reference)[1])
 
 
-def _make_groups(reference: Any, trials: Any, domains: Any, dtype: jnp.dtype) -> Groups | None:
+def _make_groups(given: _Given, dtype: jnp.dtype) -> Groups | None:
+    reference, kinds = given.reference, given.kinds
     if isinstance(reference, ReferenceGroups):
-        return groups_of_sizes(reference, domains, dtype)
-    codes = find_codes(reference, trials, domains)
-    return None if codes is None else make_groups(codes, dtype)
+        return groups_of_sizes(reference, given.domains, dtype)
+    if kinds is None:
+        codes = find_codes(reference, given.trials, given.domains)
+        return None if codes is None else make_groups(codes, dtype)
+    if reference is None:
+        reference = np.zeros((0, _count_tasks(given)))
+    codes = find_codes(reference, given.trials, given.domains, kinds=kinds.numbers)
+    if codes is None or codes.kinds is None:
+        return None
+    codes = codes._replace(embeddings=kinds.columns(codes.kinds))
+    return make_groups(codes, dtype, kinds.code)

@@ -23,7 +23,8 @@ code it cannot grow, and the tasks with the least evidence of their own make roo
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +44,7 @@ from bots_jax.grouped.slots import (
     retire,
     return_to_groups,
 )
+from bots_jax.numerics.compiling import jit_changes
 from bots_jax.numerics.control_flow import lazy_cond, sequencing_zero
 from bots_jax.pool import visits
 from bots_jax.pool.evidence import (
@@ -57,7 +59,17 @@ from bots_jax.pool.evidence import (
 )
 from bots_jax.pool.reference import UNKNOWN, Reference
 from bots_jax.sharding import beside
-from bots_jax.types import Array, ArrayLike, Belief, Evidence, Info, Selection, Settings, State
+from bots_jax.types import (
+    Array,
+    ArrayLike,
+    Belief,
+    Evidence,
+    Info,
+    PyTree,
+    Selection,
+    Settings,
+    State,
+)
 
 __all__ = [
     "GroupedFunctions",
@@ -103,9 +115,11 @@ def make_grouped(
     slots = visits.make_pool(0, size, domain, num_domains, dtype, touched_capacity, track_expiry)
     belief = model.make(settings, groups, num_domains, size)
     known = groups.reference
+    features = known.embeddings if model.keeps_features else None
     reference = Reference(
         jnp.full((known.rates.shape[0], size), UNKNOWN, dtype),
         None if known.trials is None else jnp.ones((known.trials.shape[0], size), dtype),
+        None if features is None else jnp.zeros((features.shape[0], size), dtype),
     )
     free = jnp.full((size,), table.FREE, jnp.int32)
     return State(settings, GroupedPool(free, slots, groups, jnp.int32(0)), reference, belief)
@@ -125,16 +139,31 @@ class GroupedFunctions(NamedTuple):
     predict: Callable[..., Belief]
 
 
-def grouped_functions(
-    model: GroupModel, plan: Plan, expiry: int | None, keep_open: bool, tolerance: float
-) -> GroupedFunctions:
-    """The functions of the contract for grouped states."""
+class _Arrays(NamedTuple):
+    """The same over arrays alone, each function jitted."""
 
-    @jax.jit
-    def select_arrays(
-        rng_key: Array, state: State, eligible: Array | None
-    ) -> tuple[State, Selection]:
-        belief, ids, draws, valid = model.best(rng_key, state, eligible, plan.batch_size)
+    score: Callable[[Array, State], PyTree]
+    select: Callable[[State, PyTree, Array | None], tuple[State, Selection]]
+    select_at_once: Callable[[State, Array, Array | None], tuple[State, Selection]]
+    observe: Callable[[State, Rows], tuple[State, None]]
+    advance: Callable[[State], tuple[State, Info]]
+    update: Callable[[State, Rows], tuple[State, Info]]
+
+
+def _is_quick(model: GroupModel, state: Any) -> bool:
+    """Whether programs of this state are to be compiled quickly; not where it is traced."""
+    slot_ids = state.pool.slot_ids
+    return is_concrete(slot_ids) and slot_ids.shape[0] <= model.quick_slots
+
+
+def _arrays(
+    model: GroupModel, plan: Plan, expiry: int | None, keep_open: bool, tolerance: float
+) -> _Arrays:
+    quickly = partial(jit_changes, small=lambda given: _is_quick(model, given[0]))
+
+    @quickly
+    def select(state: State, scores: PyTree, eligible: Array | None) -> tuple[State, Selection]:
+        belief, ids, draws, valid = model.best(scores, state, eligible, plan.batch_size)
         present = table.find(state.pool.slot_ids, ids)
         state, rows = give_slots(model, state._replace(belief=belief), ids, valid, present)
         valid &= rows < state.pool.slot_ids.shape[0]
@@ -144,24 +173,39 @@ def grouped_functions(
         )
         return state._replace(pool=state.pool._replace(slots=slots)), selection
 
-    @jax.jit
-    def observe_arrays(state: State, rows: Rows) -> State:
-        return _observe(model, state, rows)
+    @jit_changes
+    def select_at_once(
+        state: State, rng_key: Array, eligible: Array | None
+    ) -> tuple[State, Selection]:
+        return select(state, model.score(rng_key, state), eligible)
 
-    @jax.jit
-    def advance_arrays(state: State) -> tuple[State, Info]:
+    @quickly
+    def observe(state: State, rows: Rows) -> tuple[State, None]:
+        return _observe(model, state, rows), None
+
+    @quickly
+    def advance(state: State) -> tuple[State, Info]:
         closed = visits.close_step(state.pool.slots, expiry, keep_open)
         return _advance(model, state, closed, tolerance)
 
-    @jax.jit
-    def update_arrays(state: State, rows: Rows) -> tuple[State, Info]:
-        return advance_arrays(observe_arrays(state, rows))
+    @quickly
+    def update(state: State, rows: Rows) -> tuple[State, Info]:
+        return advance(observe(state, rows)[0])
 
-    @jax.jit
-    def abandon_arrays(state: State, task_ids: Array) -> State:
+    return _Arrays(jax.jit(model.score), select, select_at_once, observe, advance, update)
+
+
+def grouped_functions(
+    model: GroupModel, plan: Plan, expiry: int | None, keep_open: bool, tolerance: float
+) -> GroupedFunctions:
+    """The functions of the contract for grouped states."""
+    arrays = _arrays(model, plan, expiry, keep_open, tolerance)
+
+    @jit_changes
+    def abandon_arrays(state: State, task_ids: Array) -> tuple[State, None]:
         rows = table.find(state.pool.slot_ids, task_ids)
         slots = visits.abandon(state.pool.slots, rows)
-        return state._replace(pool=state.pool._replace(slots=slots))
+        return state._replace(pool=state.pool._replace(slots=slots)), None
 
     @jax.jit
     def predict_arrays(state: State, task_ids: Array) -> Belief:
@@ -175,23 +219,27 @@ def grouped_functions(
         rng_key: Array, state: State, eligible: ArrayLike | None = None
     ) -> tuple[State, Selection]:
         mask = None if eligible is None else _as_mask(eligible, state)
-        return select_arrays(check_key(rng_key), _with_room(state), mask)
+        rng_key, state = check_key(rng_key), _with_room(state)
+        if not _is_quick(model, state):
+            return arrays.select_at_once(state, rng_key, mask)
+        # The program that looks at every slot is compiled for speed, the rest quickly.
+        return arrays.select(state, arrays.score(rng_key, state), mask)
 
     def observe(state: State, evidence: Evidence) -> State:
-        return observe_arrays(_with_room(state), _admit(state, evidence))
+        return arrays.observe(_with_room(state), _admit(state, evidence))[0]
 
     def update(state: State, evidence: Evidence) -> tuple[State, Info]:
-        return update_arrays(_with_room(state), _admit(state, evidence))
+        return arrays.update(_with_room(state), _admit(state, evidence))
 
     def abandon(state: State, task_ids: ArrayLike) -> State:
-        return abandon_arrays(state, check_task_ids(state, task_ids))
+        return abandon_arrays(state, check_task_ids(state, task_ids))[0]
 
     def predict(state: State, task_ids: ArrayLike | None = None) -> Belief:
         if task_ids is None:
             return predict_all(state, _group_of_all(state.pool.groups))
         return predict_arrays(state, check_task_ids(state, task_ids))
 
-    return GroupedFunctions(select, observe, advance_arrays, update, abandon, predict)
+    return GroupedFunctions(select, observe, arrays.advance, update, abandon, predict)
 
 
 def _observe(model: GroupModel, state: State, rows: Rows) -> State:

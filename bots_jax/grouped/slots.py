@@ -25,7 +25,7 @@ from bots_jax.pool import visits
 from bots_jax.pool.evidence import PADDING
 from bots_jax.pool.reference import UNKNOWN, Reference
 from bots_jax.pool.visits import NO_VISIT, PoolState, StepEvidence, first_of_each
-from bots_jax.types import Array, Belief, PyTree, Settings, State
+from bots_jax.types import Array, ArrayLike, Belief, Known, PyTree, Settings, State
 
 Pick = Callable[[Array], Array]  # [T] -> [...], some of the slots
 
@@ -38,10 +38,35 @@ class GroupedPool(NamedTuple):
     groups: Groups
     displaced: Array  # i32, since the last advance
 
+    # As `types.Pool` says.
+    @property
+    def representation(self) -> str:
+        """Tasks alike share a group."""
+        return "grouped"
+
+    @property
+    def num_tasks(self) -> Array:
+        """i32, tasks of all groups."""
+        return jnp.sum(self.groups.sizes, axis=-1, dtype=jnp.int32)
+
     @property
     def capacity(self) -> int | Array:
-        """Rows that ids may name."""
+        """All tasks that there were, retired ones too."""
         return self.groups.num_tasks
+
+    @property
+    def bookkeeping(self) -> PoolState:
+        """That of the slots."""
+        return self.slots
+
+    def known(self, reference: Any) -> Known:
+        """A column a group; `reference` is of slots."""
+        return Known(self.groups.reference, self.groups.domain, self.groups.sizes)
+
+    def column_of(self, task_ids: ArrayLike) -> Array:
+        """The group."""
+        ids = jnp.asarray(task_ids, jnp.int32)
+        return group_of(self.groups, ids.ravel()).reshape(ids.shape)
 
 
 class GroupedBelief(Protocol):
@@ -73,22 +98,28 @@ class GroupModel(NamedTuple):
     """What slots and groups hold; pure functions.
 
     make(settings, groups, num_domains, size) -> GroupedBelief of `size` slots
-    best(rng_key, state, eligible bool[N] or None, count) -> (GroupedBelief, i32[count] ids,
-      f[count] draws, bool[count] valid)
+    score(rng_key, state) -> pytree: what a selection works out of every slot, one by one
+    best(scores, state, eligible bool[N] or None, count) -> (GroupedBelief, i32[count] ids,
+      f[count] draws, bool[count] valid): the rest of it, from what `score` returned
     fuse(state, fused) -> (GroupedBelief, BeliefInfo): one step; `fused` is of the slots
     left(state, pick) -> f[...] at least 0: what a slot holds that its group does not
     of_slots(state, rows) -> Belief of slots, i32[...] or slice(None)
     of_groups(state) -> Belief, f[G]
     most_left(rollouts) -> what `left` is right after a visit, as a rule at most
+    quick_slots: up to so many slots all but `score` is compiled quickly (`jit_by_size`)
+    keeps_features: whether slots hold features, or they are looked up at their groups
     """
 
     make: Callable[[Settings, Groups, int, int], GroupedBelief]
-    best: Callable[[Array, State, Array | None, int], tuple[GroupedBelief, Array, Array, Array]]
+    score: Callable[[Array, State], PyTree]
+    best: Callable[[PyTree, State, Array | None, int], tuple[GroupedBelief, Array, Array, Array]]
     fuse: Callable[[State, StepEvidence], tuple[GroupedBelief, BeliefInfo]]
     left: Callable[[State, Pick], Array]
     of_slots: Callable[[State, Any], Belief]
     of_groups: Callable[[State], Belief]
     most_left: Callable[[float], float]
+    quick_slots: int
+    keeps_features: bool = True
 
 
 # At this load a bucket of the table overflows once in a million.
@@ -152,10 +183,13 @@ def give_slots(
 
 
 def _copy_reference(into: Reference, rows: Array, known: Reference, group: Array) -> Reference:
+    def put(old: Array | None, new: Array | None) -> Array | None:
+        if old is None or new is None:
+            return None
+        return old.at[:, rows].set(new[:, group], mode="drop")
+
     rates = into.rates.at[:, rows].set(known.rates[:, group], mode="drop")
-    if into.trials is None or known.trials is None:
-        return Reference(rates, None)
-    return Reference(rates, into.trials.at[:, rows].set(known.trials[:, group], mode="drop"))
+    return Reference(rates, put(into.trials, known.trials), put(into.embeddings, known.embeddings))
 
 
 # Each step looks through one of so many parts of the table for tasks to return.

@@ -8,6 +8,7 @@ dense pool, a few rows, and groups of tasks alike.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 from bots_jax.pool.reference import Reference
@@ -75,6 +76,10 @@ class InferFn(Protocol):
         """p~ of each column of the reference."""
 
 
+def _never(params: Any, reference: Reference) -> bool:
+    return False
+
+
 class Estimator(NamedTuple):
     """How implicit evidence is made.
 
@@ -82,6 +87,8 @@ class Estimator(NamedTuple):
     fit(params, settings, reference, fused, own=None) -> params, from the evaluated tasks
     infer(params, reference, domain) -> Inferred
     capability(params) -> f[D], for `Info`
+    infer_roughly: as `infer`, for telling from all tasks those that may be among the best, where
+      is_slow(params, reference) says that `infer` costs much more; static
     """
 
     name: str
@@ -91,3 +98,5 @@ class Estimator(NamedTuple):
     infer: InferFn
     capability: Any  # Callable[[params], Array]
     uses_momentum: bool = True  # whether it obeys `Settings.capability_momentum`
+    infer_roughly: InferFn | None = None
+    is_slow: Callable[[Any, Reference], bool] = _never

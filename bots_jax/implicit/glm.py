@@ -25,7 +25,8 @@ likelihood, MacKay 1992): with a = E / s on the diagonal of the embeddings, and 
     log p(y | s) = (E log a - log |L_a| + y' L_a^-1 y) / 2 + const,    L_a = L + a - (a in force)
 
 log s is then its mean under these, and L is L_a. So embeddings that say nothing soon weigh
-nothing, and those that say much are let go.
+nothing, and those that say much are let go. Kinds and numbers are trusted apart (each s is found
+while the other is held): noise beside kinds must not cost the trust in those.
 
 Each task has one domain, so the part of L among the u is diagonal, and stays so: with F
 features and D domains a step costs F^3 + F^2 (D + tasks evaluated), and no D^2.
@@ -53,11 +54,11 @@ from bots_jax.implicit.features import (
     logistic,
     logits,
     no_levels,
-    rows_of,
     shrink,
     sum_rows,
 )
 from bots_jax.implicit.overdispersion import Overdispersion
+from bots_jax.numerics import cholesky
 from bots_jax.numerics.arithmetic import safe_ratio
 from bots_jax.pool.reference import Reference
 from bots_jax.pool.visits import StepEvidence, domain_sums
@@ -72,7 +73,8 @@ class Prior(NamedTuple):
     total: float = 0.5  # of the sum of the references' weights, about 1
     each: float = 0.25  # of one weight about the mean of all
     domain: float = 1.0  # of what sets a domain apart
-    # Of what all embeddings, each of variance 1, say together: the most that is tried
+    # Of what all embeddings, each of variance 1, say together: what is believed before any
+    # evidence. Twice that is the most that is tried.
     embeddings: float = 1.0
 
 
@@ -99,12 +101,15 @@ class Regression(NamedTuple):
     covariance: Array  # f[F, F], of the weights: a block of L^-1
     levels: Levels
     dispersion: Overdispersion
-    trust: Array | None = None  # f, a: precision of each embedding's weight; None without any
+    # a, the precision of each embedding's weight: f; f[2], of numbers and of kinds, where it is
+    # known which is which; None without any
+    trust: Array | None = None
+    is_kind: Array | None = None  # bool[E]; None where it is not known
 
 
-# The variances s that are tried, in `Prior.embeddings` squared. None above what was given: a few
+# The variances s that are tried, in `Prior.embeddings` squared. Few above what was given: a few
 # successes among many failures say too much in Laplace's form, and s would follow them.
-_VARIANCES = np.array([4.0**power for power in range(-4, 1)])
+_VARIANCES = np.array([4.0**power for power in range(-4, 2)])
 _ITERATIONS = 8
 
 
@@ -126,8 +131,10 @@ def glm(
     scales = Prior() if prior is None else prior
 
     def init(reference: Reference, num_domains: int) -> Regression:
-        trust = _first_trust(scales, reference)
-        mean, precision = _prior(scales, reference, num_domains, trust)
+        is_kind = None if reference.code is None else reference.code.is_kind
+        trust = _first_trust(scales, reference, is_kind)
+        each = _of_each(trust, is_kind)
+        mean, precision = _prior(scales, reference, num_domains, each)
         return Regression(
             mean,
             precision,
@@ -135,6 +142,7 @@ def glm(
             no_levels(reference),
             overdispersion.no_overdispersion(reference.rates.dtype),
             trust,
+            is_kind,
         )
 
     def fit(
@@ -144,19 +152,40 @@ def glm(
         fused: StepEvidence,
         own: TaskCounts | None = None,
     ) -> Regression:
-        at_first = _prior(scales, reference, fused.num_domains, params.trust)
+        each = _of_each(params.trust, params.is_kind)
+        at_first = _prior(scales, reference, fused.num_domains, each)
         levels = learn_levels(params.levels, reference, fused.trials > 0)
         x = _features(levels, reference)
         before = _forget(params, at_first, keep)
         after = _learn(before, params.dispersion, levels, x, fused, own)
         if params.trust is None:
             return after
-        return _learn_trust(after, params.trust, _trusts(scales, reference))
+        after = after._replace(trust=params.trust, is_kind=params.is_kind)
+        if params.is_kind is None:
+            return _learn_trust(after, _trusts(scales, _num_embeddings(reference)))
+        for kinds in (False, True):
+            count = jnp.sum(params.is_kind == kinds).astype(reference.rates.dtype)
+            each = jnp.asarray(_trusts(scales, 1), count.dtype)
+            after = _learn_trust(after, jnp.maximum(count, 1) * each, kinds)
+        return after
 
     def infer(params: Regression, reference: Reference, domain: Array | None) -> Inferred:
         return _infer_in_chunks(params, reference, domain, least_counts)
 
-    return Estimator("glm", 0, init, fit, infer, _capability, uses_momentum=False)
+    def infer_roughly(params: Regression, reference: Reference, domain: Array | None) -> Inferred:
+        return _infer_roughly(params, reference, domain, least_counts)
+
+    return Estimator(
+        "glm",
+        0,
+        init,
+        fit,
+        infer,
+        _capability,
+        uses_momentum=False,
+        infer_roughly=infer_roughly,
+        is_slow=_is_slow,
+    )
 
 
 def _capability(params: Regression) -> Array:
@@ -175,19 +204,16 @@ def _features(levels: Levels, reference: Reference) -> Array:
     values = fill(levels, *logits(reference))
     parts = [jnp.ones((1, values.shape[1]), values.dtype), values]
     if reference.embeddings is not None:
-        parts.append(reference.embeddings)
+        parts.append(reference.described())
     return jnp.concatenate(parts)
 
 
 def _feature_rows(levels: Levels, reference: Reference) -> list[Array] | Array:
     """The same, a few of them as a list of rows."""
-    embeddings = reference.embeddings
-    more = 0 if embeddings is None else embeddings.shape[0]
-    if 1 + reference.rates.shape[0] + more > FEW_ROWS:
+    if 1 + reference.rates.shape[0] + _num_embeddings(reference) > FEW_ROWS:
         return _features(levels, reference)
     ones = jnp.ones(reference.rates.shape[1:], reference.rates.dtype)
-    rest = [] if embeddings is None else rows_of(embeddings)
-    return [ones, *filled_rows(levels, reference), *rest]
+    return [ones, *filled_rows(levels, reference), *reference.described_rows()]
 
 
 def _prior(
@@ -203,7 +229,8 @@ def _prior(
         mean[1:known] = 1 / models
     weights = jnp.asarray(np.pad(np.linalg.inv(covariance), (0, more)), dtype)
     if trust is not None:
-        weights += trust * _on_embeddings(size, more, dtype)
+        each = trust if trust.ndim == 0 else jnp.pad(trust, (known, 0))[None]
+        weights += each * _on_embeddings(size, more, dtype)
     effects = num_domains if num_domains > 1 else 0
     return (
         Coefficients(jnp.asarray(mean, dtype), jnp.zeros((effects,), dtype)),
@@ -227,25 +254,45 @@ def _on_embeddings(size: int, more: int, dtype: jnp.dtype) -> Array:
     return jnp.asarray(np.diag(np.arange(size) >= size - more), dtype)
 
 
-def _trusts(scales: Prior, reference: Reference) -> np.ndarray:
-    """The grid of a, from much trust to little."""
-    return _num_embeddings(reference) / (scales.embeddings**2 * _VARIANCES)
+def _trusts(scales: Prior, count: int) -> np.ndarray:
+    """The grid of a, from much trust to little, for so many embeddings."""
+    return count / (scales.embeddings**2 * _VARIANCES)
 
 
-def _first_trust(scales: Prior, reference: Reference) -> Array | None:
-    """Before any evidence, all s are alike."""
-    if not _num_embeddings(reference):
+def _first_trust(scales: Prior, reference: Reference, is_kind: Array | None) -> Array | None:
+    """Before any evidence: s as given. Noise is found out within a step or two all the same, and
+    features that tell much are not held back while most is to be learned."""
+    more, dtype = _num_embeddings(reference), reference.rates.dtype
+    if not more:
         return None
-    first = np.exp(np.mean(np.log(_trusts(scales, reference))))
-    return jnp.asarray(first, reference.rates.dtype)
+    if is_kind is None:
+        return jnp.asarray(more / scales.embeddings**2, dtype)
+    each = jnp.maximum(jnp.stack([jnp.sum(~is_kind), jnp.sum(is_kind)]), 1).astype(dtype)
+    return each / jnp.asarray(scales.embeddings**2, dtype)
 
 
-def _learn_trust(params: Regression, before: Array, grid: np.ndarray) -> Regression:
-    """The regression under the mean of log a over the grid, by its likelihood."""
-    mean, precision = params.mean, params.precision
+def _of_each(trust: Array | None, is_kind: Array | None) -> Array | None:
+    """f[] or f[E]: the trust in each embedding."""
+    return trust if trust is None or is_kind is None else trust[is_kind.astype(jnp.int32)]
+
+
+def _learn_trust(
+    params: Regression, grid: Array | np.ndarray, kinds: bool | None = None
+) -> Regression:
+    """The regression under the mean of log a over the grid, by its likelihood.
+
+    Args:
+      kinds: whether it is the a of the kinds or of the numbers; None: of all embeddings.
+    """
+    mean, precision, before = params.mean, params.precision, params.trust
+    assert before is not None
     dtype, size = mean.weights.dtype, mean.weights.shape[0]
-    more = size - 1 - params.levels.sums.shape[0]
-    diagonal = _on_embeddings(size, more, dtype)
+    count: int | Array = size - 1 - params.levels.sums.shape[0]
+    diagonal = _on_embeddings(size, size - 1 - params.levels.sums.shape[0], dtype)
+    if kinds is not None and params.is_kind is not None:
+        before, mine = before[int(kinds)], params.is_kind == kinds
+        diagonal *= jnp.pad(mine.astype(dtype), (size - mine.shape[0], 0))[None]
+        count = jnp.sum(mine).astype(dtype)
     told = _apply(precision, mean)
     rest = told.weights - precision.cross @ (told.domains / precision.domains)
 
@@ -255,15 +302,18 @@ def _learn_trust(params: Regression, before: Array, grid: np.ndarray) -> Regress
     def log_likelihood(trust: Array) -> Array:
         factor = _factor(trusting(trust))
         scaled = jax.scipy.linalg.solve_triangular(factor, rest, lower=True)
-        room = 0.5 * more * jnp.log(trust) - jnp.sum(jnp.log(jnp.diagonal(factor)))
+        room = 0.5 * count * jnp.log(trust) - jnp.sum(jnp.log(jnp.diagonal(factor)))
         return room + 0.5 * jnp.sum(scaled * scaled)
 
     trusts = jnp.asarray(grid, dtype)
     weights = jax.nn.softmax(jax.vmap(log_likelihood)(trusts))
     trust = jnp.exp(jnp.sum(weights * jnp.log(trusts)))
     after = trusting(trust)
+    found = trust
+    if kinds is not None and params.trust is not None:
+        found = params.trust.at[int(kinds)].set(trust)
     return params._replace(
-        mean=_solve(after, told), precision=after, covariance=_covariance(after), trust=trust
+        mean=_solve(after, told), precision=after, covariance=_covariance(after), trust=found
     )
 
 
@@ -293,8 +343,7 @@ def _solve(precision: Precision, y: Coefficients) -> Coefficients:
 
 
 def _covariance(precision: Precision) -> Array:
-    factor = _factor(precision)
-    return jax.scipy.linalg.cho_solve((factor, True), jnp.eye(factor.shape[0], dtype=factor.dtype))
+    return cholesky.inverse(_factor(precision))
 
 
 def _plus(a: Coefficients, b: Coefficients, scale: Array | float = 1) -> Coefficients:
@@ -401,13 +450,22 @@ def _learn(
 _CHUNK = 4096
 
 
+# Tasks up to which `infer` is quick enough.
+_FEW_TASKS = 2**15
+
+
+def _is_slow(params: Regression, reference: Reference) -> bool:
+    """Whether features are many, and of many tasks."""
+    return params.mean.weights.shape[0] > FEW_ROWS and reference.rates.shape[1] > _FEW_TASKS
+
+
 def _infer_in_chunks(
     params: Regression, reference: Reference, domain: Array | None, least: float
 ) -> Inferred:
     """`_infer`, a chunk after the other where all at once would be moved through memory."""
     tasks = reference.rates.shape[1]
     whole = tasks // _CHUNK
-    few = 1 + reference.rates.shape[0] + _num_embeddings(reference) <= FEW_ROWS
+    few = params.mean.weights.shape[0] <= FEW_ROWS
     if few or whole < 2 or mesh_of(reference.rates) is not None:
         return _infer(params, reference, domain, least)
 
@@ -415,8 +473,7 @@ def _infer_in_chunks(
         def cut(values: Array) -> Array:
             return lax.dynamic_slice_in_dim(values, start, size, axis=-1)
 
-        known = jax.tree.map(cut, reference._replace(code=None))
-        return _infer(params, known, None if domain is None else cut(domain), least)
+        return _infer(params, reference.each(cut), None if domain is None else cut(domain), least)
 
     starts = _CHUNK * jnp.arange(whole, dtype=jnp.int32)
     chunks = lax.map(lambda start: part(start, _CHUNK), starts)
@@ -427,12 +484,39 @@ def _infer_in_chunks(
     return jax.tree.map(lambda *x: jnp.concatenate(x), told, part(whole * _CHUNK, rest))
 
 
+def _infer_roughly(
+    params: Regression, reference: Reference, domain: Array | None, least: float
+) -> Inferred:
+    """`_infer` with a variance that leaves out what the weights of embeddings have in common.
+
+    So it costs two products a feature and not F, in one pass over the tasks. Intercept,
+    references and domain are in full. Where embeddings are uncorrelated over the tasks, as
+    principal components are, the mean over the tasks is the same.
+    """
+    embeddings = reference.described_rows()
+    known = [jnp.ones(reference.rates.shape[1:], reference.rates.dtype)]
+    known += filled_rows(params.levels, reference)
+    first = len(known)
+    eta = _line(params.mean, [*known, *embeddings], domain)
+    corner = params._replace(
+        covariance=params.covariance[:first, :first],
+        precision=params.precision._replace(cross=params.precision.cross[:first]),
+    )
+    variance = _variance(corner, known, domain)
+    for at, row in enumerate(embeddings, start=first):
+        variance += params.covariance[at, at] * row * row
+    return _told(params, eta, variance, least)
+
+
 def _infer(
     params: Regression, reference: Reference, domain: Array | None, least: float
 ) -> Inferred:
     x = _feature_rows(params.levels, reference)
     eta = _line(params.mean, x, domain)
-    variance = _variance(params, x, domain)
+    return _told(params, eta, _variance(params, x, domain), least)
+
+
+def _told(params: Regression, eta: Array, variance: Array, least: float) -> Inferred:
     mean = logistic(shrink(eta, variance))
     known = jnp.ones(mean.shape, bool)
     counts = overdispersion.concentration(params.dispersion, mean, variance, least)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from bots_jax.checks import check_count
 from bots_jax.growth import retire
+from bots_jax.pool.reference import stored_like
 from bots_jax.types import Array, ArrayLike, Evidence, PyTree, Selector, State
 
 NO_LEVEL = -1
@@ -120,6 +121,7 @@ def insert(
     levels = jax.tree.map(lambda old, new: old.at[rows].set(new, mode="drop"), levels, new_levels)
     state = _renew(state, rows)
     if columns is not None:
+        columns = stored_like(state.reference, columns)
         known = state.reference.embeddings.at[:, rows].set(columns, mode="drop")
         state = state._replace(reference=state.reference._replace(embeddings=known))
     inserted = jnp.where(rows < capacity, rows, NO_LEVEL)
@@ -146,14 +148,14 @@ def _accept(
 
 def _columns_of(state: State, features: ArrayLike | None) -> Array | None:
     """f[E, A] of the new levels, or 0, which says nothing; None of a pool without features."""
-    known = state.reference.embeddings
+    known, dtype = state.reference.embeddings, state.reference.rates.dtype
     if known is None:
         if features is not None:
             raise ValueError("features was given, but the pool was made without: drop it")
         return None
     if features is None:
-        return jnp.zeros((), known.dtype)
-    given, code = jnp.asarray(features, known.dtype), state.reference.code
+        return jnp.zeros((known.shape[0], 1), dtype)
+    given, code = jnp.asarray(features, dtype), state.reference.code
     if given.ndim != 2 or given.shape[1] != known.shape[0]:
         raise ValueError(
             f"features has shape {given.shape}, expected [A, {known.shape[0]}]: numbers like those "
@@ -161,8 +163,8 @@ def _columns_of(state: State, features: ArrayLike | None) -> Array | None:
         )
     if code is None:
         return given.T
-    coarse, fine = jnp.asarray(code.center, known.dtype)[:, :, None]
-    scale = jnp.asarray(code.scale, known.dtype)[:, None]
+    coarse, fine = jnp.asarray(code.center, dtype)[:, :, None]
+    scale = jnp.asarray(code.scale, dtype)[:, None]
     usable = ~jnp.isnan(given.T) & (scale > 0)
     away = jnp.where(usable, given.T - coarse - fine, 0)
     return away / jnp.where(scale > 0, scale, 1)
@@ -170,7 +172,7 @@ def _columns_of(state: State, features: ArrayLike | None) -> Array | None:
 
 def _renew(state: State, rows: Array) -> State:
     """Rows that hold another level from now on; C and above are dropped."""
-    pool, capacity = state.pool, state.pool.active.shape[0]
+    pool, capacity, before = state.pool, state.pool.active.shape[0], state.pool.active
     inside = rows < capacity
     added = jnp.sum(inside & ~pool.active[jnp.minimum(rows, capacity - 1)], dtype=jnp.int32)
     highest = jnp.max(jnp.where(inside, rows + 1, 0))
@@ -181,7 +183,8 @@ def _renew(state: State, rows: Array) -> State:
         domain_sizes=pool.domain_sizes + added,
         next_fresh=jnp.maximum(pool.next_fresh, highest.astype(jnp.int32)),
     )
-    return state._replace(pool=pool, belief=state.belief.restart(state.settings, rows))
+    belief = state.belief.restart(state.settings, rows, before)
+    return state._replace(pool=pool, belief=belief)
 
 
 def _check_insert(state: State, new_levels: PyTree) -> int:

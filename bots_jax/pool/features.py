@@ -50,6 +50,11 @@ def encode(features: Any) -> tuple[np.ndarray, FeatureCode]:
       ValueError: naming what is wrong and the way out.
     """
     columns = _columns_of(features)
+    code = _code_of_all(columns)
+    return _apply(columns, code), code
+
+
+def _code_of_all(columns: list[np.ndarray]) -> FeatureCode:
     codes = [_code_of(column, at) for at, column in enumerate(columns)]
     size = sum(len(code.scale) for code in codes)
     if size > MOST_COLUMNS:
@@ -57,8 +62,35 @@ def encode(features: Any) -> tuple[np.ndarray, FeatureCode]:
             f"features make {size} columns (one a number, one a kind), at most {MOST_COLUMNS}: "
             "join rare kinds, or reduce numbers to their first principal components"
         )
-    code = FeatureCode(*(np.concatenate(parts, axis=-1) for parts in zip(*codes, strict=True)))
-    return _apply(columns, code), code
+    return FeatureCode(*(np.concatenate(parts, axis=-1) for parts in zip(*codes, strict=True)))
+
+
+class Kinds(NamedTuple):
+    """Features that are all kinds, for pools in which tasks of the same kinds are alike."""
+
+    numbers: list[np.ndarray]  # i[N] each, which value a task has in each column
+    tables: list[np.ndarray]  # f32[E_j, V_j] each, what is made of each value
+    code: FeatureCode
+
+    def columns(self, numbers: np.ndarray) -> np.ndarray:
+        """f32[E, G]: those of combinations of values, i[J, G]."""
+        rows = [table[:, own] for table, own in zip(self.tables, numbers, strict=True)]
+        return np.concatenate(rows)
+
+
+def encode_kinds(features: Any) -> Kinds | None:
+    """The same code as `encode`, nothing written a task and column; None where a column is numbers.
+
+    Raises:
+      ValueError: as `encode`.
+    """
+    columns = _columns_of(features)
+    if any(column.dtype.kind == "f" for column in columns):
+        return None
+    values, numbers = zip(*(np.unique(x, return_inverse=True) for x in columns), strict=True)
+    code = _code_of_all(columns)
+    tables = [_kinds_as(own, code, at) for at, own in enumerate(values)]
+    return Kinds(list(numbers), tables, code)
 
 
 def encode_as(features: Any, code: FeatureCode) -> np.ndarray:
@@ -99,7 +131,7 @@ def _columns_of(features: Any) -> list[np.ndarray]:
     sizes = {len(block) for block in blocks}
     if len(sizes) != 1:
         raise ValueError(f"features have {sorted(sizes)} rows, expected one row a task in each")
-    return [column for block in blocks for column in block.T]
+    return [column for block in blocks for column in np.ascontiguousarray(block.T)]
 
 
 def _holds_arrays(features: Any) -> bool:
@@ -180,9 +212,17 @@ def _apply(columns: list[np.ndarray], code: FeatureCode) -> np.ndarray:
             away = np.where(usable, column - center[mine], 0)
             rows.append((away / max(scale[mine[0]], np.finfo(np.float32).tiny))[None])
             continue
-        values, which = np.unique(column, return_inverse=True)
-        same = _hashes(values)[:, None] == code.kind[mine]
         # Of the values first, of which there are few: an array of all tasks is large.
-        table = np.where(same.any(axis=1, keepdims=True), same - center[mine], 0) / scale[mine]
-        rows.append(table.astype(np.float32).T[:, which])
+        values, which = np.unique(column, return_inverse=True)
+        rows.append(_kinds_as(values, code, at)[:, which])
     return np.concatenate([row.astype(np.float32) for row in rows])
+
+
+def _kinds_as(values: np.ndarray, code: FeatureCode, at: int) -> np.ndarray:
+    """f32[E_j, V]: what is made of each of some values of column `at`."""
+    mine = np.flatnonzero(code.source == at)
+    center = code.center.astype(np.float64).sum(axis=0)[mine]
+    same = _hashes(values)[:, None] == code.kind[mine]
+    scale = code.scale.astype(np.float64)[mine]
+    table = np.where(same.any(axis=1, keepdims=True), same - center, 0) / scale
+    return table.astype(np.float32).T

@@ -7,11 +7,13 @@ same padded to the C rows of the state, with `UNKNOWN` in place of NaN: a state 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from bots_jax.checks import check_count, is_concrete
 from bots_jax.pool.features import FeatureCode
@@ -71,20 +73,38 @@ class Reference(NamedTuple):
 
     rates: Array  # f[K, C] in [0, 1], -1 where unknown; K = 0 without references
     trials: Array | None  # f[K, C], attempts behind each rate; None if not told
-    embeddings: Array | None = None  # f[E, C]
+    embeddings: Array | None = None  # [E, C] as stored: floats, or i8 in units of `step`
     code: FeatureCode | None = None  # how embeddings were made of features
+    step: Array | None = None  # f[E], of embeddings that are integers
 
     def take(self, rows: Array | None) -> Reference:
         """The reference of some tasks, i32[R] in [0, C), without the code; of all for None."""
-        if rows is None:
-            return self
-        return Reference(
-            self.rates[:, rows], _columns(self.trials, rows), _columns(self.embeddings, rows)
+        return self if rows is None else self.each(lambda values: values[:, rows])
+
+    def each(self, pick: Callable[[Array], Array]) -> Reference:
+        """The reference with `pick` of each array [..., C], without the code."""
+        trials, embeddings = (
+            None if values is None else pick(values) for values in (self.trials, self.embeddings)
         )
+        return Reference(pick(self.rates), trials, embeddings, step=self.step)
 
+    def described(self) -> Array:
+        """f[E, C]: embeddings as numbers of the dtype that is computed with."""
+        if self.embeddings is None:
+            return self.rates[:0]
+        numbers = self.embeddings.astype(self.rates.dtype)
+        return numbers if self.step is None else numbers * self.step[:, None]
 
-def _columns(values: Array | None, rows: Array) -> Array | None:
-    return None if values is None else values[:, rows]
+    def described_rows(self) -> list[Array]:
+        """The same, f[C] each: converted row by row in the pass that uses them."""
+        if self.embeddings is None:
+            return []
+        dtype, steps = self.rates.dtype, self.step
+        rows = [
+            lax.index_in_dim(self.embeddings, at, keepdims=False).astype(dtype)
+            for at in range(self.embeddings.shape[0])
+        ]
+        return rows if steps is None else [row * steps[at] for at, row in enumerate(rows)]
 
 
 def make_reference(
@@ -93,8 +113,13 @@ def make_reference(
     num_tasks: int | None,
     capacity: int | None,
     dtype: jnp.dtype,
+    features_dtype: str | None = None,
 ) -> tuple[Reference, int]:
     """Check the references and pad them to capacity.
+
+    Args:
+      features_dtype: what embeddings are stored in, one of `FEATURES_DTYPES`; None for `dtype`, or
+        for float16 in place of float32 where they are many.
 
     Returns:
       The reference of C rows, and N.
@@ -103,7 +128,7 @@ def make_reference(
       ValueError: naming the argument, its value and the way out.
     """
     if isinstance(rates, TaskFeatures):
-        return _with_embeddings(rates, trials, num_tasks, capacity, dtype)
+        return _with_embeddings(rates, trials, num_tasks, capacity, dtype, features_dtype)
     num_tasks = _num_tasks(rates, num_tasks)
     capacity = num_tasks if capacity is None else check_count("capacity", capacity)
     if capacity < num_tasks:
@@ -121,7 +146,12 @@ def make_reference(
 
 
 def _with_embeddings(
-    given: TaskFeatures, trials: Any, num_tasks: int | None, capacity: int | None, dtype: Any
+    given: TaskFeatures,
+    trials: Any,
+    num_tasks: int | None,
+    capacity: int | None,
+    dtype: jnp.dtype,
+    features_dtype: str | None,
 ) -> tuple[Reference, int]:
     shape = np.shape(given.embeddings)
     if num_tasks is not None:
@@ -131,10 +161,43 @@ def _with_embeddings(
     if is_concrete(given.embeddings) and not np.all(np.isfinite(np.asarray(given.embeddings))):
         raise ValueError("TaskFeatures.embeddings holds NaN or infinity: give finite numbers")
     known, tasks = make_reference(given.rates, trials, shape[1], capacity, dtype)
-    padding = ((0, 0), (0, known.rates.shape[1] - tasks))
-    embeddings = jnp.pad(jnp.asarray(given.embeddings, dtype), padding)
+    rows = known.rates.shape[1]
+    if features_dtype is None:
+        many = rows >= _MANY_TASKS and dtype == jnp.float32
+        stored_in = jnp.dtype(jnp.float16) if many else dtype
+    else:
+        stored_in = jnp.dtype(features_dtype)
+    step = _step_of(given.embeddings, dtype) if stored_in == jnp.int8 else None
+    embeddings = jnp.pad(_stored(given.embeddings, stored_in, step), ((0, 0), (0, rows - tasks)))
     code = None if given.code is None else FeatureCode(*map(jnp.asarray, given.code))
-    return known._replace(embeddings=embeddings, code=code), tasks
+    return known._replace(embeddings=embeddings, code=code, step=step), tasks
+
+
+FEATURES_DTYPES = ("float32", "float16", "int8")
+# Tasks from which features are stored in 16 bits: a pass over them takes as long as reading them.
+_MANY_TASKS = 200_000
+
+
+def _step_of(embeddings: ArrayLike, dtype: jnp.dtype) -> Array:
+    """f[E]: what 1 of an i8 stands for, so that the largest of a column is 127."""
+    largest = jnp.max(jnp.abs(jnp.asarray(embeddings, dtype)), axis=1)
+    return jnp.where(largest > 0, largest / 127, 1)
+
+
+def _stored(embeddings: ArrayLike, dtype: jnp.dtype, step: Array | None) -> Array:
+    """[E, A] as a state holds them; what lies outside of the dtype at its end."""
+    if step is not None:
+        scaled = jnp.asarray(embeddings, step.dtype) / step[:, None]
+        return jnp.clip(jnp.round(scaled), -127, 127).astype(dtype)
+    most = float(jnp.finfo(dtype).max)
+    clip = np.clip if is_concrete(embeddings) else jnp.clip  # on the host if it can be
+    return jnp.asarray(clip(embeddings, -most, most), dtype)
+
+
+def stored_like(known: Reference, embeddings: ArrayLike) -> Array:
+    """f[E, A] of further tasks as those that `known` has are stored."""
+    assert known.embeddings is not None
+    return _stored(embeddings, known.embeddings.dtype, known.step)
 
 
 # More reference models than this, and than four times the tasks, are taken for tasks.
@@ -154,8 +217,9 @@ def _num_tasks(rates: ArrayLike | None, num_tasks: int | None) -> int:
             f"reference has shape {shape}, expected [K, N]: one row a reference model, "
             "ordered weak to strong, one column a task"
         )
-    # An oracle's true rates f[T, N] may have some more steps than tasks.
-    if shape[0] > max(_MANY_MODELS, 4 * shape[1]):
+    # An oracle's true rates f[T, N] may have more steps than tasks; who says how many tasks there
+    # are knows which axis they are on.
+    if num_tasks != shape[1] and shape[0] > max(_MANY_MODELS, 4 * shape[1]):
         raise ValueError(
             f"reference has shape {shape}, expected [K, N]: {shape[0]} models of {shape[1]} tasks "
             "look transposed; give reference.T"

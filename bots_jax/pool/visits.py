@@ -36,7 +36,7 @@ from bots_jax.pool.evidence import (
     sound_numbers,
 )
 from bots_jax.sharding import mesh_of, top_k, total
-from bots_jax.types import Array, PyTree
+from bots_jax.types import Array, ArrayLike, Known, PyTree
 
 NO_VISIT = -1
 # Pools of so many rows at most are gone through at each step: the list of rows with pending
@@ -65,7 +65,39 @@ class PoolState(NamedTuple):
     next_fresh: Array  # i32, rows from here on have never held a task
     stale: Array  # i32, rows dropped since the last advance
     unsolicited: Array  # i32, rows counted without an open visit since then
-    invalid: Array  # i32, poison rows ignored since then
+    invalid: Array  # i32, rows that make no sense, ignored since then
+
+    # As `types.Pool` says.
+    @property
+    def representation(self) -> str:
+        """Each task has a row."""
+        return "dense"
+
+    @property
+    def num_tasks(self) -> Array:
+        """i32, active rows."""
+        return jnp.sum(self.domain_sizes, axis=-1, dtype=jnp.int32)
+
+    @property
+    def capacity(self) -> int:
+        """C."""
+        return int(self.active.shape[-1])
+
+    @property
+    def bookkeeping(self) -> PoolState:
+        """Itself."""
+        return self
+
+    def known(self, reference: Any) -> Known:
+        """A column a row."""
+        return Known(reference, self.domain, self.active.astype(jnp.int32))
+
+    def column_of(self, task_ids: ArrayLike) -> Array:
+        """The row."""
+        ids = jnp.asarray(task_ids, jnp.int32)
+        inside = (ids >= 0) & (ids < self.capacity)
+        exists = inside & self.active[jnp.where(inside, ids, 0)]
+        return jnp.where(exists, ids, self.capacity)
 
 
 class StepEvidence(NamedTuple):
@@ -144,8 +176,8 @@ def make_pool(
     """A pool in which the first `num_tasks` of `capacity` rows are active.
 
     Args:
-      room: R, distinct tasks of which a step may bring evidence before it costs more.
-      ages: whether visits expire.
+      touched_capacity: R, distinct tasks of which a step may bring evidence before it costs more.
+      track_expiry: whether visits expire.
     """
 
     def zero() -> Array:

@@ -15,6 +15,7 @@ import jax
 
 from bots_jax.choice.worth import WORTHS
 from bots_jax.evaluate import report
+from bots_jax.evaluate.told import HELP
 from bots_jax.rl import finetune
 from bots_jax.rl.finetune import FinetuneConfig, StoppedError
 from bots_jax.rl.loop import LoopConfig
@@ -133,7 +134,8 @@ def add_finetune_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 def _add(group: Any, name: str, default: Any, text: str, **more: Any) -> None:
     kind = more.pop("type", type(default))
-    group.add_argument(name, type=kind, default=default, help=f"{text} [%(default)s]", **more)
+    shown = text if default is None else f"{text} [%(default)s]"
+    group.add_argument(name, type=kind, default=default, help=shown, **more)
 
 
 def _of_world(group: Any, name: str, default: Any, text: str) -> None:
@@ -148,8 +150,7 @@ def _add_compared(parser: argparse.ArgumentParser, base: FinetuneConfig) -> None
     what = parser.add_argument_group("what is compared")
     names = ",".join(base.strategies)
     _of_world(what, "--strategies", names,
-        f"of {', '.join(STRATEGIES)}, each as it is or followed by what it is to know of "
-        "the tasks: +nothing, +prompts, +references (as it is) or +everything")  # fmt: skip
+        f"of {', '.join(STRATEGIES)}, each {HELP}")  # fmt: skip
     _of_world(what, "--seeds", base.seeds, "how many seeds; intervals need several")
     _add(what, "--first-seed", base.first_seed, "the seeds count up from here")
     _of_world(what, "--steps", base.steps, "training steps of each run")
@@ -389,6 +390,8 @@ def _run(config: FinetuneConfig, folder: RunFolder, cache: Path) -> list[dict[st
             f"{problem.reference.shape[1]} tasks; never | always solved by the weak reference "
             f"{never:.0%} | {always:.0%}, by the strong one {late_never:.0%} | {late_always:.0%}"
         )
+        if line := finetune.told_by_default(config, problem):
+            bar.say(line)
         return finetune.compare(config, problem, folder, bar)
 
 

@@ -31,6 +31,7 @@ import numpy as np
 from bots_jax import checkpoint, features
 from bots_jax.checks import check_choice
 from bots_jax.evaluate.task_files import read_tasks
+from bots_jax.evaluate.told import ending_of, resolve, rule_of, say_who_is_told
 from bots_jax.pool.reference import TaskFeatures
 from bots_jax.rl import worlds
 from bots_jax.rl.loop import (
@@ -69,7 +70,7 @@ VERIFIER_KINDS = ("python", "jax")
 DEFAULT_STRATEGIES = (
     "uniform",
     "easy-to-hard",
-    "auto",
+    "auto+prompts",
     "bots",
     "bots-explicit",
     "bots-implicit",
@@ -79,21 +80,14 @@ DEFAULT_STRATEGIES = (
 WORLD_STRATEGIES = ("uniform", "epochs", "auto+prompts", "bots+references")
 MAIN_STEPS, MAIN_SEEDS = 400, 4  # of the main job: some two and a half minutes on two idle cores
 
-TOLD = ("nothing", "prompts", "references", "everything")
-
-
-def told_of(name: str) -> str:
-    """What a strategy is told of the tasks: the end of its name, as in "auto+prompts"."""
-    return name.partition("+")[2] or "references"
-
 
 @dataclasses.dataclass(frozen=True)
 class FinetuneConfig:
     """Everything that the numbers of a comparison depend on.
 
     A strategy is a name of `strategies.STRATEGIES`, and what it is told of the tasks: "+references"
-    (pass rates of two checkpoints, what it is told without such an ending), "+prompts" (features
-    of the text), "+everything" (both) or "+nothing".
+    (pass rates of two checkpoints), "+prompts" (features of the text), "+everything" (both) or
+    "+nothing"; without such an ending the references, which are always there.
 
     Raises:
       ValueError: where a setting is out of range.
@@ -148,7 +142,7 @@ class FinetuneConfig:
                 f"max_answer={room.max_answer}"
             )
         for name in self.strategies:
-            check_choice("told", told_of(name), TOLD)
+            ending_of(name)
             self.selector(name)
 
     @classmethod
@@ -177,8 +171,7 @@ class FinetuneConfig:
     def selector(self, name: str) -> Selector:
         """The strategy of that name under the settings that it has and does not fix."""
         group = self.loop.group_size
-        rule = name.partition("+")[0]
-        return configure(rule, self.settings, batch_size=self.batch_size, rollouts=group)
+        return configure(rule_of(name), self.settings, batch_size=self.batch_size, rollouts=group)
 
     def saved(self) -> dict[str, Any]:
         """As JSON values, for the folder; with a checksum of the file of tasks."""
@@ -470,12 +463,18 @@ def compare(
     return runs
 
 
-def start(config: Comparison, problem: Problem, selector: Selector, name: str) -> State:
-    """A strategy's state before the first step: made for all before any is trained."""
+def start(
+    config: Comparison, problem: Problem, selector: Selector, name: str, told: str | None = None
+) -> State:
+    """A strategy's state before the first step: made for all before any is trained.
+
+    Args:
+      told: one of `told.TOLD`; None: what its name says, or else what the problem has.
+    """
     domains = problem.pool.family if config.by_domain else None
-    told = told_of(name)
-    known: Any = problem.reference if told in ("references", "everything") else None
     try:
+        told = told or _told(problem, selector, name)
+        known: Any = problem.reference if told in ("references", "everything") else None
         if told in ("prompts", "everything"):
             known = TaskFeatures(known, _prompt_features(problem))
             return selector.init(known, domains=domains)
@@ -483,6 +482,21 @@ def start(config: Comparison, problem: Problem, selector: Selector, name: str) -
         return selector.init(known, num_tasks=tasks, domains=domains)
     except ValueError as error:
         raise ValueError(f"strategy {name}: {error}; or leave the strategy out") from None
+
+
+def _told(problem: Problem, selector: Selector, name: str) -> str:
+    references = bool(np.isfinite(np.asarray(problem.reference)).any())
+    return resolve(ending_of(name), selector, references=references, prompts=True)
+
+
+def told_by_default(config: Comparison, problem: Problem) -> str:
+    """A line of who is told the prompts without its name saying so; empty where nobody is."""
+    names = [
+        name
+        for name in config.strategies
+        if ending_of(name) is None and _told(problem, config.selector(name), name) == "prompts"
+    ]
+    return say_who_is_told(names, len(_prompt_features(problem))) if names else ""
 
 
 def _prompt_features(problem: Problem) -> np.ndarray:

@@ -103,7 +103,18 @@ class Layer(nnx.Module):
         return x + self.down(jax.nn.gelu(self.up(self.mlp_norm(x))))
 
 
-class Transformer(nnx.Module):
+class Readable(nnx.Module):
+    """What every policy has: a way to read prompts, for `features.hidden_states`."""
+
+    max_prompt: int
+
+    def prompt_states(self, prompts: Array) -> Array:
+        """The last layer's residual stream f[B, P, width] over left-padded prompts i32[B, P]."""
+        _check_room("max_prompt", prompts.shape[1], self.max_prompt)
+        return _read(self, prompts, prompts.shape[1])[0][:, 0]
+
+
+class Transformer(Readable):
     """The policy's parameters. Use through `prefill`, `extend` and `full_logits`."""
 
     def __init__(self, config: PolicyConfig, rngs: nnx.Rngs) -> None:
@@ -144,8 +155,7 @@ def full_logits(graphdef: GraphDef, params: Params, prompts: Array, completions:
 
 def prompt_states(graphdef: GraphDef, params: Params, prompts: Array) -> Array:
     """The last layer's residual stream f[B, P, width] over prompts i32[B, P]."""
-    x, _ = _read(_merge(graphdef, params, prompts.shape[1], 0), prompts, prompts.shape[1])
-    return x[:, 0]
+    return _merge(graphdef, params, prompts.shape[1], 0).prompt_states(prompts)
 
 
 def prefill(graphdef: GraphDef, params: Params, prompts: Array, group: int, room: int) -> Cache:
@@ -167,14 +177,17 @@ def prefill(graphdef: GraphDef, params: Params, prompts: Array, group: int, room
 
 def _merge(graphdef: GraphDef, params: Params, prompt: int, answer: int) -> Transformer:
     model: Transformer = nnx.merge(graphdef, params)
-    for name, length, most in (("max_prompt", prompt, model.max_prompt),
-                               ("max_answer", answer, model.max_answer)):  # fmt: skip
-        if length > most:
-            raise ValueError(
-                f"{length} columns are more than the policy's {name}={most}; shorten them or "
-                f"make the policy with a larger {name}"
-            )
+    _check_room("max_prompt", prompt, model.max_prompt)
+    _check_room("max_answer", answer, model.max_answer)
     return model
+
+
+def _check_room(name: str, length: int, most: int) -> None:
+    if length > most:
+        raise ValueError(
+            f"{length} columns are more than the policy's {name}={most}; shorten them or "
+            f"make the policy with a larger {name}"
+        )
 
 
 def extend(graphdef: GraphDef, params: Params, cache: Cache, tokens: Array) -> tuple[Array, Cache]:
@@ -200,9 +213,7 @@ def extend(graphdef: GraphDef, params: Params, cache: Cache, tokens: Array) -> t
     return model.unembed(x), cache
 
 
-def _read(
-    model: Transformer, tokens: Array, prompt_length: int
-) -> tuple[Array, tuple[Prefix, ...]]:
+def _read(model: Any, tokens: Array, prompt_length: int) -> tuple[Array, tuple[Prefix, ...]]:
     """All layers over left-padded tokens i32[B, T]: x f[B, 1, T, width], keys and values."""
     columns = jnp.arange(tokens.shape[1], dtype=jnp.int32)
     causal = columns[None, :] <= columns[:, None]

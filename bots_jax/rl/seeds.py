@@ -40,7 +40,7 @@ class Task(NamedTuple):
     """What all runs of a world share: exact-match tasks and a policy."""
 
     graphdef: GraphDef
-    base: Params  # the policy that every run starts from
+    base: Params  # the policy that runs start from
     pool: TaskPool
     held_out: TaskPool
 
@@ -57,11 +57,18 @@ class SeedsConfig:
     eval_every: int = 20  # steps between held-out measurements
     batched: bool | None = None  # vmap over seeds; None: on an accelerator
     loop: LoopConfig = dataclasses.field(default_factory=LoopConfig)
+    # Steps between two looks at the true pass rates of the whole pool, which an oracle takes for
+    # its reference f[1, N]; 0: none are taken
+    truth_every: int = 0
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.eval_every < 1 or self.steps % self.eval_every:
             raise ValueError(
                 f"eval_every={self.eval_every} must divide steps={self.steps}, both at least 1"
+            )
+        if self.truth_every and self.eval_every % self.truth_every:
+            raise ValueError(
+                f"truth_every={self.truth_every} must divide eval_every={self.eval_every}"
             )
 
 
@@ -76,11 +83,12 @@ class _Told(NamedTuple):
 
 def run_seeds(
     selector: Selector,
-    first: State,
+    first: State | list[State],
     task: Task,
     config: SeedsConfig,
     seeds: Sequence[int],
     *,
+    bases: Sequence[Params] | None = None,
     name: str = "",
     eligible: Any = None,
     partial: str | os.PathLike[str] | None = None,
@@ -89,7 +97,9 @@ def run_seeds(
     """Train one policy a seed; a record each, in the order of `seeds`.
 
     Args:
-      first: the selector's state before the first step, the same for all seeds.
+      first: the selector's state before the first step, the same for all seeds; or a list, one
+        a seed.
+      bases: the policy that each seed starts from; None: all from `task.base`.
       name: the strategy, for the records.
       eligible: bool[N], False for tasks that are never to be selected; None for all.
       partial: file that keeps the runs from one evaluation to the next, so that they go on
@@ -101,8 +111,14 @@ def run_seeds(
       strategy, seed, step, etr, tokens, task_ids, successes, heldout_step, heldout as in
       `report`; heldout is exact, of the policies themselves, without sampling.
     """
-    start = init_loop(task.base, first, config.loop, 0)
-    states = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (len(seeds), *leaf.shape)), start)
+    if bases is not None and config.loop.gradient.kl_weight:
+        raise ValueError("bases differ, and kl_weight keeps all seeds near task.base: set it to 0")
+    firsts = first if isinstance(first, list) else [first] * len(seeds)
+    starts = [
+        init_loop(base, state, config.loop, 0)
+        for base, state in zip(bases or [task.base] * len(seeds), firsts, strict=True)
+    ]
+    states = jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts)
     states = states._replace(seed=jnp.asarray(seeds, jnp.uint32))
     advance, evaluate = _compile(selector, task, config, eligible)
     heldout = [np.asarray(evaluate(states.train.params))]
@@ -131,9 +147,22 @@ def _compile(
         selector = _masked(selector, jnp.asarray(eligible))
     step = make_step(selector, task.graphdef, prompts, verifier, config.loop, task.base)
     held_prompts, held_answers = map(jnp.asarray, (task.held_out.prompts, task.held_out.answers))
+    answers = jnp.asarray(task.pool.answers)
+
+    def look(state: LoopState, _: None) -> tuple[LoopState, Any]:
+        """Steps under the true rates of the policy that begins them."""
+        rates = answer_probabilities(task.graphdef, state.train.params, prompts, answers)
+        known = state.selector.reference._replace(rates=rates[None])
+        state = state._replace(selector=state.selector._replace(reference=known))
+        return jax.lax.scan(step, state, length=config.truth_every)
 
     def advance(state: LoopState) -> tuple[LoopState, _Told]:
-        state, seen = jax.lax.scan(step, state, length=config.eval_every)
+        if config.truth_every:
+            looks = config.eval_every // config.truth_every
+            state, seen = jax.lax.scan(look, state, length=looks)
+            seen = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), seen)
+        else:
+            state, seen = jax.lax.scan(step, state, length=config.eval_every)
         told = (seen.effective_task_ratio, seen.generated_tokens, seen.task_ids, seen.successes)
         return state, _Told(*told)
 

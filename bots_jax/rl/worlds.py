@@ -200,15 +200,19 @@ def make_world(
     world: World,
     cache_dir: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
+    base: int = 0,
 ) -> WorldData:
     """Tasks, policies and references of a world.
 
     Args:
       cache_dir: where the warm-up is kept; None for no cache.
       progress: told of the warm-up.
+      base: which of the world's base policies, each from a warm-up of a seed of its own. What
+        selection gains differs more between two of them than between two runs from one.
     """
     pool, held_out = make_tasks(world)
-    start = warm_up(world.warmup, cache_dir, progress)
+    warmup = dataclasses.replace(world.warmup, seed=world.warmup.seed + base)
+    start = warm_up(warmup, cache_dir, progress)
     rates = exact_rates(start.graphdef, (start.early, start.late), pool)
     return WorldData(pool, held_out, start, draw_rates(rates, world.reference_rollouts, world.seed))
 

@@ -30,7 +30,7 @@ class Target(NamedTuple):
 
     difficulty: Array  # f, T in [0, 100]
 
-    def restart(self, settings: Settings, rows: Array) -> Target:
+    def restart(self, settings: Settings, rows: Array, active: Array) -> Target:
         """New tasks do not move the target."""
         return self
 

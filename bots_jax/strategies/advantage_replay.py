@@ -40,7 +40,7 @@ class Levels(NamedTuple):
     last: Array  # i32[C], the step of it; 0 for tasks never seen
     step: Array  # i32, steps so far
 
-    def restart(self, settings: Settings, rows: Array) -> Levels:
+    def restart(self, settings: Settings, rows: Array, active: Array) -> Levels:
         """New tasks are unseen."""
         return self._replace(last=self.last.at[rows].set(0, mode="drop"))
 

@@ -40,7 +40,7 @@ class Groups(NamedTuple):
     informative: Array  # f[bins], u
     groups: Array  # f[bins], v
 
-    def restart(self, settings: Settings, rows: Array) -> Groups:
+    def restart(self, settings: Settings, rows: Array, active: Array) -> Groups:
         """A new task changes nothing about its bin."""
         return self
 

@@ -70,8 +70,8 @@ def no_inference(fused: StepEvidence) -> BeliefInfo:
 class Memory(Protocol):
     """A pytree of what a strategy remembers."""
 
-    def restart(self, settings: Settings, rows: Array) -> Any:
-        """Rows that now hold a new task begin anew; rows >= C are dropped."""
+    def restart(self, settings: Settings, rows: Array, active: Array) -> Any:
+        """As `BeliefModel` says."""
 
 
 class Remembering(NamedTuple):
@@ -80,10 +80,11 @@ class Remembering(NamedTuple):
     counted: PyTree  # of the model that counts
     memory: Any
 
-    def restart(self, settings: Settings, rows: Array) -> Remembering:
+    def restart(self, settings: Settings, rows: Array, active: Array) -> Remembering:
         """Both parts begin anew."""
         return Remembering(
-            self.counted.restart(settings, rows), self.memory.restart(settings, rows)
+            self.counted.restart(settings, rows, active),
+            self.memory.restart(settings, rows, active),
         )
 
 

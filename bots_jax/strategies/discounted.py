@@ -30,7 +30,7 @@ class Discounted(NamedTuple):
     alpha: Array  # f[C], successes
     beta: Array  # f[C], failures
 
-    def restart(self, settings: Settings, rows: Array) -> Discounted:
+    def restart(self, settings: Settings, rows: Array, active: Array) -> Discounted:
         """Rows that now hold a new task begin at the prior."""
         return Discounted(
             self.alpha.at[rows].set(settings.prior_successes, mode="drop"),

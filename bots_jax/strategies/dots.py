@@ -129,7 +129,7 @@ class Predicted(NamedTuple):
     taken: Array  # bool[C], selected since the last one
     learning: Learning
 
-    def restart(self, settings: Settings, rows: Array) -> Predicted:
+    def restart(self, settings: Settings, rows: Array, active: Array) -> Predicted:
         """New tasks stand at 1/2 until the next measurement; rows >= C are dropped."""
         rate = self.rate.at[rows].set(0.5, mode="drop")
         return self._replace(rate=rate, taken=self.taken.at[rows].set(False, mode="drop"))
@@ -138,7 +138,7 @@ class Predicted(NamedTuple):
 def features(reference: Reference) -> Array:
     """f[C, D]: the embeddings, or else the references' logits, standardised, 0 where unknown."""
     if reference.embeddings is not None:
-        return reference.embeddings.T
+        return reference.described().T
     rates = jnp.clip(reference.rates, 0.05, 0.95)  # a few tries of a reference tell no more
     logits, known = jax.scipy.special.logit(rates), is_known(reference.rates)
     count = jnp.maximum(jnp.sum(known, axis=1, keepdims=True, dtype=rates.dtype), 1)

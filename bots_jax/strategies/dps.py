@@ -52,7 +52,7 @@ class Solving(NamedTuple):
     predicted: Array  # f[C, 3], of the next step
     prior: Array  # f[3, 3], T0[j, i]
 
-    def restart(self, settings: Settings, rows: Array) -> Solving:
+    def restart(self, settings: Settings, rows: Array, active: Array) -> Solving:
         """New tasks begin at the prior, in any state alike."""
         return Solving(
             self.transitions.at[rows].set(self.prior, mode="drop"),

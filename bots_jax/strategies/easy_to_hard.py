@@ -16,6 +16,7 @@ from bots_jax.pool.reference import Reference
 from bots_jax.pool.visits import StepEvidence
 from bots_jax.strategies.choices import among_allowed, mean_rate
 from bots_jax.strategies.counting import counting_settings, counting_with
+from bots_jax.strategies.epochs import latest_pass
 from bots_jax.types import Array, ArrayLike, Selector, Settings, State
 
 
@@ -25,11 +26,11 @@ class Curriculum(NamedTuple):
     rank: Array  # i32[C], place in the order from easy to hard
     passes: Array  # i32[C], steps in which the task was evaluated
 
-    def restart(self, settings: Settings, rows: Array) -> Curriculum:
+    def restart(self, settings: Settings, rows: Array, active: Array) -> Curriculum:
         """New tasks join the next pass, as its hardest: the order was fixed at the start."""
         return Curriculum(
             self.rank.at[rows].set(self.rank.shape[0], mode="drop"),
-            self.passes.at[rows].set(jnp.max(self.passes), mode="drop"),
+            self.passes.at[rows].set(latest_pass(self.passes, active), mode="drop"),
         )
 
 

@@ -29,9 +29,14 @@ class Passes(NamedTuple):
 
     passes: Array  # i32[C], steps in which the task was evaluated
 
-    def restart(self, settings: Settings, rows: Array) -> Passes:
+    def restart(self, settings: Settings, rows: Array, active: Array) -> Passes:
         """New tasks join the next pass."""
-        return Passes(self.passes.at[rows].set(jnp.max(self.passes), mode="drop"))
+        return Passes(self.passes.at[rows].set(latest_pass(self.passes, active), mode="drop"))
+
+
+def latest_pass(passes: Array, active: Array) -> Array:
+    """i32: of i32[C] passes, the one that some of the tasks that there are have reached."""
+    return jnp.max(jnp.where(active, passes, 0), initial=0)
 
 
 @factory

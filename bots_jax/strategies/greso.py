@@ -45,7 +45,7 @@ class Runs(NamedTuple):
     easy: Array  # f, p_easy
     hard: Array  # f, p_hard
 
-    def restart(self, settings: Settings, rows: Array) -> Runs:
+    def restart(self, settings: Settings, rows: Array, active: Array) -> Runs:
         """New tasks have no run."""
         return self._replace(length=self.length.at[rows].set(0, mode="drop"))
 

@@ -113,7 +113,7 @@ class Tracked(NamedTuple):
     step: Array  # i32, steps so far
     start: Array  # f[2], x and P of a new task
 
-    def restart(self, settings: Settings, rows: Array) -> Tracked:
+    def restart(self, settings: Settings, rows: Array, active: Array) -> Tracked:
         """New tasks begin at the prior."""
         return self._replace(
             mean=self.mean.at[rows].set(self.start[0], mode="drop"),

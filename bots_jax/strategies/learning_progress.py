@@ -52,10 +52,10 @@ class Progress(NamedTuple):
     now: AutoBelief
     slow: Array  # f[C], average of the believed rate; below 0 where there is none yet
 
-    def restart(self, settings: Settings, rows: Array) -> Progress:
+    def restart(self, settings: Settings, rows: Array, active: Array) -> Progress:
         """New tasks have made no progress."""
         slow = self.slow.at[rows].set(_UNKNOWN, mode="drop")
-        return Progress(self.now.restart(settings, rows), slow)
+        return Progress(self.now.restart(settings, rows, active), slow)
 
 
 @factory

@@ -38,7 +38,7 @@ class Lessons(NamedTuple):
     solved: Array  # f[bins], p
     rollouts: Array  # f[bins], n
 
-    def restart(self, settings: Settings, rows: Array) -> Lessons:
+    def restart(self, settings: Settings, rows: Array, active: Array) -> Lessons:
         """A new task changes nothing about its lesson."""
         return self
 

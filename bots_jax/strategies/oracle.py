@@ -2,12 +2,13 @@
 
     "nearest"  the smallest |p - p*|
     "mixed"    the largest V - c log((visits + 1) / (mean visits + 1)),
-               V = 1 - p^m - (1 - p)^m, visits discounted by `keep` a step
+               V = 1 - p^m - (1 - p)^m or another worth, visits discounted by `keep` a step
 
 No strategy that sees what it has rolled out can beat "mixed" with c = 0 in the share of
 mixed groups; with growing c it traces how much of it breadth costs. It is no strategy for
 training: its `init` takes the true rates f[T, N] as `reference`, row t for step t + 1, and it
-is therefore not in `STRATEGIES` but in `ORACLES`.
+is therefore not in `STRATEGIES` but in `ORACLES`. Where the rates are of a policy that learns
+meanwhile (`rl.seeds`), T is 1 and that row is written anew.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import jax.numpy as jnp
 
 from bots_jax.bots_selector import nearest_target
 from bots_jax.checks import check_choice, check_number
+from bots_jax.choice.worth import WorthFn, find_worth
 from bots_jax.compose import BeliefInfo, BeliefModel, Choice, Shared, compose, factory
 from bots_jax.pool.reference import Reference
 from bots_jax.pool.visits import StepEvidence
@@ -27,7 +29,6 @@ from bots_jax.strategies.worth import (
     Visits,
     count_visits,
     excess_of_visits,
-    mixed_chance,
     no_visits,
 )
 from bots_jax.types import Array, ArrayLike, Belief, Selector, Settings, State
@@ -39,9 +40,9 @@ class Truth(NamedTuple):
     step: Array  # i32, steps taken
     visits: Visits
 
-    def restart(self, settings: Settings, rows: Array) -> Truth:
+    def restart(self, settings: Settings, rows: Array, active: Array) -> Truth:
         """New tasks bring their own rates, in the reference."""
-        return self._replace(visits=self.visits.restart(settings, rows))
+        return self._replace(visits=self.visits.restart(settings, rows, active))
 
 
 @factory
@@ -51,6 +52,7 @@ def oracle(
     rollouts: ArrayLike = 8,
     target: ArrayLike = 0.5,
     choice: str = "nearest",
+    worth: str | WorthFn = "mixed",
     breadth: float = 0.0,
     keep: float = 0.98,
     **shared: Unpack[Shared],
@@ -61,12 +63,16 @@ def oracle(
       batch_size: B. rollouts: m. shared: see `compose.Shared`.
       target: p*, for "nearest".
       choice: "nearest" or "mixed", as above.
+      worth: what a task is worth to the gradient, for "mixed", as in `auto`; static.
       breadth: c >= 0, for "mixed"; static.
       keep: share of the visits that is still counted a step later, static.
     """
     chosen = check_choice("choice", choice, ("nearest", "mixed"))
     cost = check_number("breadth", breadth, 0, 1e6)
     kept = check_number("keep", keep, 0, 1)
+    value = find_worth(worth)
+    if chosen == "nearest" and value.name != "mixed":
+        raise ValueError(f"worth={value.name!r} has no effect with choice='nearest'")
 
     def init(settings: Settings, reference: Reference, num_domains: int) -> Truth:
         if not reference.rates.shape[0]:
@@ -81,8 +87,8 @@ def oracle(
 
     def mixed(rng_key: Array, model: BeliefModel, state: State) -> tuple[Array, Array]:
         rate = _now(state.belief, state.reference)
-        value = mixed_chance(rate, group_in_force(state.settings))
-        return cost * excess_of_visits(state.belief.visits, state.pool.active) - value, rate
+        lack = value.lack(rate, group_in_force(state.settings))
+        return cost * excess_of_visits(state.belief.visits, state.pool.active) + lack, rate
 
     return compose(
         name="oracle",
@@ -90,7 +96,7 @@ def oracle(
         choice=nearest_target("mean") if chosen == "nearest" else Choice(mixed),
         settings=counting_settings(rollouts, target=target),
         batch_size=batch_size,
-        static={"choice": chosen, "breadth": cost, "keep": kept},
+        static={"choice": chosen, "worth": value.name, "breadth": cost, "keep": kept},
         **shared,
     )
 

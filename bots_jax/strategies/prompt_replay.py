@@ -36,7 +36,7 @@ class Buffer(NamedTuple):
     reuses: Array  # i32[C], visits made while in the buffer
     step: Array  # i32, steps so far
 
-    def restart(self, settings: Settings, rows: Array) -> Buffer:
+    def restart(self, settings: Settings, rows: Array, active: Array) -> Buffer:
         """New tasks are not in the buffer and were never reused."""
         return self._replace(
             inside=self.inside.at[rows].set(False, mode="drop"),

@@ -35,7 +35,7 @@ class Arms(NamedTuple):
 
     value: Array  # f[categories], Q
 
-    def restart(self, settings: Settings, rows: Array) -> Arms:
+    def restart(self, settings: Settings, rows: Array, active: Array) -> Arms:
         """New tasks join a category; its value stays."""
         return self
 

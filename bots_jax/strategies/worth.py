@@ -9,50 +9,14 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jax import lax
 
+from bots_jax.choice.worth import chance_of_mixed_group as chance_of_mixed_group
 from bots_jax.numerics.arithmetic import masked_mean, safe_ratio
 from bots_jax.pool.reference import Reference
 from bots_jax.pool.visits import StepEvidence
 from bots_jax.types import Array, Settings
 
 # --- mixed groups ----------------------------------------------------------------------------
-
-
-def chance_of_mixed_group(alpha: Array, beta: Array, group: int | Array) -> Array:
-    """Chance that a group of `group` rollouts is neither all right nor all wrong.
-
-        E V = 1 - B(alpha + G, beta) / B(alpha, beta) - B(alpha, beta + G) / B(alpha, beta)
-
-    with V = 1 - p^G - (1 - p)^G and p ~ Beta(alpha, beta). For whole G both quotients are
-    products, B(a + G, b) / B(a, b) = prod (a + i) / (a + b + i) over i = 0, ..., G - 1. The
-    larger of the two is near 1 where V is small, so what it lacks to 1 is summed up by
-    itself; 1 minus the product would be noise in float32.
-
-    Args:
-      alpha, beta: f[...], not negative, and not both 0.
-      group: G; an integer, or a number that may be traced, which is rounded.
-
-    Returns:
-      f[...] in (0, 1): positive, so that it has a logarithm.
-    """
-    rare, total = jnp.minimum(alpha, beta), alpha + beta
-
-    def one_more(i: Array | int, chances: tuple[Array, Array]) -> tuple[Array, Array]:
-        all_rare, some_rare = chances
-        i = jnp.asarray(i, total.dtype)
-        some_rare += rare / (total + i) * (1 - some_rare)
-        return all_rare * (rare + i) / (total + i), some_rare
-
-    chances = (jnp.ones_like(total), jnp.zeros_like(total))
-    if isinstance(group, int):  # unrolled, so that it is one pass over the tasks
-        for i in range(group):
-            chances = one_more(i, chances)
-    else:
-        times = jnp.round(group).astype(jnp.int32)
-        chances = lax.fori_loop(jnp.int32(0), times, one_more, chances)
-    all_rare, some_rare = chances
-    return jnp.maximum(some_rare - all_rare, jnp.finfo(total.dtype).tiny)
 
 
 def mixed_chance(rate: Array, group: Array) -> Array:
@@ -86,9 +50,9 @@ class Visits(NamedTuple):
 
     discounted: Array  # f[C], sum over its visits of keep ** (steps since)
 
-    def restart(self, settings: Settings, rows: Array) -> Visits:
+    def restart(self, settings: Settings, rows: Array, active: Array) -> Visits:
         """New tasks stand where the average task stands: no rush to visit them all."""
-        mean = jnp.mean(self.discounted)
+        mean = masked_mean(self.discounted, active)
         return Visits(self.discounted.at[rows].set(mean, mode="drop"))
 
 

@@ -100,3 +100,40 @@ def test_what_is_gone_is_listed_in_one_order_only() -> None:
     there.retire(np.arange(6))
     back.retire(np.arange(6)[::-1])
     assert there.changes()["gone"] == back.changes()["gone"]
+
+
+@given(st.lists(NAME, min_size=2, max_size=12, unique=True), st.data())
+@settings(deadline=None, max_examples=200)
+def test_another_list_finds_its_tasks(names: list[Any], data: st.DataObject) -> None:
+    """Added, retired and saved in between: each task is where its name says, of its own type."""
+    first = data.draw(st.integers(1, len(names) - 1))
+    held = TaskNames(first, names[:first])
+    gone = data.draw(st.integers(0, first - 1))
+    held.retire(np.arange(gone))
+    held.add(np.arange(len(names) - first) + first, names[first:])
+    again = data.draw(st.booleans()) and gone > 0
+    if again:  # one comes back, in another row
+        held.add(np.array([len(names)]), names[:1])
+    changes = json.loads(json.dumps(held.changes()))
+    rows = {TaskNames(1, [name]).by_row[0]: at for at, name in enumerate(names) if at >= gone}
+    if again:
+        rows[TaskNames(1, [names[0]]).by_row[0]] = len(names)
+    listed = data.draw(st.permutations(names))[: data.draw(st.integers(1, len(names)))]
+    other = TaskNames(len(listed), listed)
+    plain = [other.by_row[at] for at in range(len(listed))]
+    if other.began(changes):
+        assert other.follow(changes) is None
+        assert other.changes() == held.changes()
+        return
+    kept = [name for name in plain if name in rows]
+    if not kept:
+        with pytest.raises(ValueError, match="none of the"):
+            other.follow(changes)
+        return
+    moves = other.follow(changes)
+    assert moves.source.tolist() == [rows.get(name, -1) for name in plain]
+    assert (moves.kept, moves.added) == (len(kept), len(plain) - len(kept))
+    assert moves.gone == len(rows) - len(kept)
+    left = [name for name in rows if name not in plain]
+    assert (other.rows_of(left) == RETIRED).all()
+    assert same(other.names_of(np.arange(len(plain))).tolist(), plain)

@@ -71,8 +71,55 @@ def test_later_prompts_on_the_same_components() -> None:
     assert np.abs(held[:, other] - held[:, 3]).max() > 0.1
     with pytest.raises(ValueError, match="must be strings"):
         sampler.add_tasks(prompts=np.ones((2, 3), np.int32))
+    with pytest.raises(ValueError, match="features has 1 rows, expected one for 2 tasks"):
+        sampler.add_tasks(num_tasks=2, prompts=PROMPTS[:1])
     with pytest.raises(ValueError, match="both given"):
         sampler.add_tasks(prompts=PROMPTS[:1], features=np.zeros((1, 32)))
+
+
+def test_prompts_that_would_be_ignored_are_refused() -> None:
+    """Whatever the reason why no features were made of the first ones' prompts."""
+    rates = np.full((2, 24), 0.5, np.float32)
+    without = bots_jax.bots(batch_size=4, rollouts=2)
+    for selector, told in (
+        (SELECTOR, {"prompts": PROMPTS, "reference": rates}),
+        (SELECTOR, {"prompts": PROMPTS, "features": None}),
+        (SELECTOR, {"prompts": PROMPTS, "features": np.arange(24.0)}),
+        (SELECTOR, {"num_tasks": 24}),
+        (without, {"prompts": PROMPTS}),
+    ):
+        sampler = TaskSampler(selector, capacity=30, **told)
+        before = sampler.state.pool.active.sum()
+        with pytest.raises(ValueError, match=r"prompts were given, and .* made no features of"):
+            sampler.add_tasks(prompts=PROMPTS[:1])
+        assert sampler.state.pool.active.sum() == before
+    with pytest.raises(ValueError, match="prompts has 23 entries, the pool 24 tasks"):
+        TaskSampler(SELECTOR, rates, prompts=PROMPTS[1:])
+
+
+def test_what_a_pool_was_made_without_is_refused() -> None:
+    rates = np.full((2, 24), 0.5, np.float32)
+    new = {"reference": rates[:, :1], "reference_trials": [8, 8], "domains": [0],
+           "features": np.zeros((1, 3)), "prompts": PROMPTS[:1]}  # fmt: skip
+    pools = {
+        "reference": {"num_tasks": 24},
+        "reference_trials": {"reference": rates},
+        "domains": {"reference": rates},
+        "features": {"reference": rates},
+        "prompts": {"reference": rates},
+    }
+    for name, made in pools.items():
+        sampler = TaskSampler(SELECTOR, **made, capacity=30)
+        more = {"reference": rates[:, :1]} if "reference" in made else {}
+        if name != "reference":
+            more["num_tasks"] = 1
+        with pytest.raises(ValueError, match=rf"{name}.*(pool|sampler) (was|has|made)"):
+            sampler.add_tasks(**{**more, name: new[name]})
+    sampler = TaskSampler(SELECTOR, rates, reference_trials=[8, 8], capacity=30)
+    with pytest.raises(ValueError, match="reference_trials was given without reference"):
+        sampler.add_tasks(num_tasks=1, reference_trials=[8, 8])
+    with pytest.raises(ValueError, match=r"reference is a ReferenceCounts: .* pass rates f.2, A"):
+        sampler.add_tasks(reference=bots_jax.pool.reference.ReferenceCounts(np.ones((2, 1)), 8))
 
 
 def test_a_restored_sampler_has_them() -> None:
@@ -83,7 +130,7 @@ def test_a_restored_sampler_has_them() -> None:
     second = TaskSampler(SELECTOR, prompts=PROMPTS)
     second.load_state_dict(saved)
     np.testing.assert_array_equal(second.next_batch().rows, first.next_batch().rows)
-    with pytest.raises(bots_jax.checkpoint.CheckpointError):
+    with pytest.raises(bots_jax.checkpoint.CheckpointError, match="features=None goes with a run"):
         TaskSampler(SELECTOR, num_tasks=24).load_state_dict(saved)
 
 

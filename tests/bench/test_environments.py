@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from bots_jax import bots
+from bots_jax import auto, bots
 from bots_jax.bench.environment import Strategy
 from bots_jax.bench.environments import predict
 from bots_jax.bench.environments.predict import draw_triples, load_matrix, predict_environment
@@ -128,6 +128,22 @@ def test_references_may_be_all_none_or_partly_missing(matrix_file):
         place = predict_environment(path=matrix_file, steps=2, batch_size=16, **given)
         told = place.run(Strategy("uniform", uniform), [0])[0]
         assert np.isfinite(told.values["log_loss"])
+
+
+def test_kinds_of_the_file_are_told_where_there_are_no_references(tmp_path):
+    kind = np.arange(300) % 6
+    scores = np.clip(kind[:, None] / 6 + np.array([0, 0.1, 0.2]), 0, 1).astype(np.float32)
+    path = tmp_path / "kinds.npz"
+    np.savez(path, scores=scores, n=8, dataset=kind.astype(str))
+    shared = {"path": str(path), "steps": 4, "batch_size": 16, "batches": "random"}
+    place = predict_environment(**shared, references="none")
+    assert place.tells == ("nothing", "prompts")
+    told, plain = (
+        place.run(Strategy("auto", auto, told=word), [0])[0].values for word in (None, "nothing")
+    )
+    assert told["pearson"] > 0.9
+    assert not plain["pearson"] > 0.5  # NaN: all tasks alike
+    assert predict_environment(**shared).tells == ()  # references: as before
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,16 @@ def random_counts(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.n
     return alpha, np.where(rng.random(size) < 0.5, near, beta)
 
 
+def test_a_task_that_was_hit_before_is_not_hit_again() -> None:
+    """Neither by two hits of a chunk nor after an earlier chunk; later rows are not looked at."""
+    hits = jnp.full((5, 6), -1, jnp.int32)
+    hits = hits.at[0, 4].set(3).at[1, 0].set(9).at[2, 0].set(5)
+    nobody = thinning.Result(hits[0], jnp.zeros(6), jnp.int32(0), jnp.float32(0))
+    progress = thinning._Progress(jnp.int32(2), jnp.float32(0), hits, nobody)
+    found = thinning._hit_before(jnp.array([7, 7, 3, 9, 5, 1], jnp.int32), progress)
+    assert found.tolist() == [False, True, True, True, False, False]
+
+
 @pytest.mark.parametrize("target", [0.5, 0.35, 0.2, 0.05])
 @pytest.mark.parametrize("width", [0.0, 1e-3, 1e-2])
 def test_the_density_is_bounded_over_the_whole_width(target: float, width: float) -> None:

@@ -13,6 +13,7 @@ import pytest
 from bots_jax.evaluate import metrics, replay
 from bots_jax.evaluate.meter import belief_error
 from bots_jax.evaluate.replay import Recording, load_recording, run_replay, smooth_visits
+from bots_jax.evaluate.told import ending_of, resolve, rule_of
 from bots_jax.strategies import configure, make_strategy, oracle
 from bots_jax.types import Evidence
 from tests.conftest import shared_file
@@ -299,6 +300,62 @@ def test_a_name_keeps_the_settings_that_it_stands_for():
     assert numbers["bots-no-forgetting"] == pytest.approx((0.4, 0.0, 0.0))
     assert numbers["uniform"] == pytest.approx((0.5, 0.0, 0.0))
     assert numbers["oracle"][0] == pytest.approx(0.4)
+
+
+# --- what is known of the tasks -------------------------------------------------------
+
+
+def easy_and_hard(steps=6, tasks=64):
+    """Rates that the text tells, and nothing else."""
+    hard = np.arange(tasks) % 2
+    prompts = [f"{'prove' if bad else 'say'} {row}" for row, bad in enumerate(hard)]
+    return np.tile(np.where(hard, 0.1, 0.9), (steps, 1)).astype(np.float32), np.array(prompts)
+
+
+def test_prompts_of_a_recording_are_told_where_there_are_no_references(tmp_path, capsys):
+    rates, prompts = easy_and_hard()
+    path = tmp_path / "run.npz"
+    np.savez(path, success_rate=rates, prompts=prompts)
+    names, out = "uniform,auto,auto+nothing,auto+prompts", tmp_path / "out"
+    told = ("--strategies", names, "--batch-size", 8, "--seeds", 2, "--out", out)
+    assert command(path, *told) == 0
+    line = "no references: auto told 32 numbers of each prompt; auto+nothing turns this off"
+    assert line in capsys.readouterr().err
+    lines = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+    rmse = {name: [one["belief_rmse"] for one in lines if one["strategy"] == name]
+            for name in names.split(",")}  # fmt: skip
+    assert rmse["auto"] == rmse["auto+prompts"]
+    assert np.all(np.array(rmse["auto"]) < 0.95 * np.array(rmse["auto+nothing"]))
+
+
+def test_what_a_strategy_is_told_follows_what_there_is():
+    auto, uniform = make_strategy("auto"), make_strategy("uniform")
+    bots = make_strategy("bots")
+    for selector, references, prompts, told in (
+        (auto, True, True, "references"), (auto, False, True, "prompts"),
+        (auto, False, False, "references"), (bots, False, True, "references"),
+    ):  # fmt: skip
+        assert resolve(None, selector, references=references, prompts=prompts) == told
+    assert resolve("nothing", uniform, references=True, prompts=True) == "nothing"
+    assert ending_of("auto") is None
+    assert (rule_of("auto+prompts"), ending_of("auto+prompts")) == ("auto", "prompts")
+    with pytest.raises(ValueError, match="told='promts'"):
+        ending_of("auto+promts")
+
+
+def test_kinds_beside_prompts_and_what_does_not_fit(tmp_path):
+    rates, prompts = easy_and_hard()
+    path = tmp_path / "run.npz"
+    np.savez(path, success_rate=rates, prompts=prompts, features=np.arange(64) % 3)
+    numbers, kinds = load_recording(path).features
+    assert numbers.shape == (64, 32)
+    assert kinds.tolist() == (np.arange(64) % 3).tolist()
+    for wrong in ({"prompts": np.arange(64)}, {"features": np.zeros(63)}, {"prompts": prompts[1:]}):
+        np.savez(path, success_rate=rates, **wrong)
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            load_recording(path)
+    with pytest.raises(ValueError, match="neither prompts nor features"):
+        run_replay(make_strategy("auto"), made_up(), [0], told="prompts")
 
 
 # --- the command ----------------------------------------------------------------------

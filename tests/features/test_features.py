@@ -73,3 +73,38 @@ def test_bad_input_is_refused() -> None:
         features.text(["a", "b"], pad=0)
     with pytest.raises(ValueError, match="one N"):
         features.of_levels([np.zeros(3), np.zeros(4)])
+
+
+def pooled(block: np.ndarray) -> np.ndarray:
+    """Shares of each id among the tokens of a row, 3 filling up short ones: f[n, 10]."""
+    real = (block != 3)[..., None]
+    return (np.eye(11)[block] * real).sum(axis=1) / np.maximum(real.sum(axis=1), 1)
+
+
+def test_hidden_states_are_read_in_blocks_and_reduced() -> None:
+    told: list[tuple[int, int]] = []
+    ids = IDS.copy()
+    x = features.hidden_states(
+        pooled, ids, chunk=32, components=6, progress=lambda done, total: told.append((done, total))
+    )
+    assert told == [(32, 100), (64, 100), (96, 100), (100, 100)]
+    np.testing.assert_allclose(x.mean(axis=0), 0, atol=1e-4)
+    real = x.var(axis=0) > 0
+    np.testing.assert_allclose(x[:, real].T @ x[:, real] / 100, np.eye(real.sum()), atol=1e-3)
+    at_once = features.hidden_states(pooled, ids, chunk=100, components=6)
+    np.testing.assert_allclose(x, at_once, atol=1e-4)
+    lengths = features.hidden_states(
+        lambda block: [[len(text)] for text in block], ["a", "bb", "ccc"], components=1
+    )
+    np.testing.assert_allclose(lengths[:, 0], [-1.2247, 0, 1.2247], atol=1e-3)
+
+
+def test_hidden_states_refuse_what_is_no_mean_of_states() -> None:
+    with pytest.raises(ValueError, match="empty"):
+        features.hidden_states(pooled, [])
+    with pytest.raises(ValueError, match=r"shape \(100, 6, 2\) for 100 prompts"):
+        features.hidden_states(lambda block: np.zeros((*block.shape, 2)), IDS, chunk=100)
+    with pytest.raises(ValueError, match="NaN"):
+        features.hidden_states(lambda block: np.full((len(block), 2), np.nan), IDS)
+    with pytest.raises(ValueError, match="prompt_states"):
+        features.hidden_states("a model", IDS)

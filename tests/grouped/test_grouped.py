@@ -436,3 +436,16 @@ def test_all_tasks_return_to_their_groups() -> None:
     for _ in range(24):
         state, _ = selector.advance(state)
     assert int(state.pool.slots.active.sum()) == 0
+
+
+def test_the_nearest_of_few_that_are_eligible() -> None:
+    """Of twelve, which thinning gives up to find, the eight that are known to be half solved."""
+    selector, ids = grouped(8), np.random.default_rng(14).permutation(SIZE)[:12]
+    solved = np.where(np.arange(12) % 3 < 2, 1000.0, [1990.0, 10.0] * 6)
+    state = selector.init(REFERENCE)
+    state, _ = selector.update(state, Evidence(ids, solved, 2000))
+    mask = np.zeros(SIZE, bool)
+    mask[ids] = True
+    _, selection = selector.select(jax.random.key(0), state, mask)
+    chosen = np.asarray(selection.task_ids).tolist()
+    assert sorted(chosen) == sorted(ids[solved == 1000].tolist())

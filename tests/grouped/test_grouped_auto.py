@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import chex
@@ -13,6 +14,8 @@ import pytest
 
 from bots_jax import Evidence, Selector, State, add_tasks, auto, checkpoint, retire
 from bots_jax.grouped.groups import group_of
+from bots_jax.grouped.logit_normal import _QUICK_SLOTS
+from bots_jax.grouped.mixed import sweep_credit
 from bots_jax.grouped.selector import enlarge
 from bots_jax.pool.reference import ReferenceGroups
 from tests.choice.test_batch import assert_same_rates, membership
@@ -139,6 +142,19 @@ def test_hardly_anyone_is_eligible() -> None:
         assert np.all(mask[ids])
 
 
+def test_two_programs_of_a_plain_call_choose_what_one_does() -> None:
+    """Scores and the rest are compiled apart in a plain call, together within a user's `jit`."""
+    assert FEW.init(REFERENCE).pool.slot_ids.shape[0] <= _QUICK_SLOTS
+    state, mask, jitted = FEW.init(REFERENCE), jnp.arange(TASKS) % 3 > 0, jax.jit(FEW.select)
+    for step in range(2):
+        key = jax.random.key(step)
+        (after, batch), (other, same) = FEW.select(key, state, mask), jitted(key, state, mask)
+        np.testing.assert_array_equal(batch.task_ids, same.task_ids)
+        chex.assert_trees_all_close(after, other, rtol=1e-5)
+        rewards = np.eye(BATCH, ROLLOUTS, step)
+        state, _ = FEW.update(after, batch.evidence(rewards))
+
+
 def test_a_billion_tasks_by_groups() -> None:
     sizes = np.array([3 * 10**8, 1, 10**9 - 3 * 10**8 - 1])
     rates = np.array([[0.25, 0.5, 0.9], [0.5, 0.5, 1.0]], np.float32)
@@ -194,6 +210,19 @@ def test_every_task_is_tried_within_sixteen_passes() -> None:
     assert np.sum(first > 8) > tasks // 2  # not before
 
 
+@pytest.mark.parametrize(
+    ("passes", "gained"), [(0, 0), (7.9, 0), (8, 2.5), (15.9, 2.5), (16, 0), (24, 0), (25, 0.8)]
+)
+def test_the_sweep_gains_only_in_its_turns(passes: float, gained: float) -> None:
+    """2 B / 16 a step from pass 8 to 16, of first visits, and 2 B / floor from floor / 2 on."""
+    batch, tasks = 20, 2000
+    clock, groups = jnp.int32(passes * tasks / batch), SimpleNamespace(num_tasks=tasks)
+    for credit in (0.0, 3.25, 19.5):
+        belief = SimpleNamespace(credit=jnp.float32(credit), slots=SimpleNamespace(clock=clock))
+        found = sweep_credit(batch, 50.0, belief, groups)  # type: ignore[arg-type]
+        assert float(found) == pytest.approx(min(credit + gained, batch))
+
+
 def test_a_new_start_leaves_only_the_last_step() -> None:
     """Of ten steps of nothing but failures, after one that refutes them (`test_auto.py`)."""
     rng, selector = np.random.default_rng(9), make("grouped", batch_size=24, slots=2048)
@@ -204,7 +233,7 @@ def test_a_new_start_leaves_only_the_last_step() -> None:
     ids = rng.choice(TASKS, 24, replace=False)
     mended = Evidence(ids, np.round(ROLLOUTS * REFERENCE[0, ids]), ROLLOUTS)
     state, _ = selector.update(state, mended)
-    assert state.belief.slots.shared.num_resets == 1
+    assert state.belief.shared.num_resets == 1  # as of a dense state
     beginner, _ = selector.update(selector.init(REFERENCE), mended)
     np.testing.assert_allclose(
         selector.predict(state).mean, selector.predict(beginner).mean, rtol=1e-5

@@ -208,7 +208,7 @@ def trusted(told: Floats, precision: Floats, trust: float, size: int) -> tuple[F
     """
     block = np.zeros(len(told))
     block[-size:] = 1
-    grid = size / 4.0 ** np.arange(-4, 1)
+    grid = size / 4.0 ** np.arange(-4, 2)
     values = []
     for a in grid:
         whole = precision + np.diag((a - trust) * block)
@@ -236,7 +236,7 @@ def test_trust_in_embeddings_is_their_likelihood(useful: bool, domains: bool) ->
             return estimator.fit(params, SETTINGS, known, fused)
 
         first = float(params.trust)
-        assert first == pytest.approx(5 * 4**2)
+        assert first == pytest.approx(5)  # a variance of 1 in all
         for _ in range(4):
             x = rng.standard_normal((5, 24))
             rate = sigmoid(1.5 * x[0] - x[2]) if useful else rng.beta(1, 1, 24)

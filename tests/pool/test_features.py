@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import bots_jax
 from bots_jax import checkpoint
+from bots_jax.implicit import glm
 from bots_jax.pool.features import encode, encode_as, feature_columns
-from bots_jax.pool.reference import TaskFeatures
+from bots_jax.pool.reference import TaskFeatures, make_reference
+from bots_jax.pool.visits import StepEvidence
+from bots_jax.settings import AUTO_DEFAULTS
 from bots_jax.strategies import make_strategy
 
 
@@ -119,6 +125,41 @@ def test_features_tell_of_tasks_never_tried() -> None:
     )
     assert told < 0.5 * none
     assert noise < none + 0.02
+    soon = np.mean([error_after("told", seed, 4) for seed in range(4)])
+    assert soon < 0.2 * none  # not held back while most is to be learned
+
+
+def believed(features: object, rate: np.ndarray, steps: int = 12) -> tuple[np.ndarray, np.ndarray]:
+    """p~ f[N] of a regression on features after batches of 16 tasks, each once; and its trust."""
+    estimator, rng = glm(), np.random.default_rng(1)
+    given = TaskFeatures(None, *encode(features))
+    reference, _ = make_reference(given, None, None, None, np.float32)
+    params = estimator.init(reference, 1)
+
+    @jax.jit
+    def fit(params: Any, known: Any, solved: Any) -> Any:
+        fused = StepEvidence(solved, jnp.full(16, 8.0), None, 1)
+        return estimator.fit(params, AUTO_DEFAULTS, known, fused)
+
+    for ids in rng.permutation(len(rate))[: 16 * steps].reshape(steps, 16):
+        solved = rng.binomial(8, rate[ids]).astype(np.float32)
+        params = fit(params, reference.take(jnp.asarray(ids)), jnp.asarray(solved))
+    mean = estimator.infer(params, reference, None).mean
+    return np.asarray(mean), np.asarray(params.trust)
+
+
+def test_noise_beside_kinds_costs_no_trust_in_them() -> None:
+    """Kinds and numbers are trusted apart."""
+    rng = np.random.default_rng(0)
+    kind, noise = rng.integers(0, 12, 600), rng.normal(size=(600, 32))
+    rate = rng.beta(0.7, 0.7, 12)[kind]
+    alone, trust_alone = believed(kind, rate)
+    beside, trust = believed((kind, noise), rate)
+    assert trust[1] == pytest.approx(trust_alone[1], rel=0.2)  # precisions: of kinds as before
+    assert trust[0] > 32 * 4**2  # of noise: 4 to the 2 times its first
+    error = [np.sqrt(np.mean((found - rate) ** 2)) for found in (alone, beside)]
+    assert error[1] < error[0] + 0.01
+    assert believed(noise, rate)[1].shape == (2,)  # which of both there is, is not asked
 
 
 GROWING = {
@@ -149,7 +190,8 @@ def test_a_pool_that_grows_selects_as_one_that_had_all_tasks(
             new = np.arange(active - 10, active)
             grows, ids = bots_jax.add_tasks(grows, features=(numbers[new], kind[new]))
             np.testing.assert_array_equal(ids, new)
-            belief = whole.belief.restart(whole.settings, jax.numpy.asarray(new))
+            old = jax.numpy.arange(200) < active - 10
+            belief = whole.belief.restart(whole.settings, jax.numpy.asarray(new), old)
             whole = whole._replace(belief=belief)
         for step in range(2):
             key = jax.random.key(10 * turn + step)
@@ -198,3 +240,138 @@ def test_a_restored_pool_grows_by_the_same_code(tmp_path: Path) -> None:
         grown, ids = bots_jax.add_tasks(one, features=kind[:2])
         columns = np.asarray(grown.reference.embeddings)
         np.testing.assert_array_equal(columns[:, ids], columns[:, :2])
+
+
+# --- many tasks: rough scores first, and fewer bits ---------------------------------------------
+
+
+def correlated(tasks: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Features of heavy tails that have much in common, and rates that follow them."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_t(4, (tasks, size)) @ rng.normal(size=(size, size))
+    return x, 1 / (1 + np.exp(-0.3 * x @ rng.normal(size=size)))
+
+
+@pytest.mark.parametrize("told", ["features", "references, domains and features"])
+def test_rough_scores_change_no_selection(told: str) -> None:
+    """In a large pool all tasks are scored by a rough variance, and the best by the exact one."""
+    tasks = 40_000
+    x, rate = correlated(tasks, 8)
+    known: dict[str, object] = {"features": x}
+    if told != "features":
+        reference = np.clip(rate[None] + np.array([[0.1], [-0.1]]), 0, 1)
+        known |= {"reference": reference, "domains": np.arange(tasks) % 3}
+    selectors = [
+        bots_jax.auto(batch_size=32, rollouts=8, estimator=estimator)
+        for estimator in ("glm", glm(least_counts=0.0)._replace(infer_roughly=None))
+    ]
+    states = [selector.init(**known) for selector in selectors]
+    assert not np.array_equal(*(rough_and_exact(selectors[0], states[0])))
+    for step in range(5):
+        rewards = np.random.default_rng(step).random((tasks, 8)) < rate[:, None]
+        batches = []
+        for at, selector in enumerate(selectors):
+            states[at], batch = selector.select(jax.random.key(step), states[at])
+            states[at], _ = selector.update(states[at], batch.evidence(rewards[batch.task_ids]))
+            order = np.argsort(batch.task_ids)  # scores that differ by rounding may change places
+            batches.append((np.asarray(batch.task_ids)[order], np.asarray(batch.rate)[order]))
+        np.testing.assert_array_equal(batches[0][0], batches[1][0])
+        np.testing.assert_allclose(batches[0][1], batches[1][1], rtol=1e-4)
+
+
+def rough_and_exact(selector: bots_jax.Selector, state: bots_jax.State) -> list[np.ndarray]:
+    """Variances of all tasks after a few were seen."""
+    told = bots_jax.Evidence(np.arange(64), np.arange(64) % 9, 8.0)
+    params = selector.update(state, told)[0].belief.shared.estimator
+    known, domain = state.reference, state.pool.domain
+    infer = glm(least_counts=0.0)
+    assert infer.is_slow(params, known)
+    found = [f(params, known, domain) for f in (infer.infer_roughly, infer.infer)]
+    np.testing.assert_allclose(found[0].variance.mean(), found[1].variance.mean(), rtol=0.5)
+    return [np.asarray(one.variance) for one in found]
+
+
+# Of a rate: what it may differ by from that of float32, after a few steps.
+CLOSE = {"float16": 2e-3, "int8": 5e-2}
+
+
+@functools.cache
+def after_a_step(dtype: str) -> tuple[bots_jax.Selector, bots_jax.State, np.ndarray]:
+    """Of a pool that had 290 tasks at first: selector, state, and rates of all 300."""
+    x, rate = correlated(300, 8)
+    selector = bots_jax.auto(batch_size=4, rollouts=8, features_dtype=dtype)
+    state = selector.init(features=x[:290], num_tasks=290, capacity=300)
+    state, ids = bots_jax.add_tasks(state, features=x[290:])
+    np.testing.assert_array_equal(ids, np.arange(290, 300))
+    assert state.reference.embeddings.dtype == dtype
+    told = bots_jax.Evidence(np.arange(100), 8 * rate[:100], 8.0)
+    state, _ = selector.update(state, told)
+    return selector, state, np.asarray(selector.predict(state).mean)
+
+
+@pytest.mark.parametrize("dtype", CLOSE)
+def test_features_in_fewer_bits(dtype: str, tmp_path: Path) -> None:
+    x, rate = correlated(300, 8)
+    selector, state, means = after_a_step(dtype)
+    np.testing.assert_allclose(means, after_a_step("float32")[2], atol=CLOSE[dtype])
+    assert np.corrcoef(means[100:], rate[100:])[0, 1] > 0.9
+    checkpoint.save(tmp_path, 1, selector, state)
+    restored = checkpoint.restore(tmp_path, selector, selector.init(features=x)).state
+    assert restored.reference.embeddings.dtype == dtype
+    np.testing.assert_array_equal(selector.predict(restored).mean, means)
+
+
+def test_features_of_many_tasks_take_half_the_room() -> None:
+    selector = bots_jax.auto(batch_size=4)
+    for tasks, dtype in ((199_999, np.float32), (200_000, np.float16)):
+        embeddings = np.linspace(-1e6, 1e6, tasks, dtype=np.float32)[None]
+        held = selector.init(TaskFeatures(None, embeddings)).reference.embeddings
+        assert held.dtype == dtype
+        assert np.isfinite(held).all()
+    with pytest.raises(ValueError, match="features_dtype='int4' is not known: choose one of"):
+        bots_jax.auto(features_dtype="int4")
+
+
+# --- kinds alone: tasks of the same kinds are alike ---------------------------------------------
+
+
+@pytest.mark.parametrize("with_reference", [False, True])
+def test_kinds_alone_keep_a_pool_grouped(with_reference: bool) -> None:
+    """Beliefs are those of a dense pool, of tasks that came later too."""
+    rng = np.random.default_rng(0)
+    kind, level = rng.integers(0, 5, 600), np.array(["easy", "hard"])[rng.integers(0, 2, 600)]
+    rate = 1 / (1 + np.exp(kind - 2.0 - 2 * (level == "easy")))
+    reference = rng.integers(0, 4, (1, 600)) / 3 if with_reference else None
+    first = None if reference is None else reference[:, :500]
+    later = None if reference is None else reference[:, 500:]
+    start, new = (kind[:500], level[:500]), (kind[500:], level[500:])
+    means = {}
+    for representation, room in (("grouped", {}), ("dense", {"capacity": 600})):
+        selector = bots_jax.auto(batch_size=8, rollouts=8, representation=representation)
+        state = selector.init(first, features=start, num_tasks=500, **room)
+        assert state.representation == representation
+        for step in range(4):
+            if step == 2:
+                state, ids = bots_jax.add_tasks(state, later, features=new)
+                np.testing.assert_array_equal(ids, np.arange(500, 600))
+            at = np.arange(8) * 37 + step
+            told = bots_jax.Evidence(at, np.round(8 * rate[at]), 8.0)
+            state, _ = selector.update(state, told)
+        means[representation] = np.asarray(selector.predict(state).mean)
+        batch = selector.select(jax.random.key(0), state)[1]
+        assert np.all((means[representation][batch.task_ids] > 0.2) & batch.valid)
+    np.testing.assert_allclose(means["grouped"], means["dense"], atol=1e-4)
+    assert np.corrcoef(means["dense"], rate)[0, 1] > 0.8
+
+
+def test_which_features_group_a_large_pool() -> None:
+    selector, kind = bots_jax.auto(batch_size=4), np.arange(200_000) % 7
+    state = selector.init(features=kind)
+    assert state.representation == "grouped"
+    assert state.pool.groups.reference.embeddings.shape == (7, 7)
+    assert selector.init(features=(kind, kind / 7)).representation == "dense"
+    forced = bots_jax.auto(batch_size=4, representation="grouped")
+    with pytest.raises(ValueError, match="features that are numbers, set every task apart"):
+        forced.init(features=kind[:50] / 7)
+    with pytest.raises(ValueError, match=r"expected \[E, 9\]"):
+        selector.init(features=kind, num_tasks=9)

@@ -6,7 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
+from bots_jax import features
 from bots_jax.rl.embeddings import embed_tasks
 from bots_jax.rl.policy import PolicyConfig, full_logits, make_policy, prompt_states
 from bots_jax.rl.tasks import PAD, generate_tasks
@@ -56,3 +58,17 @@ def test_padding_changes_nothing_and_prompts_all_alike_are_zero(policy) -> None:
     np.testing.assert_array_equal(np.isfinite(same), True)
     with pytest.raises(ValueError, match="components=0 must be an integer"):
         embed_tasks(graphdef, params, PROMPTS, components=0)
+
+
+def test_hidden_states_of_a_model_span_what_embed_tasks_makes_of_it(policy) -> None:
+    model = nnx.merge(*policy)
+    x = features.hidden_states(model, np.asarray(PROMPTS), pad=PAD, chunk=16)
+    assert x.shape == (40, 32)
+    z = np.asarray(embed_tasks(*policy, PROMPTS, components=16), np.float64).T
+    design = x[:, x.var(axis=0) > 0.5].astype(np.float64)
+    assert design.shape[1] >= 10
+    fitted = z @ np.linalg.lstsq(z, design, rcond=None)[0]
+    np.testing.assert_allclose(fitted, design, atol=2e-2)  # linear in the same means
+    longer = np.pad(np.asarray(PROMPTS), ((0, 0), (CONFIG.max_prompt, 0)))
+    with pytest.raises(ValueError, match="max_prompt"):
+        features.hidden_states(model, longer, pad=PAD)

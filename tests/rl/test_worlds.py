@@ -26,7 +26,7 @@ from bots_jax.rl.policy_gradient import GradientConfig, rate_schedule
 from bots_jax.rl.rollouts import answer_probabilities, pass_rates
 from bots_jax.rl.tasks import FAMILY_NAMES, exact_verifier, generate_split
 from bots_jax.rl.warmup import WarmupConfig
-from bots_jax.strategies import epochs, uniform
+from bots_jax.strategies import epochs, oracle, uniform
 
 SMALL_POLICY = PolicyConfig(width=16, depth=1, heads=2, mlp_width=32)
 TINY = dataclasses.replace(
@@ -172,6 +172,22 @@ def test_seeds_together_give_what_each_gives_alone(data: worlds.WorldData) -> No
     assert alone[0]["heldout"][0] == pytest.approx(exact.mean(), rel=1e-5)
 
 
+def test_each_seed_may_start_from_a_policy_of_its_own(data: worlds.WorldData) -> None:
+    rule = epochs(batch_size=4, rollouts=4)
+    task = seeds.Task(data.start.graphdef, data.start.base, data.pool, data.held_out)
+    config = seeds.SeedsConfig(2, 2, False, worlds.loop_config(TINY))
+    first, bases = rule.init(num_tasks=120), [data.start.late, data.start.base]
+    found = seeds.run_seeds(rule, [first, first], task, config, [0, 0], bases=bases)
+    alone = seeds.run_seeds(rule, first, task, config, [0])
+    assert found[1] == alone[0]
+    exact = worlds.exact_rates(data.start.graphdef, [data.start.late], data.held_out)
+    assert found[0]["heldout"][0] == pytest.approx(exact.mean(), rel=1e-5)
+    near = dataclasses.replace(config.loop.gradient, kl_weight=0.1, mixed_chunk=0)
+    drawn = dataclasses.replace(config, loop=dataclasses.replace(config.loop, gradient=near))
+    with pytest.raises(ValueError, match="kl_weight"):
+        seeds.run_seeds(rule, first, task, drawn, [0], bases=[data.start.base])
+
+
 def test_tasks_that_are_not_eligible_are_never_selected(data: worlds.WorldData) -> None:
     rule = epochs(batch_size=4, rollouts=4)
     task = seeds.Task(data.start.graphdef, data.start.base, data.pool, data.held_out)
@@ -179,6 +195,21 @@ def test_tasks_that_are_not_eligible_are_never_selected(data: worlds.WorldData) 
     some = np.arange(120) % 3 == 0
     told = seeds.run_seeds(rule, rule.init(num_tasks=120), task, config, [0], eligible=some)
     assert some[np.array(told[0]["task_ids"])].all()
+
+
+def test_an_oracle_sees_the_policy_as_it_is(data: worlds.WorldData) -> None:
+    rule = oracle(batch_size=4, rollouts=4, choice="mixed", worth="variance")
+    task = seeds.Task(data.start.graphdef, data.start.base, data.pool, data.held_out)
+    config = seeds.SeedsConfig(4, 4, False, worlds.loop_config(TINY), truth_every=2)
+    first = rule.init(np.zeros((1, 120), np.float32))  # which it never goes by
+    ids = np.array(seeds.run_seeds(rule, first, task, config, [0])[0]["task_ids"])
+    rates = worlds.exact_rates(data.start.graphdef, [data.start.base], data.pool)[0]
+    away = np.abs(rates - 0.5)
+    nearest = np.sort(away)[:4]
+    for step in range(2):  # under one look
+        np.testing.assert_allclose(np.sort(away[ids[step]]), nearest, atol=1e-5)
+    with pytest.raises(ValueError, match="truth_every=3 must divide eval_every=4"):
+        seeds.SeedsConfig(4, 4, truth_every=3)
 
 
 def test_an_interrupted_run_goes_on_to_the_same_numbers(
@@ -312,3 +343,7 @@ def test_the_environment_measures_a_world(tmp_path: Path, monkeypatch: pytest.Mo
     hidden = place.run(Strategy("epochs", epochs, told="hidden"), [0])[0]
     assert hidden.series["heldout"].y == pytest.approx(told[0].series["heldout"].y)
     assert not list((tmp_path / "work").glob("*.npz"))
+    with pytest.raises(ValueError, match="told truth: oracles are told truth or"):
+        place.run(Strategy("epochs", epochs, told="truth"), [0])
+    with pytest.raises(ValueError, match="told prompts: oracles are told truth or"):
+        place.run(Strategy("best", oracle, told="prompts"), [0])

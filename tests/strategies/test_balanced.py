@@ -66,5 +66,5 @@ def test_implicit_evidence_may_be_added():
 
 def test_new_tasks_stand_where_the_average_stands() -> None:
     before = Visits(jnp.array([4.0, 0.0, 2.0, 0.0]))
-    after = before.restart(BOTS_DEFAULTS, jnp.array([3, 4]))  # 4 is no row
+    after = before.restart(BOTS_DEFAULTS, jnp.array([3, 4]), jnp.ones(4, bool))  # 4 is no row
     np.testing.assert_allclose(after.discounted, [4, 0, 2, 1.5])

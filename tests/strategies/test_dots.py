@@ -186,6 +186,14 @@ def test_it_measures_every_second_step_and_counts_all() -> None:
         assert len(set(np.concatenate(pair).tolist())) == 10
 
 
+@pytest.mark.parametrize(("tasks", "anchors"), [(11, 2), (1100, 256)])
+def test_a_quarter_of_the_pool_is_measured(tasks, anchors) -> None:
+    extra = dots(batch_size=2, rollouts=4, learning_steps=0)
+    state = extra.selector.init(np.linspace(0, 1, tasks, dtype=np.float32)[None])
+    state, made = extra.collect(jax.random.key(0), state, rolls(np.full(tasks, 0.5)))
+    assert int(made.generated) == anchors * 8 + 2 * 4
+
+
 @pytest.mark.parametrize("temperature", [0.0, 1e-4])
 def test_a_small_temperature_takes_the_nearest_to_the_target(temperature) -> None:
     rates = np.linspace(0, 1, TASKS).astype(np.float32)

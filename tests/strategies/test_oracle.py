@@ -68,3 +68,5 @@ def test_it_needs_the_truth():
         oracle(batch_size=1).init(num_tasks=4)
     with pytest.raises(ValueError, match="choice='best' is not known"):
         oracle(choice="best")
+    with pytest.raises(ValueError, match="worth='variance' has no effect"):
+        oracle(worth="variance")

@@ -34,6 +34,7 @@ from bots_jax.bench.environment import (
     reads_truth,
 )
 from bots_jax.evaluate import meter, metrics, report
+from bots_jax.evaluate.told import TOLD
 from bots_jax.pool.reference import TaskFeatures
 from bots_jax.strategies.oversampling import Oversampling
 from bots_jax.types import Selector
@@ -126,6 +127,7 @@ def finetune_environment(
         chunk=1,
         curve="heldout",
         headline=("heldout", "etr"),
+        tells=TOLD,
     )
 
 
@@ -167,7 +169,7 @@ def _train(
     run = _identity(config, strategy, selector)
     rule = finetune.compiled(selector)
     own = pieces._replace(selectors={run: rule})
-    first = finetune.start(config, problem, rule, strategy.name)
+    first = finetune.start(config, problem, rule, strategy.name, strategy.told or "references")
     state = finetune.init_loop(problem.base, first, config.loop, seed)
     place = RunFolder(folder / f"{run}-{seed}")
     place.open({"run": run, "seed": seed}, resume=True, overwrite=False)
@@ -178,11 +180,9 @@ def _train(
 
 def _identity(config: Any, strategy: Strategy, rule: Selector | Oversampling) -> str:
     """A name of the run that no other strategy or setting has."""
-    known = json.dumps(
-        [strategy.name, dict(strategy.settings), config.saved(), dict(rule.static)],
-        sort_keys=True,
-        default=str,
-    )
+    parts = [strategy.name, dict(strategy.settings), config.saved(), dict(rule.static)]
+    parts += [] if strategy.told is None else [strategy.told]
+    known = json.dumps(parts, sort_keys=True, default=str)
     return hashlib.sha256(known.encode()).hexdigest()[:16]
 
 
@@ -209,7 +209,9 @@ def _train_extra(
 ) -> Measured:
     """One run with extra rollouts, from its first step to its last."""
     problem, pieces = made
-    first = finetune.start(config, problem, extra.selector, strategy.name)
+    first = finetune.start(
+        config, problem, extra.selector, strategy.name, strategy.told or "references"
+    )
     state = finetune.init_loop(problem.base, first, config.loop, seed)
     line = {"step": 0, "heldout": finetune.held_out(pieces, state), "tokens": 0, "seconds": 0.0}
     lines = [line]

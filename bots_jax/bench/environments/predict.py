@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -48,6 +49,8 @@ from bots_jax.bench.measures import SHARED_SECONDS
 from bots_jax.checks import check_choice, check_count
 from bots_jax.evaluate import meter
 from bots_jax.evaluate.task_files import read_npz
+from bots_jax.evaluate.told import read_features, resolve
+from bots_jax.pool.features import MOST_KINDS
 from bots_jax.types import (
     Array,
     Evidence,
@@ -58,6 +61,7 @@ from bots_jax.types import (
     UpdateFn,
 )
 
+_LOG = logging.getLogger(__name__)
 Floats = npt.NDArray[np.float32]
 SERIES = ("pearson", "spearman", "auc_unsolved", "log_loss")
 
@@ -72,6 +76,7 @@ class Matrix(NamedTuple):
     trials: Floats  # [M], attempts behind each score
     models: tuple[str, ...]  # M
     groups: Mapping[str, npt.NDArray[np.int32]]  # i32[N] by name: dataset, category
+    features: Any = None  # as `selector.init` takes them; None: there are none
 
 
 class Question(NamedTuple):
@@ -105,7 +110,8 @@ def predict_environment(
       path: of the .npz file.
       batches: "own", chosen by the selector, or "random", the same for all strategies.
       references: "two" (weak and strong of the triple), "all" (every other model, weak
-        to strong) or "none".
+        to strong) or "none": then what the file holds of each task, `prompts`, `features`,
+        `dataset` and `category`, is told to strategies that can use it.
       missing: share of the references' entries made unknown, at random.
       shuffled: permute each reference over the tasks, so that it tells nothing.
       groups: "dataset" or "category" are given to the selector as domains; "none".
@@ -147,7 +153,8 @@ def predict_environment(
             raise ValueError(f"strategy {strategy.name} is given the truth: nothing to predict")
         begin = time.perf_counter()
         questions = [ask(drawn[seed], seed) for seed in seeds]
-        readings = ask_all(selector, questions, seeds, domains, own=batches == "own")
+        known = {"own": batches == "own", "features": _told(strategy, selector, matrix, references)}
+        readings = ask_all(selector, questions, seeds, domains, **known)
         seconds = (time.perf_counter() - begin) / len(seeds)
         return [_measure(meter.of_seed(readings, i), seconds) for i in range(len(seeds))]
 
@@ -165,7 +172,18 @@ def predict_environment(
         chunk=60,
         curve="pearson",
         headline=("pearson", "auc_unsolved", "log_loss"),
+        tells=("nothing", "prompts") if references == "none" else (),
     )
+
+
+def _told(strategy: Strategy, selector: Selector, matrix: Matrix, references: str) -> Any:
+    """The features that a strategy gets; None for none."""
+    there = {"references": references != "none", "prompts": matrix.features is not None}
+    if resolve(strategy.told, selector, **there) != "prompts":
+        return None
+    if strategy.told is None:
+        _LOG.info("%s is told what the file holds of tasks; told=nothing: not", strategy.name)
+    return matrix.features
 
 
 def _name(
@@ -229,7 +247,15 @@ def load_matrix(path: str | Path) -> Matrix:
         trials[order].astype(np.float32),
         tuple(str(names[i]) for i in order),
         groups,
+        _features(str(path), arrays, groups),
     )
+
+
+def _features(name: str, arrays: Any, groups: Mapping[str, Any]) -> Any:
+    """Prompts and features of the file, and its groups as kinds, as far as there are few."""
+    given = read_features(name, arrays, len(next(iter(arrays.values()))))
+    few = [kind for kind in groups.values() if int(kind.max()) < MOST_KINDS]
+    return (*(given or ()), *few) or None
 
 
 def draw_triples(models: int, count: int, seed: int = 0) -> list[tuple[int, int, int]]:
@@ -290,6 +316,7 @@ def ask_all(
     domains: npt.NDArray[np.int32] | None = None,
     *,
     own: bool = True,
+    features: Any = None,
 ) -> meter.Meter:
     """Run a selector on S questions at once.
 
@@ -298,6 +325,7 @@ def ask_all(
       questions, seeds: S each; the selector's randomness is keyed by the seed.
       domains: i32[N] for `selector.init`.
       own: whether the selector chooses what is evaluated.
+      features: for `selector.init`.
 
     Returns:
       Meters [S, T], after each step, over the tasks not evaluated by then.
@@ -308,7 +336,8 @@ def ask_all(
 
     def init(reference: Array) -> State:
         given = reference if reference.shape[0] else None
-        return selector.init(given, num_tasks=size, domains=domains)
+        known = {} if features is None else {"features": features}
+        return selector.init(given, num_tasks=size, domains=domains, **known)
 
     states = jax.vmap(init)(stacked.reference)
     rule = _Rule(selector.select, selector.update, selector.predict)

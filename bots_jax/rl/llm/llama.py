@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from bots_jax.rl.policy import GraphDef
+from bots_jax.rl.policy import GraphDef, Readable
 
 Array = jax.Array
 
@@ -120,7 +120,7 @@ class LlamaLayer(nnx.Module):
         return x + self.down(jax.nn.silu(self.gate(normed)) * self.up(normed)).astype(x.dtype)
 
 
-class Llama(nnx.Module):
+class Llama(Readable):
     """The model's parameters. Use through `policy.prefill`, `extend` and `full_logits`."""
 
     def __init__(self, config: LlamaConfig, rngs: nnx.Rngs) -> None:

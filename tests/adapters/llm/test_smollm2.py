@@ -156,13 +156,15 @@ def test_a_step_of_grpo_lowers_its_loss(whole: Any, tokenizer: Tokenizer) -> Non
 COMMANDS = {
     "gym": "--families chain_sum --strategies bots --num-tasks 12 --eval-rollouts 1 "
     "--max-prompt-tokens 112 --reference-steps 1 --reference-rollouts 1",
-    "lines": "--tasks lines --families addition --strategies auto+prompts --num-tasks 20 "
+    "lines": "--tasks lines --families addition --strategies auto --num-tasks 20 "
     "--eval-rollouts 0 --max-prompt-tokens 40 --mixed-chunk 1 --upper-layers 1 --lr-decay 8",
 }
 
 
 @pytest.mark.parametrize("tasks", COMMANDS)
-def test_the_command_runs_and_resumes(path: Path, tmp_path: Path, tasks: str) -> None:
+def test_the_command_runs_and_resumes(
+    path: Path, tmp_path: Path, tasks: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     """On the real weights of one layer; taken up after a step, the numbers are the same."""
     command = [
         "finetune-llm", "--weights", str(path), "--depth", "1", "--seeds", "1", "--steps", "2",
@@ -172,7 +174,8 @@ def test_the_command_runs_and_resumes(path: Path, tmp_path: Path, tasks: str) ->
     ]  # fmt: skip
     assert cli.main(command) == 0
     folder = RunFolder(tmp_path / "run")
-    run = "bots-0" if tasks == "gym" else "auto+prompts-0"
+    run = "bots-0" if tasks == "gym" else "auto-0"
+    assert ("auto told 32 numbers" in capsys.readouterr().err) == (tasks == "lines")
     first = folder.lines(run)
     assert len(first) == 3
     assert (tmp_path / "run" / "summary.md").exists()

@@ -6,16 +6,18 @@ import multiprocessing
 import pickle
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from bots_jax import auto, bots
+from bots_jax import auto, bots, features
 from bots_jax.adapters import TaskSampler
-from bots_jax.adapters.pytorch import TaggedDataset, TaskIndex, TaskIndices
+from bots_jax.adapters.pytorch import TaggedDataset, TaskIndex, TaskIndices, mean_states
 from tests.adapters.lives import ROOT, assert_a_kill_changes_nothing
 
 B, M, N = 4, 8, 64
@@ -214,3 +216,94 @@ def test_prompts_are_found_where_there_are_no_references() -> None:
     (batch,) = DataLoader(TaggedDataset(data), batch_size=B, sampler=indices)
     told.observe(batch["task_id"], np.ones(B), M, batch["visit"])
     assert told.metrics()["completed"] == B
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_an_epoch_goes_on_with_the_data_in_another_order(whole: bool) -> None:
+    """More data, and sorted otherwise: what is out is handed out again, the epoch is as long."""
+    names = [f"task-{row}" for row in range(N + 8)]
+
+    def of(listed: list[str]) -> tuple[TaskSampler, TaskIndices, StatefulDataLoader]:
+        sampler = TaskSampler(
+            bots(batch_size=B, rollouts=M), num_tasks=len(listed), task_ids=listed, capacity=N + 8
+        )
+        indices = TaskIndices(sampler, num_batches=3, whole=whole)
+        data = TaggedDataset([{"name": name} for name in listed], listed)
+        return sampler, indices, StatefulDataLoader(data, batch_size=B, sampler=indices)
+
+    sampler, _, loader = of(names[:N])
+    before = sampler.next_batch(2)  # out before the epoch begins, and no part of it
+    turns = iter(loader)
+    first = next(turns)
+    sampler.observe(first["task_id"], torch.full((B,), 3.0), M, first["visit"])
+    second = next(turns)  # not reported when the run ends
+    states = loader.state_dict(), sampler.state_dict()
+    other, indices, resumed = of(names[::-1])
+    if not whole:
+        other.load_state_dict(states[1])
+    resumed.load_state_dict(states[0])
+    left = []
+    for batch in resumed:
+        assert batch["task_id"] == batch["name"]
+        left += batch["task_id"]
+        other.observe(batch["task_id"], torch.full((B,), 3.0), M, batch["visit"])
+    assert left[:2] == before.task_ids.tolist()
+    assert left[2 : 2 + B] == second["task_id"]
+    assert len(left) == 2 * B  # of three batches one was done
+    assert len(list(indices)) == 3 * B
+
+
+class Reader(torch.nn.Module):
+    """Called as a language model of Hugging Face's is; its states are embeddings of tokens."""
+
+    def __init__(self, with_body: bool) -> None:
+        super().__init__()
+        self.embedding = torch.nn.Embedding(11, 7)
+        self.dropout = torch.nn.Dropout(0.5)
+        self.asked: list[tuple[int, ...]] = []
+        if with_body:
+            self.base_model = self.body
+
+    def body(self, input_ids, attention_mask):
+        self.asked.append(tuple(input_ids.shape))
+        last = self.dropout(self.embedding(input_ids)).to(torch.bfloat16)
+        return SimpleNamespace(last_hidden_state=last)
+
+    def forward(self, input_ids, attention_mask, output_hidden_states=False):
+        last = self.body(input_ids, attention_mask).last_hidden_state
+        hidden = (last * 0, last) if output_hidden_states else None
+        return SimpleNamespace(logits=None, hidden_states=hidden)
+
+
+def tokenize(texts, return_tensors, padding, **cut):
+    """One token a character, 0 to the right of short ones."""
+    rows = [[1 + ord(c) % 10 for c in text][: cut.get("max_length")] for text in texts]
+    width = max(map(len, rows))
+    ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
+    return {"input_ids": ids, "attention_mask": (ids != 0).long()}
+
+
+@pytest.mark.parametrize("with_body", [True, False])
+def test_mean_states_of_a_model_are_means_over_real_tokens(with_body: bool) -> None:
+    model = Reader(with_body).train()
+    texts = ["abc", "q", "hello there"]
+    found = mean_states(model, tokenize)(texts)
+    table = model.embedding.weight.detach().to(torch.bfloat16).float().numpy()
+    wanted = [table[[1 + ord(c) % 10 for c in text]].mean(axis=0) for text in texts]
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+    assert found.dtype == np.float32
+    assert model.training  # as it was
+    cut = mean_states(model, tokenize, max_length=1)(texts)
+    np.testing.assert_allclose(cut, [table[1 + ord(text[0]) % 10] for text in texts], atol=1e-5)
+    ids = np.array([[0, 2, 3], [4, 5, 6]])
+    by_ids = mean_states(model, pad=0)(ids)
+    np.testing.assert_allclose(by_ids[0], table[[2, 3]].mean(axis=0), atol=1e-5)
+
+
+def test_hidden_states_of_a_model_are_features_of_a_pool() -> None:
+    texts = [f"{i} + {i * 7 % 13} =" for i in range(40)]
+    x = features.hidden_states(mean_states(Reader(True), tokenize), texts, chunk=16)
+    assert x.shape == (40, 32)
+    selector = auto(batch_size=B, rollouts=M)
+    _, batch = selector.select(jax.random.key(0), selector.init(features=x))
+    assert np.all(np.asarray(batch.task_ids) >= 0)

@@ -138,3 +138,40 @@ def test_prompts_are_found_where_there_are_no_references(tmp_path: Path) -> None
         selector.feedback(indices, [0.5] * 4)
         found = getattr(selector._sampler.state.reference, "embeddings", None)
         assert (0 if found is None else found.shape[0]) == columns
+
+
+def test_a_taskset_that_changes(tmp_path: Path) -> None:
+    """Longer at its end; or with names, in another order and with others gone."""
+    columns = pass_rates()
+
+    def of(rows: list[int], **more: object) -> BotsSelector:
+        weak, strong = columns[:, rows].tolist()
+        names = [f"sum-{row}" for row in rows]
+        data = SimpleNamespace(
+            dataset={"weak": weak, "strong": strong, "name": names},
+            dataset_size=len(rows),
+            name="sums",
+        )
+        kwargs = {**SETTINGS, "state_dir": str(tmp_path), **more}
+        return BotsSelector(
+            data, DataSelectorConfig(feature_keys=["weak", "strong"], kwargs=kwargs)
+        )
+
+    for key, second in ((None, list(range(TASKS))), ("name", list(range(TASKS))[:9:-1])):
+        first = list(range(TASKS - 8))
+        selector = of(first, id_key=key)
+        for _ in range(6):
+            selector.feedback(selector.get_indices(4).tolist(), [0.25, 0.5, 1.0, float("nan")])
+        other = of(second, id_key=key)
+        other.load_state_dict(json.loads(json.dumps(selector.state_dict())))
+        kept = [row if key is None else f"sum-{row}" for row in second if row in first]
+        ours, theirs = (one._sampler.predict(kept).mean for one in (other, selector))
+        np.testing.assert_array_equal(ours, theirs)
+        assert np.std(ours) > 0.05
+        indices, told = other.get_indices(4, return_extra_info=True)
+        other.feedback(indices, [1.0] * 4)
+        mean = other._sampler.predict([second[row] if key is None else f"sum-{second[row]}"
+                                       for row in indices]).mean  # fmt: skip
+        assert np.all(mean > told["point"])
+    with pytest.raises(ValueError, match="id_key='nothing' is no column"):
+        of([0, 1], id_key="nothing")
