@@ -53,9 +53,9 @@ UNKNOWN = 1.0  # seconds that a test takes which no survey has measured
 OF_MODULE = {
     "choice/mixed": ("auto",), "choice/nearest": ("worth",), "belief/beta": ("golden",),
     "belief/posterior": ("golden",), "belief/logit_normal": ("auto",), "belief/lengths": ("auto",),
-    "implicit/glm": ("auto", "estimators"), "implicit/overdispersion": ("auto", "estimators"),
+    "implicit/glm": ("estimators", "auto"), "implicit/overdispersion": ("estimators",),
     "grouped/mixed": ("grouped_auto",), "grouped/logit_normal": ("grouped_auto",),
-    "pool/visits": ("contract", "fuzz"), "pool/evidence": ("contract", "graded", "fuzz"),
+    "pool/visits": ("fuzz", "contract"), "pool/evidence": ("graded", "bad_input", "fuzz"),
     "strategies/kalman": ("kgps",), "bots_jax/auto_selector": ("auto",),
 }  # fmt: skip
 # And of all modules of a room.

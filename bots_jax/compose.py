@@ -21,7 +21,7 @@ import numpy as np
 from bots_jax.checks import check_choice, check_count, is_concrete
 from bots_jax.choice.batch import Plan, Ranking, as_mask, check_quotas, choose, lowest, make_plan
 from bots_jax.numerics.arithmetic import safe_ratio
-from bots_jax.numerics.compiling import is_small, jit_by_size
+from bots_jax.numerics.compiling import is_small, jit_changes
 from bots_jax.numerics.control_flow import sequencing_zero
 from bots_jax.pool import visits
 from bots_jax.pool.evidence import (
@@ -113,6 +113,13 @@ def _ranking(rng_key: Array, choice: Choice, model: BeliefModel, state: State) -
         quick = choice.best
         return lambda key, allowed, count: quick(key, model, state, allowed, count)
     scores, draws = choice.score(rng_key, model, state)
+    rows = (_capacity(state),)
+    for name, value in (("scores", scores), ("draws", draws)):
+        if np.shape(value) != rows:
+            raise ValueError(
+                f"Choice.score returned {name} of shape {np.shape(value)}, expected {rows}: one "
+                "for each row of the pool"
+            )
 
     def rank(key: Array, allowed: Array, count: int) -> tuple[Array, Array, Array]:
         ids, valid = lowest(key, scores, allowed, count)
@@ -238,7 +245,7 @@ def compose(
     """A `Selector` of the shared pool, a belief and a choice.
 
     Each function is compiled once a shape. Values are checked before that, where they
-    can be looked at; inside jit, scan and vmap they cannot, and poison rows are ignored
+    can be looked at; inside jit, scan and vmap they cannot, and invalid rows are ignored
     and counted in `Info.invalid` instead.
 
     Args:
@@ -347,73 +354,66 @@ class _Traced(NamedTuple):
 def _traced_functions(
     model: BeliefModel, choice: Choice, plan: Plan, expiry: int | None, keep_open: bool
 ) -> _Traced:
-    """What a selector does, each function compiled once a shape.
+    """What a selector does, each function compiled once a shape."""
 
-    A compiled program returns what it changes. The rest of the state, such as the references of
-    a large pool, is put beside it afterwards: returned by the program it would be copied.
-    """
-
-    @jit_by_size
-    def select_pool(rng_key: Array, state: State, eligible: Array | None) -> tuple[Any, Selection]:
+    @jit_changes
+    def select_arrays(
+        state: State, rng_key: Array, eligible: Array | None
+    ) -> tuple[State, Selection]:
         score_key, choice_key = jax.random.split(rng_key)
         rank = _ranking(score_key, choice, model, state)
         allowed = visits.selectable(state.pool, eligible)
         ids, draws, valid = choose(choice_key, rank, allowed, state.pool.domain, plan)
         opened, visit = visits.open_visits(state.pool, ids, valid)
-        state, selection = constrain_sharding(
-            (state._replace(pool=opened), Selection(ids, draws, valid, visit))
-        )
-        return state.pool, selection
+        selection = Selection(ids, draws, valid, visit)
+        return constrain_sharding((state._replace(pool=opened), selection), state)
 
-    @jit_by_size
-    def observe_pool(state: State, evidence: Rows) -> Any:
+    @jit_changes
+    def observe_arrays(state: State, evidence: Rows) -> tuple[State, None]:
         observed = visits.observe(state.pool, evidence, state.settings.rollouts)
-        return constrain_sharding(state._replace(pool=observed)).pool
+        return constrain_sharding((state._replace(pool=observed), None), state)
 
-    @jit_by_size
-    def advance_parts(state: State) -> tuple[Any, Any, Info]:
+    @jit_changes
+    def advance_arrays(state: State) -> tuple[State, Info]:
         closed, fused, counts = visits.close_step(state.pool, expiry, keep_open)
         belief, told = model.fuse(state.belief, state.settings, state.reference, fused)
         info = make_info(fused, counts, told)
         belief_is_done = sequencing_zero((closed.visit, belief, info), info.trials.dtype)
         closed = visits.clear_pending(closed, fused, belief_is_done)
-        state, info = constrain_sharding((state._replace(pool=closed, belief=belief), info))
-        return state.pool, state.belief, info
+        return constrain_sharding((state._replace(pool=closed, belief=belief), info), state)
 
-    @jax.jit
-    def update_parts(state: State, evidence: Rows) -> tuple[Any, Any, Info]:
-        return advance_parts(state._replace(pool=observe_pool(state, evidence)))
+    @jit_changes
+    def update_arrays(state: State, evidence: Rows) -> tuple[State, Info]:
+        return advance_arrays(observe(state, evidence))
 
-    @jax.jit
-    def abandon_pool(state: State, task_ids: Array) -> Any:
-        return constrain_sharding(state._replace(pool=visits.abandon(state.pool, task_ids))).pool
+    @jit_changes
+    def abandon_arrays(state: State, task_ids: Array) -> tuple[State, None]:
+        closed = visits.abandon(state.pool, task_ids)
+        return constrain_sharding((state._replace(pool=closed), None), state)
 
     @jax.jit
     def predict(state: State, task_ids: Array | None) -> Belief:
         return model.predict(state, slice(None) if task_ids is None else task_ids)
 
     def select(rng_key: Array, state: State, eligible: Array | None) -> tuple[State, Selection]:
-        tasks, selection = select_pool(rng_key, state, eligible)
-        return state._replace(pool=tasks), selection
+        return select_arrays(state, rng_key, eligible)
 
     def observe(state: State, evidence: Rows) -> State:
-        return state._replace(pool=observe_pool(state, evidence))
+        return observe_arrays(state, evidence)[0]
 
     def advance(state: State) -> tuple[State, Info]:
         check_state(state)
-        tasks, belief, info = advance_parts(state)
-        return state._replace(pool=tasks, belief=belief), info
+        return advance_arrays(state)
 
     def update(state: State, evidence: Rows) -> tuple[State, Info]:
         # Two programs are compiled sooner than one, and have the bits of two calls. In a large pool
         # each would write the arrays of all tasks once.
         if is_small((state, evidence)):
             return advance(observe(state, evidence))
-        tasks, belief, info = update_parts(state, evidence)
-        return state._replace(pool=tasks, belief=belief), info
+        return update_arrays(state, evidence)
 
     def abandon(state: State, task_ids: Array) -> State:
-        return state._replace(pool=abandon_pool(state, task_ids))
+        return abandon_arrays(state, task_ids)[0]
 
     return _Traced(select, observe, advance, update, abandon, predict)
 

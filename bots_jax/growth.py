@@ -60,15 +60,13 @@ def add_tasks(
     models = state.reference.rates.shape[0]
     if reference_trials is not None and reference is None:
         raise ValueError("reference_trials was given without reference: give both or neither")
-    grouped_pool = state.representation == "grouped"
-    told = state.pool.groups.reference if grouped_pool else state.reference
-    columns = _encode_new(told, features)
+    columns = _encode_new(state.known.reference, features)
     if columns is not None and reference is None and num_tasks is None:
         num_tasks = columns.shape[1]
     count = count_new(reference, num_tasks, models)
     if columns is not None and columns.shape[1] != count:
         raise ValueError(f"features has {columns.shape[1]} rows, expected one for {count} tasks")
-    if grouped_pool:
+    if state.representation == "grouped":
         return _add_grouped(state, reference, reference_trials, domains, count, columns)
     capacity = state.pool.active.shape[0]
     _check_free(state, count)
@@ -86,7 +84,15 @@ def add_tasks(
 def retire(state: State, task_ids: ArrayLike) -> State:
     """Take tasks out of the pool. Their evidence, pending or late, is dropped.
 
-    For a grouped pool this is done on the host, at a pass over the pool.
+    Args:
+      state: of any selector.
+      task_ids: i32[A]; -1 is padding, and a task that is out already stays out.
+
+    Returns:
+      The state. For a grouped pool it is made on the host, by going through all tasks.
+
+    Raises:
+      ValueError: if an id is no row of the pool, or a grouped pool is traced.
     """
     if state.representation == "grouped":
         _refuse_traced(state, task_ids)

@@ -186,11 +186,12 @@ def replicated(value: Array) -> Array:
     return lax.with_sharding_constraint(value, NamedSharding(mesh, PartitionSpec()))
 
 
-def constrain_sharding(result: PyTree) -> PyTree:
+def constrain_sharding(result: PyTree, before: State) -> PyTree:
     """Keep states as `shard` placed them, and all else on every device.
 
     Left to itself the compiler may place what a function returns in some other way, and the
-    next call would be compiled anew, or gather the pool.
+    next call would be compiled anew, or gather the pool. Arrays of the state `before` stay as
+    they are, the same objects.
     """
 
     def settle(part: Any) -> Any:
@@ -199,7 +200,11 @@ def constrain_sharding(result: PyTree) -> PyTree:
         mesh, rows = mesh_of(jax.tree.leaves(part.pool)[0]), _spread_rows(part)
         if mesh is None:
             return part
-        return jax.tree.map(lambda leaf: _put(leaf, NamedSharding(mesh, _spec(leaf, rows))), part)
+
+        def place(leaf: Array, old: Array) -> Array:
+            return leaf if leaf is old else _put(leaf, NamedSharding(mesh, _spec(leaf, rows)))
+
+        return jax.tree.map(place, part, before)
 
     return jax.tree.map(settle, result, is_leaf=lambda part: isinstance(part, State))
 

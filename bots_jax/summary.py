@@ -5,6 +5,8 @@ In: a `State` of any selector. Out: what is in the pool, what is in flight, what
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import numpy as np
 
@@ -64,14 +66,16 @@ def _expected(state: State, selector: Selector) -> str:
 
 def expected_of_random_tasks(state: State, selector: Selector) -> tuple[float, float]:
     """Pass rate, and share of mixed groups, that the belief expects of tasks drawn at random."""
-    if state.representation == "grouped":
-        ids = range(int(state.pool.groups.num_tasks))
-    else:
-        ids = np.flatnonzero(np.asarray(state.pool.active))
+    ids: Any = range(int(state.capacity))  # of a large pool there is no list
+    if state.representation == "dense":
+        ids = np.flatnonzero(np.asarray(state.bookkeeping.active))
     if not len(ids):
         return np.nan, np.nan
     places = np.linspace(0, len(ids) - 1, min(len(ids), _LOOKED_AT)).astype(int)
     some = np.array([ids[place] for place in places.tolist()], np.int32)
+    some = some[np.asarray(state.column_of(some)) < state.known.num_tasks.shape[0]]  # not retired
+    if not some.size:
+        return np.nan, np.nan
     mean, counts = selector.predict(state, some)
     group = group_in_force(state.settings)
     mixed = chance_of_mixed_group(mean * counts, (1 - mean) * counts, group)

@@ -97,6 +97,18 @@ def test_agrees_with_the_equations() -> None:
     )
 
 
+def test_references_without_weight_tell_nothing(reference: np.ndarray) -> None:
+    """The prior of a task is then flat, and no infinity of it comes into a belief."""
+    selector = make(implicit_weight=0.0)
+    state, _ = selector.update(
+        selector.init(reference), Evidence(np.arange(BATCH), np.full(BATCH, 2.0), ROLLOUTS)
+    )
+    mean, concentration = (np.asarray(x) for x in selector.predict(state))
+    assert np.all(np.isfinite(mean) & np.isfinite(concentration) & (concentration > 0))
+    np.testing.assert_allclose(mean[:BATCH], 2 / ROLLOUTS, atol=0.05)
+    np.testing.assert_allclose(mean[BATCH:], 0.5, atol=0.02)
+
+
 def test_without_a_visit_the_mean_is_the_estimators(reference: np.ndarray) -> None:
     """p~ is a mean already: taking it for a median would pull it towards 1/2 once more."""
     estimator = glm(least_counts=0.0)

@@ -10,7 +10,10 @@ import numpy as np
 import pytest
 
 from bots_jax import Evidence, Settings, add_tasks, bots, retire
+from bots_jax.compose import Choice, compose
 from bots_jax.strategies import make_strategy
+from bots_jax.strategies.counting import counting_settings
+from bots_jax.strategies.discounted import discounted_beta
 
 
 @pytest.mark.parametrize(
@@ -137,6 +140,21 @@ def test_quotas_without_domains() -> None:
 def test_unknown_strategy() -> None:
     with pytest.raises(ValueError, match="strategy='unifrom' is not known: choose one of bots"):
         make_strategy("unifrom")
+
+
+def test_scores_of_another_shape_than_the_pool() -> None:
+    """Of a user's own choice; a scalar or a transposed score would be broadcast."""
+    for wrong in ((), (1, 40)):
+        choice = Choice(lambda key, model, state, shape=wrong: (np.zeros(shape), np.zeros(40)))
+        selector = compose(
+            name="mine",
+            model=discounted_beta(),
+            choice=choice,
+            settings=counting_settings(4, keep=0.9),
+            batch_size=2,
+        )
+        with pytest.raises(ValueError, match=r"scores of shape \(.*\), expected \(40,\): one for"):
+            selector.select(jax.random.key(0), selector.init(num_tasks=40))
 
 
 def test_easy_to_hard_needs_references() -> None:

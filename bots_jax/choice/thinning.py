@@ -306,8 +306,8 @@ def run(
 
     Args:
       words: u32[2], from `key_words`.
-      course: from `choose_window`.
-      identify: (u[2, P] random bits, course, i32[P] blocks) -> Runner, a task of each block
+      window: from `choose_window`.
+      identify: (u[2, P] random bits, window, i32[P] blocks) -> Candidate, a task of each block
         drawn in proportion to its rate.
       target: f. count: static.
     """

@@ -57,6 +57,11 @@ class OfGroups(NamedTuple):
         """[E, G]."""
         return self.known.embeddings
 
+    @property
+    def code(self) -> FeatureCode | None:
+        """How they were made."""
+        return self.known.code
+
     def take(self, rows: Array | None) -> Reference:
         """As that of a `Reference`."""
         return self.known.take(self.group if rows is None else self.group[rows])

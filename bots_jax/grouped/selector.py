@@ -44,7 +44,7 @@ from bots_jax.grouped.slots import (
     retire,
     return_to_groups,
 )
-from bots_jax.numerics.compiling import jit_by_size
+from bots_jax.numerics.compiling import jit_changes
 from bots_jax.numerics.control_flow import lazy_cond, sequencing_zero
 from bots_jax.pool import visits
 from bots_jax.pool.evidence import (
@@ -144,8 +144,8 @@ class _Arrays(NamedTuple):
 
     score: Callable[[Array, State], PyTree]
     select: Callable[[State, PyTree, Array | None], tuple[State, Selection]]
-    select_at_once: Callable[[Array, State, Array | None], tuple[State, Selection]]
-    observe: Callable[[State, Rows], State]
+    select_at_once: Callable[[State, Array, Array | None], tuple[State, Selection]]
+    observe: Callable[[State, Rows], tuple[State, None]]
     advance: Callable[[State], tuple[State, Info]]
     update: Callable[[State, Rows], tuple[State, Info]]
 
@@ -159,7 +159,7 @@ def _is_quick(model: GroupModel, state: Any) -> bool:
 def _arrays(
     model: GroupModel, plan: Plan, expiry: int | None, keep_open: bool, tolerance: float
 ) -> _Arrays:
-    quickly = partial(jit_by_size, small=lambda given: _is_quick(model, given[0]))
+    quickly = partial(jit_changes, small=lambda given: _is_quick(model, given[0]))
 
     @quickly
     def select(state: State, scores: PyTree, eligible: Array | None) -> tuple[State, Selection]:
@@ -173,14 +173,15 @@ def _arrays(
         )
         return state._replace(pool=state.pool._replace(slots=slots)), selection
 
+    @jit_changes
     def select_at_once(
-        rng_key: Array, state: State, eligible: Array | None
+        state: State, rng_key: Array, eligible: Array | None
     ) -> tuple[State, Selection]:
         return select(state, model.score(rng_key, state), eligible)
 
     @quickly
-    def observe(state: State, rows: Rows) -> State:
-        return _observe(model, state, rows)
+    def observe(state: State, rows: Rows) -> tuple[State, None]:
+        return _observe(model, state, rows), None
 
     @quickly
     def advance(state: State) -> tuple[State, Info]:
@@ -189,9 +190,9 @@ def _arrays(
 
     @quickly
     def update(state: State, rows: Rows) -> tuple[State, Info]:
-        return advance(observe(state, rows))
+        return advance(observe(state, rows)[0])
 
-    return _Arrays(jax.jit(model.score), select, jax.jit(select_at_once), observe, advance, update)
+    return _Arrays(jax.jit(model.score), select, select_at_once, observe, advance, update)
 
 
 def grouped_functions(
@@ -200,11 +201,11 @@ def grouped_functions(
     """The functions of the contract for grouped states."""
     arrays = _arrays(model, plan, expiry, keep_open, tolerance)
 
-    @jax.jit
-    def abandon_arrays(state: State, task_ids: Array) -> State:
+    @jit_changes
+    def abandon_arrays(state: State, task_ids: Array) -> tuple[State, None]:
         rows = table.find(state.pool.slot_ids, task_ids)
         slots = visits.abandon(state.pool.slots, rows)
-        return state._replace(pool=state.pool._replace(slots=slots))
+        return state._replace(pool=state.pool._replace(slots=slots)), None
 
     @jax.jit
     def predict_arrays(state: State, task_ids: Array) -> Belief:
@@ -220,18 +221,18 @@ def grouped_functions(
         mask = None if eligible is None else _as_mask(eligible, state)
         rng_key, state = check_key(rng_key), _with_room(state)
         if not _is_quick(model, state):
-            return arrays.select_at_once(rng_key, state, mask)
+            return arrays.select_at_once(state, rng_key, mask)
         # The program that looks at every slot is compiled for speed, the rest quickly.
         return arrays.select(state, arrays.score(rng_key, state), mask)
 
     def observe(state: State, evidence: Evidence) -> State:
-        return arrays.observe(_with_room(state), _admit(state, evidence))
+        return arrays.observe(_with_room(state), _admit(state, evidence))[0]
 
     def update(state: State, evidence: Evidence) -> tuple[State, Info]:
         return arrays.update(_with_room(state), _admit(state, evidence))
 
     def abandon(state: State, task_ids: ArrayLike) -> State:
-        return abandon_arrays(state, check_task_ids(state, task_ids))
+        return abandon_arrays(state, check_task_ids(state, task_ids))[0]
 
     def predict(state: State, task_ids: ArrayLike | None = None) -> Belief:
         if task_ids is None:

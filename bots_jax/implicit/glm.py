@@ -284,13 +284,14 @@ def _learn_trust(
     Args:
       kinds: whether it is the a of the kinds or of the numbers; None: of all embeddings.
     """
-    mean, precision, before = params.mean, params.precision, params.trust
-    assert before is not None
+    mean, precision, trusted = params.mean, params.precision, params.trust
+    assert trusted is not None
+    before = trusted if kinds is None else trusted[int(kinds)]
     dtype, size = mean.weights.dtype, mean.weights.shape[0]
     count: int | Array = size - 1 - params.levels.sums.shape[0]
     diagonal = _on_embeddings(size, size - 1 - params.levels.sums.shape[0], dtype)
     if kinds is not None and params.is_kind is not None:
-        before, mine = before[int(kinds)], params.is_kind == kinds
+        mine = params.is_kind == kinds
         diagonal *= jnp.pad(mine.astype(dtype), (size - mine.shape[0], 0))[None]
         count = jnp.sum(mine).astype(dtype)
     told = _apply(precision, mean)
@@ -309,7 +310,7 @@ def _learn_trust(
     weights = jax.nn.softmax(jax.vmap(log_likelihood)(trusts))
     trust = jnp.exp(jnp.sum(weights * jnp.log(trusts)))
     after = trusting(trust)
-    found = trust if kinds is None else params.trust.at[int(kinds)].set(trust)
+    found = trust if kinds is None else trusted.at[int(kinds)].set(trust)
     return params._replace(
         mean=_solve(after, told), precision=after, covariance=_covariance(after), trust=found
     )

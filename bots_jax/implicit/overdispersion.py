@@ -85,9 +85,9 @@ def predict(
 def follow(predicted: Predicted, explained_fraction: Array, change: Array) -> Predicted:
     """The prediction after logit p~ has changed, where the history tells how much shows of it.
 
-    A history that was gathered under an error of p~ hides that error (`absorbed`), as it would
+    A history that was gathered under an error of p~ hides that error, as it would
     have made up for another; what p~ has moved since then shows in full. So the logit of the
-    prediction goes with p~ by the rest, 1 - absorbed.
+    prediction goes with p~ by the rest, 1 - `explained_fraction`.
     """
     q = jnp.clip(predicted.mean, _LEAST_MEAN, 1 - _LEAST_MEAN)
     moved = logistic(jnp.log(q / (1 - q)) + (1 - explained_fraction) * change)

@@ -59,21 +59,33 @@ class BetaDraws(NamedTuple):
 def beta(rng_key: Array, alpha: ArrayLike, beta: ArrayLike) -> Array:
     """Draws x ~ Beta(alpha, beta), of the broadcast shape of the parameters.
 
-    Parameters from 0.05 to 1e5 are what is tested. A parameter that is not a positive
-    number gives NaN, as in `jax.random.beta`.
+    Args:
+      rng_key: a `jax.random.key`, consumed.
+      alpha, beta: f[...], positive; whole numbers become floats. Those from 0.05 to 1e5 are what
+        is tested.
+
+    Returns:
+      f[...] between 0 and 1; NaN where a parameter is not a positive number, as in
+      `jax.random.beta`.
     """
     return _draw(rng_key, alpha, beta, value_at)
 
 
 def beta_pair(rng_key: Array, alpha: ArrayLike, beta: ArrayLike) -> BetaDraws:
-    """Draws (x, 1 - x): near 1 a float cannot tell x from 1, but it can hold 1 - x."""
+    """Draws (x, 1 - x): near 1 a float cannot tell x from 1, but it can hold 1 - x.
+
+    The arguments are those of `beta`.
+    """
     alpha, beta = _as_floats(alpha, beta)
     distance = _draw(rng_key, alpha, beta, lambda distance, a, b: distance)
     return BetaDraws(value_at(distance, alpha, beta), value_at(-distance, beta, alpha))
 
 
 def beta_log_odds(rng_key: Array, alpha: ArrayLike, beta: ArrayLike) -> Array:
-    """Draws log(x / (1 - x)) for x ~ Beta(alpha, beta): no draw rounds to 0 or 1."""
+    """Draws log(x / (1 - x)) for x ~ Beta(alpha, beta): no draw rounds to 0 or 1.
+
+    The arguments are those of `beta`.
+    """
     return _draw(rng_key, alpha, beta, lambda distance, a, b: jnp.log(a / b) + distance)
 
 

@@ -60,3 +60,39 @@ def is_small(arguments: object) -> bool:
     """Whether all arrays are concrete and none is longer than `SMALL`."""
     leaves = jax.tree.leaves(arguments)
     return is_concrete(leaves) and all(max(np.shape(leaf), default=0) <= SMALL for leaf in leaves)
+
+
+S = TypeVar("S")
+
+
+def jit_changes(
+    function: Callable[..., tuple[S, R]],
+    small: Callable[[tuple[object, ...]], bool] | None = None,
+) -> Callable[..., tuple[S, R]]:
+    """`jit_by_size` of a function (state, ...) -> (state, more), which copies no array in vain.
+
+    A program that returns an argument copies it, if it is not donated. Arrays that come out as they
+    went in, the same objects, are not returned by the program but put back beside what is.
+    """
+
+    def changes(state: S, *rest: object) -> tuple[S, R]:
+        after, more = function(state, *rest)
+        kept = jax.tree.map(lambda new, old: None if new is old else new, after, state)
+        return kept, more
+
+    program = jit_by_size(functools.wraps(function)(changes), small)
+
+    @functools.wraps(function)
+    def call(state: S, *rest: object) -> tuple[S, R]:
+        changed, more = program(state, *rest)
+        return _put_back(changed, state), more
+
+    return call
+
+
+def _put_back(changed: S, state: S) -> S:
+    """What changed, and the rest of the state."""
+    whole: S = jax.tree.map(
+        lambda new, old: old if new is None else new, changed, state, is_leaf=lambda x: x is None
+    )
+    return whole

@@ -1,7 +1,7 @@
 """Explicit evidence: what a user hands over, made uniform and checked.
 
 In: `Evidence` of NumPy, lists or JAX arrays. Out: `Rows` of JAX arrays with an
-explicit visit column; on the host, poison rows are refused before anything is changed.
+explicit visit column; on the host, invalid rows are refused before anything is changed.
 """
 
 from __future__ import annotations
@@ -86,12 +86,14 @@ def _given(
 
 
 def _column(name: str, value: ArrayLike, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
-    column = jnp.asarray(value, dtype)
+    # On the host what is on the host: each operation on a device would be a call of its own.
+    of = np if is_concrete(value) and not isinstance(value, jax.Array) else jnp
+    column = of.asarray(value, dtype)
     if column.shape not in ((), shape) or (column.shape == () and name == "successes"):
         raise ValueError(
             f"evidence.{name} has shape {column.shape}, expected {shape}, as evidence.task_ids"
         )
-    return jnp.broadcast_to(column, shape)
+    return column if column.shape == shape else of.broadcast_to(column, shape)
 
 
 def sound_numbers(rows: Rows) -> Array:

@@ -35,7 +35,9 @@ def evidence_of_rewards(
     visit: ArrayLike | None = None,
     tokens: ArrayLike | None = None,
 ) -> Evidence:
-    """The evidence of graded rewards.
+    """The evidence of rewards, 0 and 1 or graded, of tasks in any order.
+
+    `Selection.evidence` does this for a batch.
 
     Args:
       task_ids: i32[M]; -1 is padding.

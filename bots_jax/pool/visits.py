@@ -65,7 +65,7 @@ class PoolState(NamedTuple):
     next_fresh: Array  # i32, rows from here on have never held a task
     stale: Array  # i32, rows dropped since the last advance
     unsolicited: Array  # i32, rows counted without an open visit since then
-    invalid: Array  # i32, poison rows ignored since then
+    invalid: Array  # i32, rows that make no sense, ignored since then
 
     # As `types.Pool` says.
     @property

@@ -134,7 +134,8 @@ def add_finetune_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 def _add(group: Any, name: str, default: Any, text: str, **more: Any) -> None:
     kind = more.pop("type", type(default))
-    group.add_argument(name, type=kind, default=default, help=f"{text} [%(default)s]", **more)
+    shown = text if default is None else f"{text} [%(default)s]"
+    group.add_argument(name, type=kind, default=default, help=shown, **more)
 
 
 def _of_world(group: Any, name: str, default: Any, text: str) -> None:

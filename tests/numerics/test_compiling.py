@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bots_jax import bots
 from bots_jax.numerics import compiling
-from bots_jax.numerics.compiling import SMALL, jit_by_size
+from bots_jax.numerics.compiling import SMALL, jit_by_size, jit_changes
 
 
 def bent(x: jax.Array) -> jax.Array:
@@ -55,6 +56,36 @@ def test_inside_of_other_transformations() -> None:
     np.testing.assert_allclose(jax.jit(function)(values), want, rtol=1e-5)
     np.testing.assert_allclose(jax.jit(lambda: function(values))(), want, rtol=1e-5)
     np.testing.assert_allclose(jax.vmap(function)(values[None])[0], want, rtol=1e-5)
+
+
+def test_what_does_not_change_is_not_copied() -> None:
+    """Also within an outer jit, and beside fields that are None."""
+
+    @jit_changes
+    def add(state: tuple[Any, ...], more: jax.Array) -> tuple[tuple[Any, ...], jax.Array]:
+        kept, changed, nothing = state
+        return (kept, changed + more, nothing), 2 * more
+
+    state = jnp.arange(4.0), jnp.ones(4), None
+    (kept, changed, nothing), twice = add(state, jnp.float32(3))
+    assert kept is state[0]
+    assert nothing is None
+    np.testing.assert_array_equal(changed, np.full(4, 4.0))
+    assert float(twice) == 6
+    (inner, _, _), _ = jax.jit(add)(state, jnp.float32(3))
+    np.testing.assert_array_equal(inner, state[0])
+
+
+@pytest.mark.parametrize("form", ["dense", "grouped"])
+def test_a_plain_call_copies_only_what_it_changes(form: str) -> None:
+    """`select` opens visits; references, posteriors and pending evidence stay where they are."""
+    selector = bots(batch_size=2, representation=form)
+    state = selector.init(np.full((2, 8), 0.5, np.float32))
+    after, batch = selector.select(jax.random.key(0), state)
+    assert after.bookkeeping.trials is state.bookkeeping.trials
+    assert after.known.reference.rates is state.known.reference.rates
+    assert after.bookkeeping.visit is not state.bookkeeping.visit
+    assert selector.abandon(after, batch.task_ids).bookkeeping.trials is state.bookkeeping.trials
 
 
 def test_options_that_another_version_refuses(monkeypatch: pytest.MonkeyPatch) -> None:

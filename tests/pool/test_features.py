@@ -183,7 +183,8 @@ def test_a_pool_that_grows_selects_as_one_that_had_all_tasks(
     selector = GROWING[method]()
     start = (numbers[:100], kind[:100])
     grows = selector.init(features=start, num_tasks=100, capacity=200)
-    whole = selector.init(TaskFeatures(None, encode_as((numbers, kind), encode(start)[1])))
+    code = encode(start)[1]
+    whole = selector.init(TaskFeatures(None, encode_as((numbers, kind), code), code))
     for turn in range(11):
         active = 100 + 10 * turn
         if turn:

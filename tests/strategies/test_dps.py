@@ -97,6 +97,8 @@ def test_prefers_what_is_expected_to_be_mixed_and_forgets() -> None:
 def test_new_tasks_begin_at_the_prior() -> None:
     selector = dps(batch_size=1, prior="progress")
     state = selector.init(num_tasks=2, capacity=3)
+    for first in (state.belief.memory.present, state.belief.memory.predicted):
+        np.testing.assert_allclose(first, 1 / 3, rtol=1e-6)
     state = seen(selector, state, [0, 3, 8])
     state, ids = add_tasks(state, num_tasks=1)
     np.testing.assert_allclose(state.belief.memory.transitions[ids[0]], PRIORS["progress"])

@@ -63,6 +63,7 @@ from bots_jax.types import (
 
 _LOG = logging.getLogger(__name__)
 Floats = npt.NDArray[np.float32]
+HEADLINE = ("pearson", "auc_unsolved", "log_loss")
 SERIES = ("pearson", "spearman", "auc_unsolved", "log_loss")
 
 
@@ -164,16 +165,12 @@ def predict_environment(
         "triple_seed": triple_seed, "triples": len(drawn), "steps": steps,
         "batch_size": batch_size, "held_out": float(held_out), "rollouts": rollouts,
     }  # fmt: skip
+    title = name or _name(path, batches, references, missing, shuffled, groups, held_out)
+    tells = ("nothing", "prompts") if references == "none" else ()
     return Environment(
-        name=name or _name(path, batches, references, missing, shuffled, groups, held_out),
-        run=run,
-        about=about,
-        seeds=len(drawn),
-        chunk=60,
-        curve="pearson",
-        headline=("pearson", "auc_unsolved", "log_loss"),
-        tells=("nothing", "prompts") if references == "none" else (),
-    )
+        title, run, about, seeds=len(drawn), chunk=60, curve="pearson", headline=HEADLINE,
+        tells=tells,
+    )  # fmt: skip
 
 
 def _told(strategy: Strategy, selector: Selector, matrix: Matrix, references: str) -> Any:

