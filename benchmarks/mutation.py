@@ -23,11 +23,13 @@ from __future__ import annotations
 import argparse
 import ast
 import compileall
+import functools
 import hashlib
 import json
 import math
 import os
 import random
+import re
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -93,8 +95,8 @@ NAMED: dict[str, tuple[str, str, str]] = {
     ),
     "the temperature of auto does nothing": (
         "bots_jax/choice/mixed.py",
-        "scores -= settings.temperature * gumbel(",
-        "scores -= 0 * gumbel(",
+        "scores -= settings.temperature * noise[picked]",
+        "scores -= 0 * noise[picked]",
     ),
     "the temperature of auto's nearest draws does nothing": (
         "bots_jax/choice/mixed.py",
@@ -260,11 +262,18 @@ def tests_of(work: Work, file: str, mutant: Mutant, every: Sequence[str]) -> lis
     def order(test: str) -> tuple[Any, ...]:
         if test in calling:
             return (-1, work.seconds[test])
-        name = test.split("[")[0].rsplit("::", 1)[1]
-        told = any(word.strip("_").lower() in name.lower() for word in words)
-        return (place[test.split("::")[0]], not told, work.seconds.get(test, UNKNOWN))
+        name, body = test.split("[")[0], bodies(work.tree, test.split("::")[0])
+        told = sum(word in body.get(name.rsplit("::", 1)[1], "") for word in words)
+        return (place[test.split("::")[0]], -told, work.seconds.get(test, UNKNOWN))
 
     return sorted((x for x in every if x in calling or x.split("::")[0] in place), key=order)
+
+
+@functools.cache
+def bodies(tree: Path, file: str) -> dict[str, str]:
+    """The tests of a file, by name, as they are written."""
+    parts = re.split(r"^def (?=test_)", (tree / file).read_text(), flags=re.MULTILINE)
+    return {part.split("(", 1)[0]: part for part in parts[1:]}
 
 
 def near_files(tree: Path, file: str, tests: set[str]) -> list[str]:

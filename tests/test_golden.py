@@ -148,3 +148,16 @@ def test_steady_state_of_a_task_never_evaluated() -> None:
         state, _ = selector.update(state, Evidence([0], [8.0], 16))
     total = np.asarray(selector.predict(state).concentration)
     np.testing.assert_allclose(total - 2, [160, 16], rtol=1e-4)
+
+
+def test_tasks_without_references_tell_nothing_of_the_capability() -> None:
+    selector = bots(batch_size=4)
+    rates = np.tile([[0.2], [0.7]], (1, 12)).astype(np.float32)
+    rates[:, 6:] = np.nan
+    ids, solved = np.arange(8), np.array([2.0, 5, 1, 3, 8, 8, 8, 8])
+    found = []
+    for rows in (slice(0, 4), slice(0, 8), slice(2, 8)):
+        evidence = Evidence(ids[rows] + 2, solved[rows], 8)
+        found.append(float(selector.update(selector.init(rates), evidence)[1].capability))
+    assert found[0] == pytest.approx(found[1], abs=1e-6)
+    assert found[0] != pytest.approx(found[2], abs=1e-3)

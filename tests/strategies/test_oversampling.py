@@ -35,6 +35,17 @@ def rolls(pattern):
     return roll
 
 
+def rolls_or_nothing(pattern):
+    """The same, without rewards where the pattern is NaN."""
+
+    def roll(phase, task_ids, count):
+        rolled = rolls(np.nan_to_num(pattern))(phase, task_ids, count)
+        scored = jnp.asarray(~np.isnan(pattern))[jnp.maximum(task_ids, 0)][:, None]
+        return rolled._replace(rewards=jnp.where(scored, rolled.rewards, jnp.nan))
+
+    return roll
+
+
 def collect(extra, pattern, seed=0):
     state = extra.selector.init(num_tasks=TASKS)
     state, made = jax.jit(lambda key, state: extra.collect(key, state, rolls(pattern)))(
@@ -143,6 +154,19 @@ def test_learnability_takes_the_largest_variance_of_its_candidates():
     assert int(made.generated) == 40 * 8 + 5 * 16
     assert float(info.trials) == int(made.generated)
     np.testing.assert_array_equal(made.rolled.data % 100, 1)  # fresh ones are trained on
+
+
+def test_learnability_marks_what_is_missing():
+    """Two of forty candidates have rewards at all, for a batch of five."""
+    extra = learnability(batch_size=5, rollouts=16, screening=8, candidates=8)
+    pattern = np.where(np.arange(TASKS) < 2, 0.5, np.nan)
+    _, made = extra.collect(
+        jax.random.key(0), extra.selector.init(num_tasks=TASKS), rolls_or_nothing(pattern)
+    )
+    assert sorted(np.asarray(made.task_ids).tolist()) == [-1, -1, -1, 0, 1]
+    missing = ~np.asarray(made.valid)
+    np.testing.assert_array_equal(missing, np.asarray(made.task_ids) < 0)
+    np.testing.assert_array_equal(np.asarray(made.draws)[missing], 0)
 
 
 def test_the_replay_counts_what_was_generated():
