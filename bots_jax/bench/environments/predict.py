@@ -131,13 +131,7 @@ def predict_environment(
     if not 0 <= missing < 1 or not 0 <= held_out < 1:
         raise ValueError(f"missing={missing} and held_out={held_out} must lie in [0, 1)")
     matrix = load_matrix(path)
-    asked = check_count("steps", steps) * check_count("batch_size", batch_size)
-    size = len(matrix.scores)
-    if asked >= size - round(held_out * size):
-        raise ValueError(
-            f"steps={steps} x batch_size={batch_size} leave none of the {size} tasks of {path} "
-            "to be scored: ask for fewer"
-        )
+    _check_left(steps, batch_size, len(matrix.scores), held_out, path)
     if groups != "none":
         check_choice("groups", groups, ("none", *matrix.groups))
     drawn = draw_triples(len(matrix.models), check_count("triples", triples), triple_seed)
@@ -171,6 +165,15 @@ def predict_environment(
         title, run, about, seeds=len(drawn), chunk=60, curve="pearson", headline=HEADLINE,
         tells=tells,
     )  # fmt: skip
+
+
+def _check_left(steps: int, batch_size: int, size: int, held_out: float, path: str) -> None:
+    asked = check_count("steps", steps) * check_count("batch_size", batch_size)
+    if asked >= size - round(held_out * size):
+        raise ValueError(
+            f"steps={steps} x batch_size={batch_size} leave none of the {size} tasks of {path} "
+            "to be scored: ask for fewer"
+        )
 
 
 def _told(strategy: Strategy, selector: Selector, matrix: Matrix, references: str) -> Any:
