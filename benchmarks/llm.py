@@ -113,10 +113,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, help="[3]")
     parser.add_argument("--report", action="store_true", help="train nothing")
     args = parser.parse_args()
-    config = dataclasses.replace(SIZES[args.size], weights=str(installed_weights()))
+    config = SIZES[args.size]
     config = dataclasses.replace(config, seeds=args.seeds or config.seeds)
     folder = RunFolder(Path(args.runs or f"runs/llm-{args.size}"))
     if not args.report:
+        config = dataclasses.replace(config, weights=str(installed_weights()))
         folder.open(config.saved(), resume=True, overwrite=False, may_differ=finetune.MAY_DIFFER)
         watcher = Printer()
         problem = prepare(config, folder.path, watcher)
@@ -147,7 +148,7 @@ def curve(lines: list[Line]) -> np.ndarray:
 
 
 def report(config: LlmConfig, folder: RunFolder, out: str) -> None:
-    """Write results/OUT.json and OUT.svg, and print the table."""
+    """Write results/OUT.json and OUT.png, and print the table."""
     runs = whole_runs(config, folder)
     rows: dict[str, Any] = {}
     base = runs.get("uniform", {})
@@ -211,7 +212,7 @@ def plot(steps: list[int], rows: dict[str, Any], out: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8, title="mean (seeds); thin: each", title_fontsize=8)
     figure.tight_layout()
-    figure.savefig(RESULTS / f"{out}.svg")
+    figure.savefig(RESULTS / f"{out}.png", dpi=110)
 
 
 if __name__ == "__main__":
