@@ -158,6 +158,8 @@ def bit_sums(arrays: Sequence[Any]) -> list[int]:
 
     Sums of odd multiples of its bits, modulo 2**32: no order of adding changes them.
     """
+    if not arrays:
+        return []
     sums = jax.jit(lambda given: [_bit_sum(array) for array in given])(list(arrays))
     return [int(np.asarray(found.addressable_data(0))) for found in sums]
 

@@ -24,11 +24,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxued.environments.maze import make_level_generator, make_level_mutator_minimax
-from jaxued.level_sampler import LevelSampler
 from jaxued.utils import compute_max_returns, max_mc
 
 from benchmarks.levels import run
-from benchmarks.levels.rules import EPISODES, SLOTS, seeds_of
+from benchmarks.levels.rules import EPISODES, SLOTS, first_episodes, jaxued_sampler, seeds_of
 from bots_jax import levels as bots_levels
 from bots_jax.strategies import make_strategy
 
@@ -77,15 +76,7 @@ def replay(robust: bool, accel: bool) -> OpenRule:
 
     Its defaults, and a capacity of 1,000 for 190 updates instead of 4,000 for 30,000.
     """
-    sampler = LevelSampler(
-        CAPACITY,
-        replay_prob=0.8,
-        staleness_coeff=0.3,
-        minimum_fill_ratio=0.5,
-        prioritization="rank",
-        prioritization_params={"temperature": 0.3},
-        duplicate_check=True,
-    )
+    sampler = jaxued_sampler(CAPACITY)
 
     def init(key: jax.Array) -> Any:
         one = jax.tree.map(lambda x: x[0], generate(key, 1))
@@ -158,14 +149,7 @@ def with_insert(fresh: int, mutated: int, told: bool = False) -> OpenRule:
 
     def tell(key: jax.Array, both: Any, chosen: Any, slots: Any, window: Any) -> Any:
         state, pool = both
-        _, evidence = bots_levels.record(
-            bots_levels.no_running(SLOTS),
-            window.done,
-            window.reward > 0,
-            slots.task_ids,
-            slots.visit,
-            episodes=EPISODES,
-        )
+        evidence = first_episodes(slots, window.done, window.reward > 0)
         state = selector.update(state, evidence)[0]
         new_key, edit_key = jax.random.split(key)
         born, parents = generate(new_key, fresh), jnp.full((fresh,), -1)

@@ -17,7 +17,7 @@ import numpy as np
 from jaxued.environments.maze import MazeRenderer
 
 from benchmarks.levels import run
-from benchmarks.levels.rules import EPISODES, SLOTS
+from benchmarks.levels.rules import EPISODES, SLOTS, first_episodes
 from bots_jax import levels as bots_levels
 from bots_jax.strategies import make_strategy
 
@@ -38,14 +38,7 @@ def history(seed: int, updates: int) -> tuple[Any, np.ndarray, np.ndarray, np.nd
         levels = bots_levels.take(pool.levels, slots.level_ids)
         window, last = maze.play(play_key, maze.train_env, student, levels, maze.WINDOW)
         student = maze.learn(student, window, maze.advantages_of(window, last))
-        _, evidence = bots_levels.record(
-            bots_levels.no_running(SLOTS),
-            window.done,
-            window.reward > 0,
-            slots.task_ids,
-            slots.visit,
-            episodes=EPISODES,
-        )
+        evidence = first_episodes(slots, window.done, window.reward > 0)
         state = selector.update(state, evidence)[0]
         return (student, state), (slots.level_ids, evidence.successes, believed)
 

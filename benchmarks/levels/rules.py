@@ -42,6 +42,27 @@ class Pool(NamedTuple):
     plain: jax.Array  # f[N, 4], see `run.plain_features`: no search for a way
 
 
+def first_episodes(slots: Any, done: jax.Array, outcome: jax.Array) -> Any:
+    """Evidence of a window: the first `EPISODES` of each slot, solved or not, or their returns."""
+    running = bots_levels.no_running(SLOTS)
+    return bots_levels.record(
+        running, done, outcome, slots.task_ids, slots.visit, episodes=EPISODES
+    )[1]
+
+
+def jaxued_sampler(capacity: int) -> LevelSampler:
+    """jaxued's buffer of levels, with its defaults but for the capacity."""
+    return LevelSampler(
+        capacity,
+        replay_prob=0.8,
+        staleness_coeff=0.3,
+        minimum_fill_ratio=0.5,
+        prioritization="rank",
+        prioritization_params={"temperature": 0.3},
+        duplicate_check=True,
+    )
+
+
 def with_selector(name: str, told: str = "nothing", graded: bool = False, **numbers: Any) -> Rule:
     """A strategy of bots_jax, told nothing, four plain features, or the levels' arrays.
 
@@ -61,15 +82,8 @@ def with_selector(name: str, told: str = "nothing", graded: bool = False, **numb
         return state, slots.level_ids, slots
 
     def tell(state: Any, ids: jax.Array, slots: Any, window: Any, update: jax.Array) -> Any:
-        _, evidence = bots_levels.record(
-            bots_levels.no_running(SLOTS),
-            window.done,
-            window.reward if graded else window.reward > 0,
-            slots.task_ids,
-            slots.visit,
-            episodes=EPISODES,
-        )
-        return selector.update(state, evidence)[0]
+        told = window.reward if graded else window.reward > 0
+        return selector.update(state, first_episodes(slots, window.done, told))[0]
 
     return Rule(init, choose, tell)
 
@@ -123,15 +137,7 @@ def jaxued_plr() -> Rule:
 
     Capacity 1,000; new levels are drawn from the pool.
     """
-    sampler = LevelSampler(
-        1000,
-        replay_prob=0.8,
-        staleness_coeff=0.3,
-        minimum_fill_ratio=0.5,
-        prioritization="rank",
-        prioritization_params={"temperature": 0.3},
-        duplicate_check=True,
-    )
+    sampler = jaxued_sampler(1000)
     extra = {"max_return": jnp.zeros(())}
 
     def init(key: jax.Array, pool: Pool) -> Any:

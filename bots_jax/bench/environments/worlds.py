@@ -52,6 +52,7 @@ TELLS = (
 )  # fmt: skip
 TRUTH_EVERY = 20  # steps; a look at 6,000 tasks costs what some thirty steps do
 COMPONENTS = 32  # of features, at most
+_READ = ("prompts", "everything", TEACHING)  # by whom the prompts' text is read
 
 
 def worlds_environment(
@@ -104,10 +105,12 @@ def worlds_environment(
             made[seed] = worlds.make_world(place, cache_folder(cache), base=seed)
         datas = [made[seed] for seed in seeds]
         one = datas[0]
+        # All seeds have the same tasks, so their prompts are read once.
+        text = worlds.prompt_features(one.pool) if told in _READ else None
         known = _digest([about, strategy.name, dict(strategy.settings), told, list(seeds)])
         runs = many.run_seeds(
             rule,
-            [first_state(rule, data, told, strategy.name) for data in datas],
+            [first_state(rule, data, told, strategy.name, text) for data in datas],
             many.Task(one.start.graphdef, one.start.base, one.pool, one.held_out),
             dataclasses.replace(config, truth_every=TRUTH_EVERY if true else 0),
             seeds,
@@ -147,8 +150,8 @@ def _digest(known: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def first_state(selector: Any, data: Any, told: str, name: str) -> Any:
-    """A selector's state before the first step, told one of `TELLS`."""
+def first_state(selector: Any, data: Any, told: str, name: str, text: Any = None) -> Any:
+    """A selector's state before the first step, told one of `TELLS`; `text`: f[E, N] of prompts."""
     num_tasks = len(np.asarray(data.pool.prompts))
     try:
         if told == "references":
@@ -158,23 +161,19 @@ def first_state(selector: Any, data: Any, told: str, name: str) -> Any:
         if told in (TRUTH, TRUTH_TEACHING):  # written anew before the first step
             return selector.init(np.full((1, num_tasks), 0.5, np.float32))
         rates = data.reference if told == "everything" else None
-        return selector.init(TaskFeatures(rates, _features(data, told)))
+        return selector.init(TaskFeatures(rates, _hidden_states(data) if text is None else text))
     except ValueError as error:
         raise ValueError(f"strategy {name}, told {told}: {error}") from None
 
 
-def _features(data: Any, told: str) -> np.ndarray:
-    """Features f[E, N] of the pool."""
-    if told == "hidden":
-        from bots_jax.rl.embeddings import embed_tasks
+def _hidden_states(data: Any) -> np.ndarray:
+    """Features f[E, N] of the pool, as the base policy reads it."""
+    from bots_jax.rl.embeddings import embed_tasks
 
-        prompts = jnp.asarray(data.pool.prompts)
-        graphdef = data.start.graphdef
-        embed = jax.jit(lambda p: embed_tasks(graphdef, p, prompts, components=COMPONENTS))
-        return np.asarray(embed(data.start.base))
-    from bots_jax.rl.worlds import prompt_features
-
-    return prompt_features(data.pool)
+    prompts = jnp.asarray(data.pool.prompts)
+    graphdef = data.start.graphdef
+    embed = jax.jit(lambda p: embed_tasks(graphdef, p, prompts, components=COMPONENTS))
+    return np.asarray(embed(data.start.base))
 
 
 def _measure(record: dict[str, Any], group: int) -> Measured:
