@@ -1,4 +1,4 @@
-"""bots_jax: which tasks to train on next, for RL finetuning, in JAX.
+"""bots_jax: selection of the tasks to train on next in RL finetuning, in JAX.
 
 The stable names are these; everything else may move. Start reading at `bots_selector.py`.
 """

@@ -1,4 +1,4 @@
-"""Our method, and its steps in order: better beliefs, and a choice with one knob.
+"""`auto`, our method, and its steps in order: more accurate beliefs, one number to choose.
 
 In: what is known of the tasks (references, features, domains, or nothing), then rewards. Out:
 the tasks to train on next.
@@ -73,7 +73,7 @@ def auto(
     features_dtype: str | None = None,
     **shared: Unpack[Shared],
 ) -> Selector:
-    """Task selection that tunes itself: a regression, own histories, likely mixed groups.
+    """Self-tuning task selection: regression on references and features, own histories.
 
     Numbers marked * go into `Settings` inside the state: they may be traced, and
     `init(settings=...)` overrides them for one state. None is the value in brackets.
@@ -84,7 +84,7 @@ def auto(
         [16].
       breadth: * c >= 0, what a task's recent visits cost it: more spreads the choice over more
         tasks; for choice="mixed" [0.1].
-      group: * G, at least 2: a task is worth the chance that G rollouts are not all alike, for
+      group: * G, at least 2: a task is worth the probability that G rollouts are not all alike, for
         choice="mixed" [m; 2 where m is 1, such as a slot that plays a level once].
       forgetting: * lambda, share of what sets a task apart from the regression that is forgotten
         in a step of training [learned, around 0.004].
@@ -93,8 +93,8 @@ def auto(
       estimator: a name from `implicit.ESTIMATORS` or a record; static.
       choice: "mixed", tasks whose group of rollouts is likely mixed; "thompson" and "mean", those
         whose draw or mean is nearest `target`, as BOTS does; static.
-      worth: what a task is worth to your gradient, for choice="mixed": "mixed", the chance of a
-        mixed group (advantages over the group's standard deviation, as in GRPO); "variance",
+      worth: what a task is worth to your gradient, for choice="mixed": "mixed", the probability
+        of a mixed group (advantages over the group's standard deviation, as in GRPO); "variance",
         p (1 - p) (advantages as they are, as in RLOO); "pass_gain", 1 - (1 - p)^m - p (advantages
         over the group's mean, as in MaxRL); or a function of arrays p f[...] and m f[] that
         returns f[...] in [0, 1]. See `choice/worth.py`; static ["mixed"].

@@ -38,15 +38,15 @@ _STEP_NAME = re.compile(r"step_(\d+)")
 
 
 class CheckpointError(ValueError):
-    """A checkpoint could not be written, is damaged, or belongs to something else."""
+    """A checkpoint could not be written, is damaged, or does not fit this selector."""
 
 
 class DamagedCheckpointError(CheckpointError):
-    """What is on disk is not what was written."""
+    """The checkpoint on disk differs from what was written."""
 
 
 class Restored(NamedTuple):
-    """What `restore` found."""
+    """The result of `restore`: state, trainer's pytree and step."""
 
     step: int
     state: State
@@ -67,7 +67,7 @@ def save(
     keep_best: int = 0,
     score: float | None = None,
 ) -> Path:
-    """Write one checkpoint, then delete those that no rule keeps.
+    """Write one checkpoint, then delete those that no retention rule keeps.
 
     Args:
       directory: holds one subdirectory a step; made if missing. A folder, no `gs://`.
@@ -120,7 +120,7 @@ def save(
 
 
 def found(directory: str | Path) -> list[int]:
-    """Steps with a complete checkpoint, ascending."""
+    """The steps that have a complete checkpoint, ascending."""
     directory = local_folder(directory)
     if not directory.is_dir():
         return []
@@ -129,7 +129,7 @@ def found(directory: str | Path) -> list[int]:
 
 
 def local_folder(directory: str | Path) -> Path:
-    """A folder of a file system that is mounted here.
+    """The absolute path of a checkpoint folder, which must be on a mounted file system.
 
     Raises:
       CheckpointError: for an address of a store, which would become a local folder "gs:".
@@ -156,7 +156,7 @@ def restore(
     settings: str = "saved",
     resized: bool = False,
 ) -> Restored:
-    """Read a checkpoint; without `step` the newest that is whole.
+    """Read a checkpoint: of `step`, or else the newest that is complete.
 
     Args:
       directory: as given to `save`.
@@ -178,7 +178,7 @@ def restore(
 
 
 class Found(NamedTuple):
-    """A checkpoint as it was read, whole but not yet fitted to anything."""
+    """A checkpoint as read from disk: complete, but not yet matched to a selector."""
 
     step: int
     static: Mapping[str, Any]  # settings of the selector
@@ -188,7 +188,7 @@ class Found(NamedTuple):
 
 
 def read(directory: str | Path, step: int | None = None, template: PyTree = None) -> Found:
-    """What `save` wrote, for `rebuild`; without `step` the newest that is whole.
+    """Read what `save` wrote, for `rebuild`: of `step`, or else the newest that is complete.
 
     Args:
       template: {"state": ..., "trainer": ...}; what is spread over processes there is read so.
@@ -230,7 +230,7 @@ def rebuild(
     settings: str = "saved",
     resized: bool = False,
 ) -> Restored:
-    """The state and the trainer's pytree of what was read; see `restore`.
+    """Rebuild the state and the trainer's pytree from what `read` returned; see `restore`.
 
     What is spread over devices in `like` is spread as it is.
 
@@ -254,7 +254,7 @@ def rebuild(
 
 
 def named_arrays(state: State) -> dict[str, np.ndarray]:
-    """The leaves of a state as NumPy arrays, by path: for savers other than this one."""
+    """The leaves of a state as NumPy arrays, by path, for other checkpoint libraries."""
     return {path: _as_numpy(leaf) for path, leaf in _named_leaves(state)}
 
 
@@ -265,7 +265,7 @@ def from_named_arrays(
     like: State,
     settings: str = "saved",
 ) -> State:
-    """The state that `named_arrays` was given; a grouped pool may have grown since `like`.
+    """The state from the arrays of `named_arrays`; a grouped pool may have grown since `like`.
 
     Args:
       static: settings of the selector that it was saved with.
@@ -373,7 +373,7 @@ def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 
 
 def check_version(what: str, version: Any) -> None:
-    """Refuse what this version does not read."""
+    """Raise if this version cannot read the checkpoint's format."""
     if version != VERSION:
         way = "upgrade bots_jax" if isinstance(version, int) and version > VERSION else (
             "go on with the bots_jax that wrote it, or begin anew"
@@ -439,7 +439,7 @@ def _read_spread(folder: Path, header: Mapping[str, Any], template: PyTree) -> d
 
 
 def check_static(saved: Mapping[str, Any], selector: Selector) -> None:
-    """Refuse a selector that is another in a setting which beliefs depend on.
+    """Raise if the selector differs in a setting that beliefs depend on.
 
     Raises:
       CheckpointError: naming the setting.

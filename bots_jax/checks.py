@@ -1,4 +1,4 @@
-"""The host boundary: checks of values that can be looked at.
+"""Checks of arguments whose values are known on the host.
 
 In: whatever a user passes. Out: a ValueError that names the argument, its value and the
 way out, or nothing. Traced values pass unseen: looking at them would break jit and vmap.
@@ -14,12 +14,12 @@ import numpy as np
 
 
 def is_concrete(*values: Any) -> bool:
-    """Whether every array in `values` can be looked at on the host."""
+    """Whether every array in `values` is concrete, not traced."""
     return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values))
 
 
 def check_count(name: str, value: Any, least: int = 1) -> int:
-    """A static size: an integer of at least `least`."""
+    """Check a static size: an integer of at least `least`."""
     if not is_concrete(value):
         raise ValueError(
             f"{name} is traced, and sizes are fixed when a program is compiled: give a Python "
@@ -33,7 +33,7 @@ def check_count(name: str, value: Any, least: int = 1) -> int:
 
 
 def check_number(name: str, value: Any, least: float, most: float) -> float:
-    """A static number in [least, most]."""
+    """Check a static number: it must be in [least, most]."""
     if not is_concrete(value):
         raise ValueError(f"{name} is traced, and is fixed when a selector is made: give a number")
     if isinstance(value, str) or np.shape(value) != () or not least <= float(value) <= most:
@@ -42,7 +42,7 @@ def check_number(name: str, value: Any, least: float, most: float) -> float:
 
 
 def check_choice(name: str, value: str, known: Sequence[str]) -> str:
-    """A static name: one of those known."""
+    """Check a static name: it must be one of the known names."""
     if value not in known:
         raise ValueError(f"{name}={value!r} is not known: choose one of {', '.join(known)}")
     return value

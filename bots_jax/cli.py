@@ -10,11 +10,11 @@ import bots_jax
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse the command line and run its command; the exit status."""
+    """Parse the command line, run its command, and return the exit status."""
     _quiet_libraries()
     parser = argparse.ArgumentParser(
         prog="bots-jax",
-        description="Which tasks to train on next: Bayesian online task selection in JAX.",
+        description="Select the tasks that RL finetuning trains on next, in JAX.",
     )
     parser.add_argument("--version", action="version", version=f"bots-jax {bots_jax.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
@@ -52,7 +52,7 @@ def _add_commands(
 
 
 def _quiet_libraries() -> None:
-    """Only warnings of our own: the libraries log what a user can do nothing about."""
+    """Silence log lines of libraries that a user can do nothing about."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     import logging
 

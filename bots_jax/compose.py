@@ -1,4 +1,4 @@
-"""Putting a selector together from a pool, a belief and a choice.
+"""Compose a selector from a pool, a belief and a choice.
 
 In: a `BeliefModel` (what is believed of each task), a `Choice` (what each is worth), and
 the static plan of a batch. Out: a `Selector`. The pool (visits, eligibility, pending
@@ -65,7 +65,7 @@ TOUCHED_PER_SELECTED, _LEAST_TOUCHED = 4, 256
 
 
 class BeliefInfo(NamedTuple):
-    """What a belief has to say about a step, for `Info`."""
+    """What a belief reports about a step, for `Info`."""
 
     capability: Array  # f[D]
     implicit_weight: Array  # f
@@ -73,7 +73,7 @@ class BeliefInfo(NamedTuple):
 
 
 class BeliefModel(NamedTuple):
-    """What is believed of every task; pure functions over a pytree of its own.
+    """A belief about every task: pure functions over its own pytree.
 
     init(settings, reference, num_domains) -> belief
     fuse(belief, settings, reference, fused) -> (belief, BeliefInfo); one time step
@@ -93,7 +93,7 @@ class BeliefModel(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """How much each task is worth now.
+    """A choice: the function that scores each task, and how the scores are used.
 
     score(rng_key, model, state) -> (f[C] scores, lower is better; f[C] draws to report)
     best(rng_key, model, state, allowed bool[C], count) -> (i32[count] ids, f[count] draws,
@@ -129,7 +129,7 @@ def _ranking(rng_key: Array, choice: Choice, model: BeliefModel, state: State) -
 
 
 class Shared(TypedDict, total=False):
-    """What every factory takes beside its own arguments, and `compose` knows what to do with.
+    """The keyword arguments that every factory takes and passes on to `compose`.
 
     exploration: share of the batch drawn uniformly, between 0 and 1; default 0.
     quotas: tasks of each domain in a batch, summing to B; None (default): no quotas.
@@ -152,7 +152,7 @@ _DEFAULTS: Shared = {"exploration": 0.0, "keep_open": False}  # the others are N
 
 
 def plan_of(batch_size: int, shared: Shared) -> Plan:
-    """The composition of a batch; an argument that no factory has is refused.
+    """The composition of a batch; raises for an argument that no factory has.
 
     Raises:
       TypeError: naming the argument.
@@ -171,7 +171,7 @@ F = TypeVar("F", bound=Callable[..., Selector])
 
 
 def factory(make: F) -> F:
-    """Make a factory's selectors hashable, equal to an identical build, and picklable.
+    """Decorator: makes a factory's selectors hashable, comparable and picklable.
 
     An identical build is the same object while it lives, so that nothing is compiled twice. Where
     an argument is traced or cannot be hashed, a selector is equal to itself alone.
@@ -242,7 +242,7 @@ def compose(
     features_dtype: str | None = None,
     **shared: Unpack[Shared],
 ) -> Selector:
-    """A `Selector` of the shared pool, a belief and a choice.
+    """Make a `Selector` from the shared pool, a belief and a choice.
 
     Each function is compiled once a shape. Values are checked before that, where they
     can be looked at; inside jit, scan and vmap they cannot, and invalid rows are ignored
@@ -419,13 +419,13 @@ def _traced_functions(
 
 
 def check_ids(state: State, task_ids: ArrayLike) -> Array:
-    """Task ids as i32; refused on the host where they are out of range."""
+    """Task ids as i32; raises on the host if they are out of range."""
     check_state(state)
     return as_ids("task_ids", beside(task_ids, state.pool.trials), _capacity(state))
 
 
 def check_state(state: Any) -> None:
-    """Arguments in another order, told apart by what they are."""
+    """Raise if the arguments of a function were swapped."""
     if not isinstance(state, State):
         raise ValueError(
             f"state is a {type(state).__name__}, expected a bots_jax.State: the order is "
@@ -438,7 +438,7 @@ def _capacity(state: State) -> int:
 
 
 def admit_rows(state: State, evidence: Evidence) -> Rows:
-    """Evidence as arrays. What is on the host is refused where it makes no sense.
+    """Evidence as arrays; raises if values on the host are impossible.
 
     Arrays of a device are not looked at, or each call would wait for it: their rows that make no
     sense are ignored and counted in `Info.invalid`, as in traced code.
@@ -451,7 +451,7 @@ def admit_rows(state: State, evidence: Evidence) -> Rows:
 
 
 def check_key(rng_key: Array) -> Array:
-    """A random key, or a ValueError."""
+    """Check a random key; raises ValueError."""
     if isinstance(rng_key, State):
         raise ValueError("rng_key is a State: the order is select(rng_key, state)")
     dtype = getattr(rng_key, "dtype", None)
@@ -485,12 +485,12 @@ _WITHOUT_FEATURES = (None, "linear", "linear_ls", "logit", "none")
 
 
 def can_use_features(static: Mapping[str, Any]) -> bool:
-    """Whether a selector of this `static` can use what is known of tasks besides references."""
+    """Whether a selector with this `static` can use features of tasks."""
     return static.get("estimator") not in _WITHOUT_FEATURES or static.get("reads") == "embeddings"
 
 
 def with_features(reference: Any, features: Any, static: Mapping[str, Any]) -> Any:
-    """The reference, with features where there are any, for a selector that can use them."""
+    """The reference, with features if any are given, for a selector that can use them."""
     if features is None:
         return reference
     if not can_use_features(static):
@@ -505,7 +505,7 @@ def with_features(reference: Any, features: Any, static: Mapping[str, Any]) -> A
 
 
 def own_buffers(state: State) -> State:
-    """The state with no buffer twice, so that it can be donated; traced states pass."""
+    """The state without shared buffers, so that it can be donated; traced states pass."""
     if not is_concrete(state):
         return state
     seen: set[int] = set()
@@ -521,7 +521,7 @@ def own_buffers(state: State) -> State:
 def settings_of(
     base: Settings, given: Settings | Mapping[str, ArrayLike] | None, dtype: jnp.dtype
 ) -> Settings:
-    """The factory's numbers with those of `init`, checked, as arrays of the state's dtype."""
+    """The factory's settings overridden by those of `init`, checked, in the state's dtype."""
     if isinstance(given, Mapping):
         unknown = sorted(set(given) - set(Settings._fields))
         if unknown:
@@ -574,7 +574,7 @@ def _make_domains(
 
 
 def make_info(fused: StepEvidence, counts: visits.Counts, told: BeliefInfo) -> Info:
-    """What happened in a step."""
+    """The `Info` of a step."""
 
     def totals(batch: Evaluated) -> tuple[Array, Array, Array, Array]:
         tried = batch.trials > 0

@@ -1,4 +1,4 @@
-"""Beta draws for whole arrays: exact, and quicker than `jax.random.beta`.
+"""Exact Beta draws for whole arrays, faster than `jax.random.beta`.
 
 In: a key and parameters. Out: draws, pairs (x, 1 - x), or log-odds; see
 `numerics/beta_draws.py` for how.

@@ -82,7 +82,7 @@ def add_tasks(
 
 
 def retire(state: State, task_ids: ArrayLike) -> State:
-    """Take tasks out of the pool. Their evidence, pending or late, is dropped.
+    """Remove tasks from the pool; their evidence, pending or late, is dropped.
 
     Args:
       state: of any selector.
@@ -153,7 +153,7 @@ def _kinds_of(
 
 
 def count_new(reference: Any, num_tasks: int | None, models: int) -> int:
-    """A, the tasks that are to be added to a pool of so many reference models."""
+    """The number A of tasks to add to a pool with a given number of reference models."""
     if num_tasks is not None:
         num_tasks = check_count("num_tasks", num_tasks)
     if reference is None:

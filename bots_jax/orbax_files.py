@@ -1,4 +1,4 @@
-"""The files of a checkpoint, as Orbax writes and retains them.
+"""Files of a checkpoint, written and retained by Orbax.
 
 In: packed arrays that a process holds whole, and arrays that are spread over several processes.
 Out: a folder a step, complete or not there. `checkpoint` says what the arrays mean.
@@ -27,12 +27,12 @@ _STEP_PREFIX, _STEP_DIGITS = "step", 8
 
 
 def step_folder(directory: Path, step: int) -> Path:
-    """Of one checkpoint."""
+    """The folder of one step's checkpoint."""
     return directory / f"{_STEP_PREFIX}_{step:0{_STEP_DIGITS}d}"
 
 
 def retention(keep: int, every: int | None, best: int) -> Any:
-    """Orbax's rule of what is kept."""
+    """Orbax's retention policy for `keep`, `keep_every` and `keep_best`."""
     from orbax.checkpoint import checkpoint_managers as rules
 
     policies: list[Any] = [rules.LatestN(check_count("keep", keep))]
@@ -63,7 +63,7 @@ def write(
     *,
     scored: bool,
 ) -> None:
-    """Write a step, by this process alone; by all processes together where `spread` has any."""
+    """Write a step: by this process alone, or by all if `spread` has arrays."""
     import orbax.checkpoint as ocp
 
     processes = ocp.options.MultiprocessingOptions() if spread else _alone()
@@ -96,7 +96,7 @@ def write(
 
 
 def read(folder: Path) -> dict[str, np.ndarray]:
-    """What was packed, by this process alone."""
+    """Read packed arrays, by this process alone."""
     # Orbax's manager keeps each item in a folder of its own; format 2 had none.
     item = folder / _ITEM if (folder / _ITEM).is_dir() else folder
     return {
@@ -105,7 +105,7 @@ def read(folder: Path) -> dict[str, np.ndarray]:
 
 
 def read_spread(folder: Path, like: Mapping[str, Any]) -> dict[str, Any]:
-    """Arrays that were spread: as NumPy, or as their `like` is spread, by all processes together.
+    """Read sharded arrays, by all processes together: as NumPy, or sharded as `like`.
 
     Args:
       folder: of the step.
@@ -147,14 +147,14 @@ def _alone() -> Any:
 
 
 def is_spread(leaf: Any) -> bool:
-    """Whether this process holds a part of an array, and others the rest."""
+    """Whether an array is sharded over several processes."""
     return isinstance(leaf, jax.Array) and not (
         leaf.is_fully_addressable or leaf.is_fully_replicated
     )
 
 
 def bit_sums(arrays: Sequence[Any]) -> list[int]:
-    """A number for each array that another one in any place changes, however it is spread.
+    """A checksum for each array, independent of its sharding.
 
     Sums of odd multiples of its bits, modulo 2**32: no order of adding changes them.
     """
@@ -177,5 +177,5 @@ def _bit_sum(array: jax.Array) -> jax.Array:
 
 
 def file_name(place: int) -> str:
-    """Of an array that is spread: its path has characters that a store may not take."""
+    """A file name for a sharded array: its path has characters that a store may refuse."""
     return f"array_{place:04d}"

@@ -1,4 +1,4 @@
-"""The numbers of a selector: defaults of the two methods, and the range of each.
+"""Settings of selectors: defaults of `bots` and `auto`, and the range of each number.
 
 In: numbers that a user gives. Out: a full `Settings`, or a ValueError that names the number.
 """
@@ -33,25 +33,25 @@ AUTO_DEFAULTS = BOTS_DEFAULTS._replace(forgetting=0.004, implicit_weight=1.0, br
 
 
 def merge_settings(base: Settings, override: Settings) -> Settings:
-    """`base`, with every number that `override` gives."""
+    """`base`, overridden by every number that `override` gives."""
     pairs = zip(base, override, strict=True)
     return Settings(*(old if new is None else new for old, new in pairs))
 
 
 def is_noisy(settings: Settings) -> bool:
-    """Whether the choice adds noise: a temperature that is traced, or not 0."""
+    """Whether the choice adds noise: the temperature is traced, or not 0."""
     temperature = settings.temperature
     return not (is_concrete(temperature) and float(np.asarray(temperature)) == 0)
 
 
 def group_in_force(settings: Settings) -> Array:
-    """G: of one rollout no group is mixed, and nothing would be worth more than anything else."""
+    """The group size G in use: at least 2, because a group of one rollout is never mixed."""
     follows = jnp.maximum(settings.rollouts, 2)
     return jnp.where(settings.group > 0, settings.group, follows)
 
 
 def first_given(value: Any, otherwise: Any) -> Any:
-    """`value`, or `otherwise` where it is None."""
+    """`value`, or `otherwise` if it is None."""
     return otherwise if value is None else value
 
 
@@ -71,7 +71,7 @@ _RANGES: dict[str, tuple[float, float, bool, bool]] = {
 
 
 def check_settings(settings: Settings) -> None:
-    """Refuse numbers out of range; None and traced numbers pass."""
+    """Raise for numbers out of range; None and traced numbers pass."""
     group = settings.group
     if group is not None and is_concrete(group) and np.shape(group) == () and 0 < float(group) < 2:
         raise ValueError(f"group={float(group)} must be at least 2: one rollout is never mixed")

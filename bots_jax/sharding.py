@@ -1,4 +1,4 @@
-"""Pools spread over several devices, and over several hosts.
+"""Shard pools over several devices and hosts.
 
 In: a state, and the devices. Out: the same state with every array of C tasks cut into one
 piece a device, everything else on all of them:
@@ -39,7 +39,7 @@ BLOCK = 64
 
 
 def task_mesh(devices: Sequence[jax.Device] | Mesh | None = None) -> Mesh:
-    """A mesh of one axis, "tasks", over these devices; over all, of all hosts, for None.
+    """A mesh with one axis, "tasks", over these devices; None: all devices of all hosts.
 
     Args:
       devices: in the order in which they get their parts of the pool, or any mesh: its
@@ -52,7 +52,7 @@ def task_mesh(devices: Sequence[jax.Device] | Mesh | None = None) -> Mesh:
 
 
 def padded_capacity(num_tasks: int, devices: int = 8) -> int:
-    """The least capacity of at least `num_tasks` that can be spread over so many devices.
+    """The least capacity of at least `num_tasks` that can be sharded over the devices.
 
     It can be spread over every divisor of that number too. Compare runs on different numbers
     of devices at one capacity.
@@ -64,7 +64,7 @@ def padded_capacity(num_tasks: int, devices: int = 8) -> int:
 
 
 def shard(state: State, mesh: Mesh | None = None) -> State:
-    """The same state, spread over a mesh. Also for moving it to another one, and in traced code.
+    """Shard a state over a mesh, or move it to another mesh; also in traced code.
 
     A dense pool is cut along its tasks. A grouped one is small, but for the two lists of
     its tasks, and is copied to every device.
@@ -121,7 +121,7 @@ def _put(leaf: Array, sharding: NamedSharding) -> Array:
 
 
 def beside(value: PyTree, pool_leaf: Array) -> PyTree:
-    """Arrays of a user's as the pool's functions take them: a copy on each of its devices.
+    """Copy a user's arrays to each device of the pool.
 
     What is on one device, on the host, or traced is left as it is. An array that is spread over
     another mesh, such as rewards on that of the model, would not meet the pool's.
@@ -141,7 +141,7 @@ def beside(value: PyTree, pool_leaf: Array) -> PyTree:
 
 
 def gather_evidence(evidence: Evidence) -> Evidence:
-    """On several hosts: the rows of all of them, in the order of the hosts, on each.
+    """Gather the evidence rows of all hosts on every host, in the order of the hosts.
 
     Every host must call this, with as many rows (pad with task id -1), at the same step.
 
@@ -169,7 +169,7 @@ def gather_evidence(evidence: Evidence) -> Evidence:
 
 
 def mesh_of(array: Array) -> AbstractMesh | None:
-    """The mesh that an array of the pool is spread over; None on a single device.
+    """The mesh that an array of the pool is sharded over; None on a single device.
 
     In traced code an array does not tell where it lives, but its type tells the mesh.
     """
@@ -179,7 +179,7 @@ def mesh_of(array: Array) -> AbstractMesh | None:
 
 
 def replicated(value: Array) -> Array:
-    """The same values, on every device; for small arrays only."""
+    """Replicate values on every device; for small arrays only."""
     mesh = mesh_of(value)
     if mesh is None:
         return value
@@ -187,7 +187,7 @@ def replicated(value: Array) -> Array:
 
 
 def constrain_sharding(result: PyTree, before: State) -> PyTree:
-    """Keep states as `shard` placed them, and all else on every device.
+    """Constrain states to the sharding of `shard`, and everything else to be replicated.
 
     Left to itself the compiler may place what a function returns in some other way, and the
     next call would be compiled anew, or gather the pool. Arrays of the state `before` stay as
@@ -212,7 +212,7 @@ def constrain_sharding(result: PyTree, before: State) -> PyTree:
 def on_each_device(
     work: Callable[..., PyTree], pieces: Sequence[Array], whole: Sequence[Array] = ()
 ) -> PyTree:
-    """`work(first, *pieces, *whole)`, done by each device for its own tasks alone.
+    """Call `work(first, *pieces, *whole)` on each device for its own tasks.
 
     Args:
       work: given the i32 number of its first task, and its own parts of the pieces. What it
@@ -235,7 +235,7 @@ def on_each_device(
 
 
 def top_k(values: Array, count: int) -> tuple[Array, Array]:
-    """`lax.top_k` of f[C]: each device finds its best, and only those are compared."""
+    """`lax.top_k` of f[C]: each device finds its top k, and only those are communicated."""
     if mesh_of(values) is None:
         return _top_k(values, count)
 
@@ -274,12 +274,12 @@ def block_sums(values: Array) -> Array:
 
 
 def total(values: Array) -> Array:
-    """The sum of [C], in one order on any number of devices."""
+    """The sum of [C], in the same order on any number of devices."""
     return jnp.sum(block_sums(values))
 
 
 def by_row(work: Callable[[Array], Array], rows: Array) -> Array:
-    """What `work` makes of each row of [A, C], all at once where nothing crosses devices.
+    """Apply `work` to each row of [A, C]; vectorised if nothing is communicated.
 
     Over devices row by row: the order in sums of several rows at once depends on how many
     devices there are.
@@ -288,5 +288,5 @@ def by_row(work: Callable[[Array], Array], rows: Array) -> Array:
 
 
 def totals(values: Array) -> Array:
-    """f[A]: the sums of the rows of f[A, C], each in one order on any number of devices."""
+    """f[A]: sums of the rows of f[A, C], in the same order on any number of devices."""
     return by_row(total, values) if values.shape[0] else jnp.zeros((0,), values.dtype)

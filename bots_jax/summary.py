@@ -1,4 +1,4 @@
-"""A state in ten lines, for people.
+"""A readable summary of a state, in ten lines.
 
 In: a `State` of any selector. Out: what is in the pool, what is in flight, what is believed.
 """
@@ -19,7 +19,7 @@ _LOOKED_AT = 4096  # tasks that predictions are averaged over, evenly spaced
 
 
 def summary(state: State, selector: Selector | None = None) -> str:
-    """What a state holds, in about ten lines.
+    """Summarise a state in about ten lines of text.
 
     Args:
       state: of any selector.
@@ -65,7 +65,7 @@ def _expected(state: State, selector: Selector) -> str:
 
 
 def expected_of_random_tasks(state: State, selector: Selector) -> tuple[float, float]:
-    """Pass rate, and share of mixed groups, that the belief expects of tasks drawn at random."""
+    """Expected pass rate and share of mixed groups of tasks drawn at random."""
     ids: Any = range(int(state.capacity))  # of a large pool there is no list
     if state.representation == "dense":
         ids = np.flatnonzero(np.asarray(state.bookkeeping.active))

@@ -1,4 +1,4 @@
-"""The records that pass between the parts of a selector, and the words for them.
+"""The records that pass between the parts of a selector, and the terms used for them.
 
 Legend, used in every docstring of the package:
 
@@ -44,7 +44,7 @@ Number = Any
 
 
 class Settings(NamedTuple):
-    """The numbers of a selector: free to be traced, scheduled or vmapped.
+    """The numbers of a selector, which may be traced, scheduled or vmapped.
 
     A field left at None keeps the value that the factory was given. In a state every
     field is a scalar array of the state's dtype.
@@ -64,7 +64,7 @@ class Settings(NamedTuple):
 
 
 class Evidence(NamedTuple):
-    """Explicit evidence: what the rollouts of some tasks came to.
+    """Explicit evidence: the outcomes of rollouts of some tasks.
 
     Rows may come in any order, in several pieces, padded (`task_ids` -1) and repeated.
     """
@@ -84,7 +84,7 @@ class Evidence(NamedTuple):
 
 
 class Selection(NamedTuple):
-    """The tasks to roll out next: distinct, eligible, and not in flight already."""
+    """The tasks to roll out next: distinct, eligible, and not in flight."""
 
     task_ids: Array  # i32[B]; -1 where valid is False
     rate: Array  # f[B], the success probability that each was chosen by; 0 where invalid
@@ -99,7 +99,7 @@ class Selection(NamedTuple):
         high: float = 1.0,
         tokens: ArrayLike | None = None,
     ) -> Evidence:
-        """What the rollouts of this batch came to.
+        """Make `Evidence` of the rewards of this batch.
 
         Args:
           rewards: f[B, G] of G rollouts of each task, in its row; 0 and 1, or graded in
@@ -124,14 +124,14 @@ class Selection(NamedTuple):
 
 
 class Belief(NamedTuple):
-    """What a selector holds of the success probability of each task."""
+    """A selector's estimate of the success probability of each task."""
 
     mean: Array  # f[...], in (0, 1)
     concentration: Array  # f[...], alpha + beta of the Beta posterior, pseudo-counts
 
 
 class Info(NamedTuple):
-    """What happened in one `advance`. Counts are of this step alone."""
+    """Metrics of one `advance`; counts are of this step alone."""
 
     evaluated: Array  # i32, tasks with explicit evidence
     trials: Array  # f, trials fused
@@ -156,7 +156,7 @@ class Info(NamedTuple):
 
 
 class Known(NamedTuple):
-    """What was known of tasks before any rollout, in columns: of one task each, or of tasks alike.
+    """What was known of tasks before any rollout, a column a task or a group of alike tasks.
 
     A dense pool has a column for each of its C rows, in their order; a grouped one for each of
     its groups. `State.column_of` tells the column of a task.
@@ -168,7 +168,7 @@ class Known(NamedTuple):
 
 
 class Pool(Protocol):
-    """What both representations of a pool tell; `State` has the same names, and says more."""
+    """The interface of both representations of a pool; `State` documents the same names."""
 
     @property
     def representation(self) -> str: ...
@@ -206,17 +206,17 @@ class State(NamedTuple):
 
     @property
     def num_tasks(self) -> Array:
-        """i32: tasks in the pool; neither retired ones nor room for more."""
+        """i32: tasks in the pool, without retired tasks and spare capacity."""
         return self.pool.num_tasks
 
     @property
     def capacity(self) -> int | Array:
-        """C: task ids are below it. Of a grouped pool an array, i32."""
+        """C, the capacity: task ids are below it. An i32 array for a grouped pool."""
         return self.pool.capacity
 
     @property
     def num_domains(self) -> int:
-        """D."""
+        """D, the number of domains."""
         return int(self.bookkeeping.domain_sizes.shape[-1])
 
     @property
@@ -226,7 +226,7 @@ class State(NamedTuple):
 
     @property
     def in_flight(self) -> Array:
-        """i32: open visits, of tasks whose evidence is awaited."""
+        """i32: open visits, that is tasks whose evidence has not arrived."""
         return self.bookkeeping.in_flight
 
     @property
@@ -272,14 +272,14 @@ class InitFn(Protocol):
             `reference.ReferenceGroups`, groups with sizes, for very large pools. None if
             there are none: then give `num_tasks`.
           settings: numbers that override the factory's, for this state.
-          num_tasks: N, where `reference` does not tell it.
+          num_tasks: N, if neither `reference` nor `features` gives it.
           reference_trials: f[K] or f[K, N], attempts behind each pass rate; kept for
             estimators that weigh references by them.
           domains: i32[N] in [0, D), the domain of each task; None for a single one.
           capacity: C >= N, rows to keep for `add_tasks`; None for exactly N.
-          features: what else is known of each task, one row a task: numbers f[N, F], NaN where
-            missing, or kinds i[N], or a tuple of both; `bots_jax.features.text(prompts)` makes
-            them of prompts. For `auto` and `bots(estimator="glm")`; such a pool is dense.
+          features: one row a task: numbers f[N, F], NaN where missing, or categories i[N], or a
+            tuple of both; `bots_jax.features.text(prompts)` makes them of prompts. For `auto`
+            and `bots(estimator="glm")`; a pool with numeric features is dense.
 
         Raises:
           ValueError: naming the argument, its value and the way out.
@@ -325,7 +325,7 @@ class PredictFn(Protocol):
 
 
 class Recipe(NamedTuple):
-    """How a selector was made."""
+    """The factory and arguments that a selector was made with."""
 
     factory: Callable[..., Selector]
     arguments: tuple[tuple[str, Any], ...]
@@ -334,7 +334,7 @@ class Recipe(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Selector:
-    """A rule of task selection: a record of pure functions.
+    """A task selection strategy: a record of pure functions.
 
     BOTS, every baseline and every later idea is one, so they can be exchanged, swept and tested
     alike. A batch is `select`, roll out, `update`. A selector is hashable and equal to an

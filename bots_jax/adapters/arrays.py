@@ -1,4 +1,4 @@
-"""What trainers hand over, as NumPy takes it.
+"""Convert what trainers pass (tensors, lists) to NumPy.
 
 In: lists, arrays, and tensors of torch on any device, in any precision, with or without a gradient.
 Out: the same on the host, where NumPy can read it. Torch itself is not imported.

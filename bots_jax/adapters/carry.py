@@ -1,4 +1,4 @@
-"""Going on with other tasks: what is known of those that are still there, in the rows of today.
+"""Resume with a changed data set: move what is known of the remaining tasks to new rows.
 
 In: the arrays of a saved state, the list of tasks of a sampler that is to go on from there, and
 what its first state is made of. Out: arrays that fit this first state: of each task that is in both
@@ -33,7 +33,7 @@ _TOLERANCE = 1e-3  # of features, which are the same up to rounding only
 
 
 class Origin(NamedTuple):
-    """What the first state of a sampler is made of, to make it again."""
+    """What the first state of a sampler was made from, to make it again."""
 
     init: InitFn
     # reference, settings, num_tasks, reference_trials, domains, capacity
@@ -42,7 +42,7 @@ class Origin(NamedTuple):
     prompts: Any = None  # where the features are made of them
 
     def state(self, capacity: int | None = None) -> State:
-        """The first state, with other room perhaps."""
+        """The first state, perhaps with another capacity."""
         pool = self.pool if capacity is None else (*self.pool[:-1], capacity)
         return self.init(*pool, **({} if self.features is None else {"features": self.features}))
 
@@ -92,7 +92,7 @@ def fit(
     names: TaskNames,
     origin: Origin | None,
 ) -> Fitted:
-    """Bring what was saved to the tasks of this sampler; names are compared first.
+    """Move a saved state to the tasks of this sampler, matched by name.
 
     Args:
       host: what the saved sampler told besides its state.

@@ -46,13 +46,13 @@ class Engine:
             self._key = jax.random.key(seed)
 
     def on_device(self) -> Any:
-        """Where arrays are made."""
+        """Context in which arrays are made on the engine's device."""
         if self._device is None or isinstance(self._device, Mesh):
             return contextlib.nullcontext()
         return jax.default_device(self._device)
 
     def set_state(self, state: State) -> None:
-        """A state whose pool or settings may have changed."""
+        """Set a state whose pool or settings may have changed."""
         if isinstance(self._device, Mesh):
             state = shard(state, self._device)
         elif self._device is not None:
@@ -61,14 +61,14 @@ class Engine:
         self.rollouts = float(state.settings.rollouts)
 
     def set_numbers(self, numbers: Mapping[str, ArrayLike]) -> None:
-        """Other `Settings`, checked."""
+        """Set other `Settings`, checked."""
         settings = self.state.settings
         self.set_state(
             self.state._replace(settings=settings_of(settings, numbers, settings.target.dtype))
         )
 
     def select(self, eligible: ArrayLike | None) -> list[tuple[int, Visit]]:
-        """Select once, under a key of its own: as many as could be."""
+        """Select one batch with a new key; it may be smaller than the batch size."""
         key = jax.random.fold_in(self._key, self._draws)
         self._draws += 1
         self.state, selection = self.selector.select(key, self.state, eligible)
@@ -88,7 +88,7 @@ class Engine:
             self.state = self.selector.abandon(self.state, part)
 
     def deliver(self, ended: list[Ended]) -> None:
-        """Tell the selector of visits that have ended; in one order, however they arrived."""
+        """Pass the evidence of ended visits to the selector, in an order independent of arrival."""
         # Unnumbered rows last: one may complete a visit, and what is numbered would be late for it.
         ended = sorted(ended, key=lambda entry: (entry.number == ANY_VISIT, entry))
         size = self.batch_size
@@ -108,19 +108,19 @@ class Engine:
         self.close(cut_short)
 
     def advance(self) -> Info:
-        """One time step."""
+        """Advance the selector by one time step."""
         self.state, info = self.selector.advance(self.state)
         self.step += 1
         return info
 
     def as_json(self) -> dict[str, Any]:
-        """All but the state."""
+        """Everything but the state, as JSON values."""
         key = np.asarray(jax.random.key_data(self._key)).tolist()
         impl = str(jax.random.key_impl(self._key))
         return {"step": self.step, "draws": self._draws, "key": key, "impl": impl}
 
     def resume(self, state: State, saved: Mapping[str, Any]) -> None:
-        """Go on from a state and what `as_json` told; draws come from the saved generator.
+        """Resume from a state and the values of `as_json`, with the saved random generator.
 
         Raises:
           CheckpointError: if there is no such generator here; then nothing was changed.

@@ -1,4 +1,4 @@
-"""A sampler's `state_dict` as a few flat arrays, for savers that know arrays only.
+"""A sampler's `state_dict` as a few flat arrays, for checkpoint libraries that take only arrays.
 
 In: what `TaskSampler.state_dict` returns. Out: one array a dtype and a header of bytes (JSON:
 all that is not an array, and how to cut the arrays), and back.
@@ -16,7 +16,7 @@ HEADER = "header"
 
 
 def flatten(saved: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """{"header": u8[...], "float32": f32[...], ...}: as many arrays as there are dtypes."""
+    """Flatten to {"header": u8[...], "float32": f32[...], ...}, one array for each dtype."""
     parts: dict[str, list[np.ndarray]] = {}
     leaves = []
     for path, array in saved["arrays"].items():
@@ -28,7 +28,7 @@ def flatten(saved: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """What `flatten` was given; arrays may come as anything that NumPy takes."""
+    """The inverse of `flatten`; arrays may be anything that NumPy converts."""
     header = json.loads(np.asarray(flat[HEADER], np.uint8).tobytes().decode())
     offsets: dict[str, int] = {}
     arrays = {}

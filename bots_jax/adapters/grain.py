@@ -27,7 +27,7 @@ from bots_jax.adapters.prompts import TEXT, prompt_column, wants_text
 
 
 class TaskDataset(grain.IterDataset):
-    """Elements {"task_id", "visit", **record}, or "record" where it is no mapping.
+    """A data set of selected tasks: {"task_id", "visit", **record}, or "record" if not a mapping.
 
     They end when the sampler is closed. Do that before an iterator that reads ahead is closed:
     its thread may be waiting for evidence, and would be waited for.
@@ -55,7 +55,7 @@ class TaskDataset(grain.IterDataset):
 
 
 class TaskIterator(grain.DatasetIterator):
-    """The iterator of a `TaskDataset`; its state counts what it has handed out."""
+    """The iterator of a `TaskDataset`; its state counts the elements given out."""
 
     def __init__(self, sampler: TaskSampler, source: Any):
         super().__init__()
@@ -73,11 +73,11 @@ class TaskIterator(grain.DatasetIterator):
         return {**tags, **record} if isinstance(record, Mapping) else {**tags, "record": record}
 
     def get_state(self) -> dict[str, Any]:
-        """JSON values, quick to make: Grain asks at every element."""
+        """The iterator's state as JSON values; cheap, because Grain asks at every element."""
         return {"handed_out": self._sampler.handed_out}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Hand out again what the trainer had not reported; the sampler must be loaded first.
+        """Give out again what was not reported; the sampler must be loaded first.
 
         Raises:
           ValueError: if the sampler is behind this iterator, so that it was not loaded.

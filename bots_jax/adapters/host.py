@@ -1,4 +1,4 @@
-"""READ FIRST of the adapters: any selector behind locks, for trainers that are not pure.
+"""READ FIRST of the adapters: `TaskSampler`, a thread-safe selector for any trainer.
 
 In: a `Selector` and its pool, then reports of rollouts from any thread, in any order. Out:
 batches of task ids.
@@ -63,15 +63,15 @@ IN_FLIGHT = ("redeliver", "keep", "abandon")
 
 
 class NotEnoughTasksError(RuntimeError):
-    """Fewer tasks than asked for can be handed out now; nothing was handed out."""
+    """Fewer tasks than asked for are available now; none was given out."""
 
 
 class ClosedError(RuntimeError):
-    """The sampler was closed: it hands out nothing any more."""
+    """The sampler was closed and gives out no more tasks."""
 
 
 class Batch(NamedTuple):
-    """Tasks handed out: distinct, and not in flight before."""
+    """A batch of tasks: distinct, and not in flight before."""
 
     task_ids: np.ndarray  # [n], the user's names (see `names.py`), or i32 rows if there are none
     visits: np.ndarray  # i32[n], to be sent back with the evidence
@@ -224,7 +224,7 @@ class TaskSampler:
         complete: bool = False,
         unsolicited: bool = False,
     ) -> np.ndarray:
-        """Report what rollouts came to; from any thread, in any order, in pieces.
+        """Report outcomes of rollouts, from any thread, in any order, in pieces.
 
         Args:
           task_ids: [M], as handed out; repeats are added up, so one row a rollout will do.
@@ -262,7 +262,7 @@ class TaskSampler:
             return counted
 
     def abandon(self, task_ids: Any, visits: ArrayLike | None = None) -> int:
-        """No more evidence will come of these visits; what came counts.
+        """End these visits; no more evidence will come, and what has come counts.
 
         Returns:
           How many of them were open.
@@ -278,7 +278,7 @@ class TaskSampler:
             return found
 
     def advance(self) -> Info:
-        """End the step: fuse what has come, forget, infer. `next_batch` does it by itself."""
+        """End the step: fuse the evidence, forget, infer. `next_batch` does it automatically."""
         with self._lock, self._engine.on_device():
             step = self.step
             self._ledger.expire(step, self.expiry)
@@ -294,7 +294,7 @@ class TaskSampler:
             return info
 
     def redeliver(self, visits: Collection[tuple[int, int]] | None = None) -> None:
-        """Hand out again, first and in the same order, what is in flight: it was lost.
+        """Give out again, first and in the same order, the tasks in flight: they were lost.
 
         The tasks keep their visit numbers; pieces that they had brought are dropped.
 
@@ -305,12 +305,12 @@ class TaskSampler:
             self._ledger.redeliver(visits)
 
     def waiting_again(self) -> list[tuple[int, int]]:
-        """Rows and visit numbers in flight that the next batches hand out again."""
+        """Rows and visit numbers in flight that the next batches will give out again."""
         with self._lock:
             return self._ledger.waiting_again()
 
     def close(self) -> None:
-        """Hand out nothing any more; threads that wait for evidence are let go.
+        """Close the sampler: no more tasks are given out, and waiting threads are released.
 
         Call it before closing a loader that reads ahead on a thread. Evidence is still taken,
         and the state may still be saved.
@@ -323,14 +323,14 @@ class TaskSampler:
 
     @property
     def prompts_wanted(self) -> int:
-        """How many prompts `read_prompts` would make features of; 0: it would do nothing."""
+        """The number of prompts that `read_prompts` would use; 0: it would do nothing."""
         fresh = not self.handed_out and not self.step and self._names.unchanged
         if not self._open_to_text or not fresh or not can_use_features(self.selector.static):
             return 0
         return self._names.num_rows
 
     def read_prompts(self, prompts: Any) -> bool:
-        """Make features of prompts, as `prompts=` does, of a sampler that has handed out nothing.
+        """Make features of prompts, as `prompts=` does, before any task was given out.
 
         What adapters do with the column of prompts that they see.
 
@@ -373,7 +373,7 @@ class TaskSampler:
         prompts: Any = None,
         features: Any = None,
     ) -> np.ndarray:
-        """Add tasks while running; needs `capacity`, but in grouped pools.
+        """Add tasks while running; dense pools need spare `capacity`.
 
         Args:
           task_ids: names, where the pool has names.
@@ -413,7 +413,7 @@ class TaskSampler:
             return self._names.names_of(np.asarray(rows))
 
     def retire(self, task_ids: Any) -> None:
-        """Take tasks out of the pool. Their evidence, waiting or late, is dropped."""
+        """Remove tasks from the pool; their evidence, waiting or late, is dropped."""
         with self._lock, self._engine.on_device():
             rows = self._names.rows_of(task_ids)
             rows = np.unique(rows[rows != RETIRED])
@@ -424,7 +424,7 @@ class TaskSampler:
             self._lock.notify_all()
 
     def set_settings(self, **numbers: ArrayLike) -> None:
-        """Other numbers from now on, for schedules: `set_settings(target=0.6)`."""
+        """Change settings from now on, for schedules: `set_settings(target=0.6)`."""
         with self._lock, self._engine.on_device():
             self._engine.set_numbers(numbers)
 
@@ -442,12 +442,12 @@ class TaskSampler:
 
     @property
     def step(self) -> int:
-        """Steps that have ended."""
+        """The number of steps that have ended."""
         return self._engine.step
 
     @property
     def handed_out(self) -> int:
-        """Visits opened since the start."""
+        """The number of visits opened since the start."""
         return self._ledger.counts["handed_out"]
 
     def placed(self, visits: Collection[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -461,12 +461,12 @@ class TaskSampler:
         return [(places[row], number) for row, number in visits if row in places]
 
     def in_flight(self) -> Batch:
-        """What is out with the trainer, in the order of handing out."""
+        """The tasks in flight, in the order in which they were given out."""
         with self._lock:
             return self._batch(list(self._ledger.open))
 
     def predict(self, task_ids: Any = None) -> Belief:
-        """What is believed of these tasks, or of all rows; NumPy."""
+        """The belief about these tasks, or about all rows, as NumPy arrays."""
         with self._lock, self._engine.on_device():
             rows = None if task_ids is None else self._names.rows_of(task_ids)
             if rows is not None and (rows == RETIRED).any():
@@ -475,7 +475,7 @@ class TaskSampler:
             return Belief(*jax.device_get(belief))
 
     def metrics(self) -> dict[str, float]:
-        """Numbers for a logger, of the last step that ended and of the last `window` steps.
+        """Metrics for a logger, of the last step that ended and of the last `window` steps.
 
         effective_task_ratio, success_rate, evaluated: of the evidence fused in that step.
         capability (capability/0 and so on with domains), implicit_weight, implicit_error.
@@ -505,7 +505,7 @@ class TaskSampler:
     # --- saving ------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a resumed run needs.
+        """Everything that a resumed run needs.
 
         Returns:
           `{"version", "static", "host", "arrays"}`: the first three are JSON values, `arrays`
@@ -522,7 +522,7 @@ class TaskSampler:
     def load_state_dict(
         self, saved: Mapping[str, Any], *, in_flight: str = "redeliver", settings: str = "saved"
     ) -> None:
-        """Go on where `state_dict` was called.
+        """Resume from where `state_dict` was called.
 
         Made with another list of `task_ids` than the saved sampler was, this one goes on with the
         tasks of its own list: those that are in both keep what is known of them, their open visits

@@ -1,4 +1,4 @@
-"""What tells one pool from another of the same size.
+"""Digests that distinguish one pool from another of the same size.
 
 In: the state that a sampler begins with. Out: digests of what its tasks are: references, domains,
 features. They are saved, so that a run does not go on with the beliefs of other tasks.
@@ -21,7 +21,7 @@ _TOLERANCE = 1e-3  # of features, which are the same up to rounding only
 
 
 def describe(state: State) -> dict[str, Any]:
-    """Digests of a fresh state's pool, as JSON values; None for what there is none of."""
+    """Digests of a fresh state's pool, as JSON values; None for parts that are absent."""
     reference, domain, sizes = state.known
     if state.representation == "grouped":
         groups, rows = state.pool.groups, sizes.shape[0]
@@ -39,7 +39,7 @@ def describe(state: State) -> dict[str, Any]:
 
 
 def check_same(saved: Mapping[str, Any], here: Mapping[str, Any]) -> None:
-    """Refuse another pool.
+    """Raise if the saved pool is another one.
 
     Raises:
       CheckpointError: naming what differs.

@@ -1,4 +1,4 @@
-"""Which tasks are out with the trainer, and what has come back: host-side bookkeeping.
+"""Host-side bookkeeping: which tasks are in flight, and which evidence has arrived.
 
 In: tasks handed out, reports in any order, in pieces, twice, late or never. Out: one row of
 evidence for each visit that has ended, to be handed to the selector at the end of the step.
@@ -23,7 +23,7 @@ ANY_VISIT = -1
 
 
 class Visit:
-    """A task that is out with the trainer."""
+    """A task in flight."""
 
     __slots__ = (
         "attempts", "draw", "heard", "highest", "kind", "lowest", "number", "opened", "pieces",
@@ -38,7 +38,7 @@ class Visit:
         self.restart()
 
     def restart(self) -> None:
-        """Nothing has come back."""
+        """Reset the visit: no evidence has arrived."""
         self.successes = 0.0
         self.trials = 0.0  # scored
         self.attempts = 0.0  # scored or not
@@ -48,7 +48,7 @@ class Visit:
 
 
 class Ended(NamedTuple):
-    """Evidence of a visit that has ended, or of a task that had none (`number` -1)."""
+    """Evidence of a visit that has ended, or of a task without one (`number` -1)."""
 
     opened: int  # the step in which the task was selected; of the report, where it was not
     number: int
@@ -59,7 +59,7 @@ class Ended(NamedTuple):
 
 
 class Makeup:
-    """Keeps the shares of a batch's kinds of places in what is handed out of batches.
+    """Keeps quotas and exploration shares of batches that are given out in pieces.
 
     What each kind is owed is counted, in parts of a task; the kind that is owed most comes
     first. So no kind is ever a whole batch behind, however the batches are cut.
@@ -74,7 +74,7 @@ class Makeup:
         self.owed = dict.fromkeys(self.share, 0)  # times the size of a batch
 
     def take(self, kinds: list[int], count: int) -> list[bool]:
-        """Which of these tasks are handed out now, `count` of them."""
+        """Choose `count` of these tasks to give out now."""
         if len(self.share) == 1:
             return [at < count for at in range(len(kinds))]
         if count == len(kinds):
@@ -105,7 +105,7 @@ _MOST_OWED = 4  # tasks: what a kind cannot give for long is not made up for wit
 
 
 class Ledger:
-    """Visits that are open, waiting to be handed out, or ended.
+    """Visits that are open, waiting to be given out, or ended.
 
     Args:
       kinds: of the places of a batch.
@@ -123,7 +123,7 @@ class Ledger:
     # --- handing out ---------------------------------------------------------------------
 
     def take_again(self, count: int) -> list[int]:
-        """Up to `count` rows that are handed out once more, in their first order."""
+        """Up to `count` rows that are given out again, in their first order."""
         rows: list[int] = []
         while self.again and len(rows) < count:
             row, number = self.again.popleft()
@@ -133,7 +133,7 @@ class Ledger:
         return rows
 
     def hand_out(self, count: int) -> list[int]:
-        """Open visits of `count` spare tasks: of each kind the share that a whole batch has."""
+        """Open visits of `count` spare tasks, in the shares that a whole batch has."""
         taken = self.makeup.take([visit.kind for _, visit in self.spare], count)
         rows = []
         left = []
@@ -148,7 +148,7 @@ class Ledger:
         return rows
 
     def redeliver(self, visits: Collection[tuple[int, int]] | None = None) -> None:
-        """Hand out again what is open, from the start: whoever had it has lost it.
+        """Mark all open visits to be given out again from the start: their holder lost them.
 
         Args:
           visits: rows and numbers; of these, those that have brought nothing. None: all.
@@ -163,7 +163,7 @@ class Ledger:
         self.again = deque(lost + others)
 
     def waiting_again(self) -> list[tuple[int, int]]:
-        """Rows and numbers of open visits that are handed out once more."""
+        """Rows and numbers of open visits that will be given out again."""
         numbers = {row: visit.number for row, visit in self.open.items()}
         return [(row, number) for row, number in self.again if numbers.get(row) == number]
 
@@ -182,7 +182,7 @@ class Ledger:
         rollouts: float,
         step: int,
     ) -> np.ndarray:
-        """Add checked evidence; bool[M], whether each row counted.
+        """Add checked evidence; returns bool[M], whether each row counted.
 
         Args:
           rows: i32[M], negative for tasks that have left the pool.
@@ -240,18 +240,18 @@ class Ledger:
         return True
 
     def stuck(self, before: int) -> list[Visit]:
-        """Open visits that have brought something, and nothing more since step `before`."""
+        """Open visits with some evidence, and none since step `before`."""
         return [v for v in self.open.values() if v.attempts > 0 and v.heard < before]
 
     def end(self, row: int) -> None:
-        """End an open visit; what it has brought counts."""
+        """End an open visit; its evidence so far counts."""
         visit = self.open.pop(row)
         brought = visit.successes, visit.trials, visit.highest > visit.lowest
         self.ended.append(Ended(visit.opened, visit.number, row, *brought))
         self.counts["completed"] += visit.trials > 0
 
     def abandon(self, rows: Iterable[int], visits: Iterable[int]) -> int:
-        """End these visits, as far as they are open; how many were."""
+        """End those of these visits that are open; returns how many were."""
         found = 0
         for row, number in zip(rows, visits, strict=True):
             visit = self.open.get(row)
@@ -276,11 +276,11 @@ class Ledger:
         return due
 
     def any_open(self, until: int) -> bool:
-        """Whether a task selected in step `until` or before is out."""
+        """Whether a task selected in step `until` or before is in flight."""
         return any(visit.opened <= until for visit in self.open.values())
 
     def drop(self, rows: Iterable[int]) -> None:
-        """Forget tasks that leave the pool, with all that they have brought."""
+        """Forget tasks that leave the pool, with their evidence."""
         gone = set(rows)
         for row in gone:
             self.open.pop(row, None)
@@ -288,7 +288,7 @@ class Ledger:
         self.spare = deque(entry for entry in self.spare if entry[0] not in gone)
 
     def move(self, places: Mapping[int, int]) -> None:
-        """Rows have other numbers now; those without one have left, with all they have brought."""
+        """Renumber rows; those without a new number are dropped, with their evidence."""
         rows = {visit[0] for visit in (*self.open.items(), *self.spare)}
         self.drop(row for row in rows | {entry.row for entry in self.ended} if row not in places)
         self.open = {places[row]: visit for row, visit in self.open.items()}
@@ -299,7 +299,7 @@ class Ledger:
     # --- saving ----------------------------------------------------------------------------
 
     def as_json(self) -> dict[str, Any]:
-        """All of it as JSON values; floats come back exactly."""
+        """The whole ledger as JSON values; floats are restored exactly."""
 
         def told(row: int, visit: Visit) -> list[Any]:
             numbers = [visit.number, visit.opened, visit.draw, visit.successes, visit.trials]
@@ -317,7 +317,7 @@ class Ledger:
 
     @classmethod
     def from_json(cls, saved: Mapping[str, Any], kinds: Sequence[int] = (0,)) -> Ledger:
-        """The ledger that `as_json` told of."""
+        """The ledger from the values of `as_json`."""
         ledger = cls(kinds)
 
         def heard(entry: list[Any]) -> tuple[int, Visit]:

@@ -61,7 +61,7 @@ class TaskNames:
         self._digest = hashlib.sha256(json.dumps(plain).encode()).hexdigest()
 
     def at_start(self) -> TaskNames:
-        """As they were before any was added or retired."""
+        """The names before any task was added or retired."""
         begun = TaskNames(*self._start)
         begun._packed = self._packed
         return begun
@@ -99,7 +99,7 @@ class TaskNames:
         return rows
 
     def names_of(self, rows: np.ndarray) -> np.ndarray:
-        """The ids by which the user knows these rows: i32[M], or the names."""
+        """The user's ids of these rows: i32[M], or names."""
         if self.by_row is None:
             return np.asarray(rows, np.int32)
         names = [self.by_row[int(row)] for row in rows]
@@ -116,7 +116,7 @@ class TaskNames:
             self._kind = kinds.pop() if len(kinds) == 1 else _OBJECTS
 
     def add(self, rows: np.ndarray, names: Sequence[Name] | None) -> None:
-        """New tasks in these rows; `check_new` has seen the names."""
+        """Add tasks in these rows; names were checked by `check_new`."""
         self.num_rows = max(self.num_rows, int(rows.max()) + 1)
         self.idle -= {int(row) for row in rows}
         if self.by_row is None or names is None:
@@ -133,7 +133,7 @@ class TaskNames:
         self._gone.discard(name)
 
     def check_new(self, names: Sequence[Name] | None, count: int) -> None:
-        """Refuse names where there are none, none where there are some, and taken ones."""
+        """Raise if names are given without need, missing, or taken."""
         if (names is None) != (self.by_row is None):
             has = "has no names" if self.by_row is None else "has names"
             raise ValueError(f"task_ids={names}, but the pool {has}: give them to both or neither")
@@ -148,7 +148,7 @@ class TaskNames:
             )
 
     def retire(self, rows: np.ndarray) -> None:
-        """Tasks that leave; their rows may be given to others later."""
+        """Remove tasks; their rows may be reused later."""
         self.idle |= {int(row) for row in rows}
         if self.by_row is None:
             return
@@ -179,7 +179,7 @@ class TaskNames:
         }
 
     def replay(self, changes: Mapping[str, Any]) -> None:
-        """Bring names as they were at the start to where `changes` of the same start says."""
+        """Apply saved `changes` to the names at the start."""
         self.num_rows = int(changes["num_rows"])
         self._kind = changes["kind"]
         self.idle = set(changes["idle"])
@@ -199,7 +199,7 @@ class TaskNames:
         return bool(changes["start"] == self._start[0] and changes["digest"] == self._digest)
 
     def follow(self, changes: Mapping[str, Any]) -> Moves | None:
-        """Go on, from the start, with the tasks of a saved run; None: in the rows they had.
+        """Resume with the tasks of a saved run; None: in the rows they had.
 
         The list that the saved run began with is taken to where that run was. Of any other the
         tasks that are in both keep what is known of them, in the rows that they have here.
@@ -256,7 +256,7 @@ class TaskNames:
 
 
 class Moves(NamedTuple):
-    """Where the tasks of a saved run are now."""
+    """The rows where the tasks of a saved run are now."""
 
     source: np.ndarray  # i32[N], the saved row of each row here, -1 for a new task
     kept: int
@@ -265,7 +265,7 @@ class Moves(NamedTuple):
     again: int  # of the added, those that had been retired
 
     def places(self) -> dict[int, int]:
-        """The row here of each saved row that is still there."""
+        """The new row of each saved row that still exists."""
         return {row: at for at, row in enumerate(self.source.tolist()) if row >= 0}
 
 

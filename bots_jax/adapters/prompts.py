@@ -1,4 +1,4 @@
-"""Prompts as features: what is made of a column of prompts unless `features=None` says not to.
+"""Default features from a column of prompts; `features=None` turns them off.
 
 In: prompts (strings, chat messages or token ids), and what else is known. Out: the features of
 `features.text`, for a selector that can use them and a pool of which nothing else is known.
@@ -41,7 +41,7 @@ def wants_text(features: Any) -> bool:
 def text_features(
     prompts: Any, selector: Selector, reference: Any
 ) -> tuple[np.ndarray | None, TextCode | None]:
-    """f32[N, F] and their code; None where they are of no use, said in one log line."""
+    """f32[N, F] and their code; None, with a log line, if the selector cannot use them."""
     if reference is not None:
         _LOG.debug("features: none made of the prompts, references are given")
         return None, None
@@ -60,7 +60,7 @@ def text_features(
 
 
 def pack_text(code: TextCode) -> dict[str, Any]:
-    """The code as JSON values, about 300 kB: whoever goes on with other prompts needs it."""
+    """The code as JSON values, about 300 kB, needed to resume with other prompts."""
     arrays = (code.reduction.mean, code.reduction.directions)
     packed = [
         [str(array.dtype), list(array.shape), base64.b64encode(array.tobytes()).decode()]
@@ -70,7 +70,7 @@ def pack_text(code: TextCode) -> dict[str, Any]:
 
 
 def unpack_text(packed: Mapping[str, Any]) -> TextCode:
-    """The code that `pack_text` was given."""
+    """The inverse of `pack_text`."""
     from bots_jax.features.reduction import Reduction  # SciPy takes a while to import
     from bots_jax.features.text import TextCode
 
@@ -82,7 +82,7 @@ def unpack_text(packed: Mapping[str, Any]) -> TextCode:
 
 
 def as_texts(prompts: Any) -> Any:
-    """Strings, of chat messages their contents; token ids as they are."""
+    """Prompts as strings: of chat messages their contents; token ids are unchanged."""
     if hasattr(prompts, "dtype") and np.asarray(prompts).dtype.kind in "iu":
         return np.asarray(prompts)
     return [_as_text(prompt) for prompt in prompts]
@@ -97,7 +97,7 @@ def _as_text(prompt: Any) -> Any:
 
 
 def prompt_column(record: Any) -> str | None:
-    """The name under which a record keeps its prompt, text or messages; None: it has none."""
+    """The key of a record's prompt (text or messages), or None."""
     if not isinstance(record, Mapping):
         return None
     for name in COLUMNS:

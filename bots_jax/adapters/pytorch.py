@@ -1,4 +1,4 @@
-"""PyTorch: a sampler of data set indices that follows a selector.
+"""PyTorch: a sampler of data set indices that a selector chooses.
 
 In: a `TaskSampler` whose row i is item i of the data set. Out: a `torch.utils.data.Sampler`
 for any DataLoader, with a state for torchdata's `StatefulDataLoader`.
@@ -62,7 +62,7 @@ class _Epoch:
 
 
 class TaskIndex(int):
-    """An index of the data set that knows the visit which it was drawn for."""
+    """An index of the data set, with the visit that it was drawn for."""
 
     visit: int = -1
 
@@ -157,7 +157,7 @@ class TaskIndices(Sampler):
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on; tasks that were out are handed out again, first and in the same order.
+        """Resume; tasks in flight are given out again, first and in the same order.
 
         Raises:
           ValueError: if the task sampler was to be loaded first, and was not.
@@ -208,7 +208,7 @@ class TaggedDataset(Dataset):
 def mean_states(
     model: Any, tokenizer: Any = None, *, pad: int | None = None, max_length: int | None = None
 ) -> Callable[[Any], np.ndarray]:
-    """A function for `features.hidden_states`: blocks of prompts -> f32[n, D], by a torch model.
+    """Make the function that `features.hidden_states` takes, from a torch model.
 
     Args:
       model: called as Hugging Face's are, with `input_ids` and `attention_mask`, and without

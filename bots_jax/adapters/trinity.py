@@ -1,4 +1,4 @@
-"""Trinity-RFT: a drop-in for its `difficulty_based` selector that does not forget on resume.
+"""Trinity-RFT: replaces its `difficulty_based` selector, and is resumed with its posteriors.
 
 In: a taskset with two columns of reference pass rates, and Trinity's feedback, mean rewards in
 [0, 1]. Out: indices of the tasks to explore next. In the configuration only the type changes:
@@ -68,7 +68,7 @@ class Options(NamedTuple):
 
 
 class BotsSelector(BaseSelector):
-    """Chooses tasks by `bots_jax.bots`; made by Trinity from its configuration.
+    """A Trinity selector that chooses tasks with `bots_jax.bots`; made by Trinity.
 
     Args:
       data_source: Trinity's reader: `dataset` with the columns, `dataset_size`, `name`.
@@ -103,7 +103,7 @@ class BotsSelector(BaseSelector):
     # --- what Trinity calls ------------------------------------------------------------------
 
     def get_indices(self, batch_size: int, return_extra_info: bool = False) -> Any:
-        """i32[batch_size] indices; with `return_extra_info` also what they were chosen by."""
+        """i32[batch_size] indices of the next tasks; with `return_extra_info` also beliefs."""
         sampler = self._made(batch_size)
         while True:
             try:
@@ -124,7 +124,7 @@ class BotsSelector(BaseSelector):
         }
 
     def feedback(self, indices: Any, values: Any) -> None:
-        """Mean rewards in [0, 1] of explored tasks, NaN where unscored; ends a time step."""
+        """Report mean rewards in [0, 1] of explored tasks, NaN where unscored; ends a step."""
         if not len(indices):
             return
         m = self._options.m
@@ -137,7 +137,7 @@ class BotsSelector(BaseSelector):
         _LOG.debug("selection: %s", sampler.metrics())
 
     def state_dict(self) -> dict[str, Any]:
-        """JSON: how far it is, and the side file that holds the posteriors."""
+        """State as JSON: progress, and the path of the file with the posteriors."""
         state: dict[str, Any] = {"current_index": self.current_index}
         if self._sampler is None:
             return state
@@ -157,7 +157,7 @@ class BotsSelector(BaseSelector):
         return {**state, "state_file": str(path)}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Go on from `state_dict`; tasks that were being explored may be chosen again.
+        """Resume from `state_dict`; tasks that were being explored may be chosen again.
 
         Raises:
           FileNotFoundError: if the side file is gone: the run would begin anew unnoticed.

@@ -46,7 +46,7 @@ DUMMY = -1  # the visit number of a batch that Tunix throws away
 
 
 class Place(NamedTuple):
-    """Where a learner stands, in batches of the data set."""
+    """A learner's progress, in batches of the data set."""
 
     updates: int  # of the model, as Tunix counts checkpoints
     updates_per_batch: int
@@ -110,7 +110,7 @@ class TunixTasks:
     # --- before training ---------------------------------------------------------------------
 
     def attach(self, learner: Any) -> TunixTasks:
-        """Take up where `learner` stands; what its `train` is then given.
+        """Resume where `learner` is; returns the data set to pass to its `train`.
 
         Args:
           learner: a `GRPOLearner` or an agentic learner, made with `reward` of this object.
@@ -191,7 +191,7 @@ class TunixTasks:
     # --- what came of it ---------------------------------------------------------------------
 
     def reward(self, function: RewardFn) -> RewardFn:
-        """The reward function `function`, which now reports to the sampler as well.
+        """Wrap a reward function so that it also reports to the sampler.
 
         Wrap the one that tells right from wrong. Its rewards must be in [0, 1], or `success`
         must bring them there; NaN and None mean that a rollout was not scored. Calls of an
@@ -253,14 +253,14 @@ class TunixTasks:
         return {f"bots/{name}": (value, np.mean) for name, value in self.sampler.metrics().items()}
 
     def close(self) -> None:
-        """Write a last checkpoint, beside the one that Tunix writes at its end."""
+        """Write a last checkpoint, to go with the one that Tunix writes at its end."""
         with self._counting:
             if self._rollouts:
                 self._save()
 
 
 def where(learner: Any, batch_size: int) -> Place:
-    """Where a learner stands and what it will throw away.
+    """A learner's progress, and the number of batches that it will discard.
 
     Raises:
       ValueError: if its mini-batch does not divide the batch.
@@ -301,7 +301,7 @@ def _by_row(columns: Mapping[str, Any]) -> Callable[[Batch], Mapping[str, Any]]:
 def mean_states(
     model: Any, tokenizer: Any = None, *, pad: int = 0, length: int = 256
 ) -> Callable[[Any], np.ndarray]:
-    """A function for `features.hidden_states`: blocks of prompts -> f32[n, D], by a Tunix model.
+    """Make the function that `features.hidden_states` takes, from a Tunix model.
 
     Args:
       model: one of `tunix.models`, or any Flax NNX model called as they are, with a `final_norm`,

@@ -1,4 +1,4 @@
-"""How a running selection looks: what was chosen lately, and which parts of the pool were not.
+"""Metrics of recent selections: which tasks were chosen, and which groups were starved.
 
 In: the rows handed out, step by step. Out: numbers for a logger.
 
@@ -26,21 +26,21 @@ _UNKNOWN = 10  # label of tasks without references; below it, tenths of the mean
 
 
 class ChoiceWatch:
-    """The rows handed out in the last `window` steps."""
+    """The rows given out in the last `window` steps."""
 
     def __init__(self, window: int):
         self.steps: deque[list[int]] = deque([[]], maxlen=window)
 
     def hand_out(self, rows: list[int]) -> None:
-        """In the step that is going on."""
+        """Record rows given out in the current step."""
         self.steps[-1].extend(rows)
 
     def end_step(self) -> None:
-        """The next rows belong to another step; the oldest step may leave the window."""
+        """End the step; the oldest step may leave the window."""
         self.steps.append([])
 
     def rows(self) -> np.ndarray:
-        """i32[...], with repeats."""
+        """i32[...]: all rows in the window, with repeats."""
         return np.array([row for step in self.steps for row in step], np.int32)
 
     def measure(self, labels: np.ndarray, sizes: np.ndarray) -> dict[str, float]:
@@ -64,14 +64,14 @@ class ChoiceWatch:
 
 
 class StepNotes:
-    """What the last step, and all of them, came to."""
+    """Metrics of the last step, and totals over all steps."""
 
     def __init__(self) -> None:
         self.last: dict[str, float] = {}
         self.totals = {"total_evaluated": 0.0, "total_trials": 0.0, "total_successes": 0.0}
 
     def note(self, info: Info, ages: list[int]) -> None:
-        """A step has ended.
+        """Record the metrics of a step that has ended.
 
         Args:
           info: of `advance`.
@@ -95,7 +95,7 @@ class StepNotes:
         return {"last": dict(self.last), "totals": dict(self.totals)}
 
     def resume(self, saved: dict[str, Any]) -> None:
-        """Go on from what `as_json` told."""
+        """Resume from the values of `as_json`."""
         self.last, self.totals = dict(saved["last"]), dict(saved["totals"])
 
 

@@ -28,13 +28,13 @@ alone.
 A spec is NAME,key=value,...; a value may list alternatives (0|0.01|0.1), each of which is a
 row of its own. NAME is a name of the package or of an entry point (groups
 bots_jax.strategies, bots_jax.environments), file.py:factory or module:factory. The strategy
-"*" is every free one of the package; an environment may also be an .npz file: a recorded
-run, or a matrix of tasks x models."""
+"*" is every one of the package without extra rollouts and true rates; an environment may also
+be an .npz file: a recorded run, or a matrix of tasks x models."""
 
 _EPILOG = """\
 Written to the --out folder: results.jsonl (a line a cell, as soon as it is finished),
-summary.md, summary.csv, verdicts.csv and, with matplotlib, plots. The same command goes on
-where it was stopped, killed or extended; cells that are there are not run again.
+summary.md, summary.csv, verdicts.csv and, with matplotlib, plots. The same command resumes a
+run that was stopped, killed or extended; finished cells are not run again.
 
 bots-jax bench trace --data ../shared/data
 bots-jax bench --environment run.npz --strategy uniform --strategy bots,forgetting=0.01|0.1
@@ -52,22 +52,22 @@ def add_bench_parser(subparsers: Any) -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("matrix", metavar="MATRIX", nargs="?", help="a TOML file or a name (see --list)")
-    add("--strategy", action="append", default=[], metavar="SPEC", help="one more; repeatable")
-    add("--environment", action="append", default=[], metavar="SPEC", help="one more; repeatable")
-    add("--seeds", type=int, metavar="N", help="at most so many in every environment")
-    add("--baseline", metavar="LABEL", help="to compare with [the matrix's, or the first]")
-    add("--data", default=".", metavar="FOLDER", help="where data files are looked for, too")
-    add("--out", metavar="FOLDER", help="for results [runs/bench/MATRIX]")
-    add("--only", metavar="TEXT", help="only environments whose spec contains TEXT")
+    add("--strategy", action="append", default=[], metavar="SPEC", help="add one; repeatable")
+    add("--environment", action="append", default=[], metavar="SPEC", help="add one; repeatable")
+    add("--seeds", type=int, metavar="N", help="use at most N seeds in each environment")
+    add("--baseline", metavar="LABEL", help="compare with this [the matrix's, or the first]")
+    add("--data", default=".", metavar="FOLDER", help="another folder to look for data files in")
+    add("--out", metavar="FOLDER", help="folder for results [runs/bench/MATRIX]")
+    add("--only", metavar="TEXT", help="use only environments whose spec contains TEXT")
     add("--fresh", action="store_true", help="delete the results that the folder holds")
     add("--no-plots", action="store_true", help="write tables only")
-    add("--list", action="store_true", help="show what there is to name, and stop")
+    add("--list", action="store_true", help="list matrices, strategies and environments, and exit")
     parser.set_defaults(run=bench_command)
     return parser
 
 
 def bench_command(args: argparse.Namespace) -> int:
-    """Run `bots-jax bench`: the exit status."""
+    """Run `bots-jax bench`; returns the exit status."""
     try:
         return _list() if args.list else _bench(args)
     except KeyboardInterrupt:
@@ -119,7 +119,7 @@ def _bench(args: argparse.Namespace) -> int:
 
 
 def limited(plan: Plan, seeds: int | None) -> Plan:
-    """The plan with at most so many seeds in each environment."""
+    """The plan with at most `seeds` seeds in each environment."""
     if seeds is None:
         return plan
     if seeds < 1:
@@ -187,7 +187,7 @@ def _list() -> int:
 
 @contextmanager
 def progress() -> Iterator[Told]:
-    """A bar on a terminal where rich is installed; a line a strategy elsewhere."""
+    """Show progress: a bar on a terminal if rich is installed, else a line a strategy."""
     bar = _bar()
     if bar is None:
         yield _lines()

@@ -1,4 +1,4 @@
-"""READ FIRST. An environment: what a strategy is run in, and what is measured there.
+"""READ FIRST. The contract of environments: what strategies run in and are measured by.
 
 In: a strategy (a factory of selectors) and seeds. Out: one `Measured` a seed. That is the
 whole contract; how the environment rolls out, on one device or many, is its own affair:
@@ -68,7 +68,7 @@ class Series(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """What one run of one seed came to; all of it can be written as JSON."""
+    """The measurements of one run of one seed, all of which can be written as JSON."""
 
     values: Mapping[str, float]  # by the keys of `measures.MEASURES`, or new ones
     series: Mapping[str, Series] = dataclasses.field(default_factory=dict)
@@ -90,7 +90,7 @@ class RunFn(Protocol):
 
 
 class Environment(NamedTuple):
-    """What a strategy is run in."""
+    """An environment that strategies run in."""
 
     name: str  # as tables show it
     run: RunFn
@@ -103,7 +103,7 @@ class Environment(NamedTuple):
 
 
 def only_free(strategy: Strategy, selector: Any) -> Selector:
-    """The selector, refused where it rolls out more than it trains on.
+    """The selector; raises if it generates more rollouts than it trains on.
 
     Raises:
       ValueError: naming the strategy.
@@ -114,5 +114,5 @@ def only_free(strategy: Strategy, selector: Any) -> Selector:
 
 
 def reads_truth(selector: Any) -> bool:
-    """Whether the selector is an oracle, to be given the true rates as its reference."""
+    """Whether the selector is an oracle, which takes the true rates as its reference."""
     return selector.static.get("reads") == "truth" or selector.static.get("strategy") == "oracle"

@@ -1,4 +1,4 @@
-"""The frontier: how much ETR there is at a breadth, for an oracle with the true rates.
+"""The frontier: an oracle's ETR at each breadth (effective number of tasks).
 
 In: the true rates f[T, N], given as reference. At each step the B tasks are chosen with the
 largest
@@ -23,7 +23,7 @@ from bots_jax.types import ArrayLike, Selector
 def frontier(
     *, batch_size: int = 32, rollouts: ArrayLike = 8, cost: float = 0.1, dtype: Any = None
 ) -> Selector:
-    """Choice by the true rates, spread over the tasks: the oracle that forgets no visit.
+    """Oracles that choose by the true rates and spread over the tasks, forgetting no visit.
 
     Args:
       batch_size: B. rollouts: m. cost: c >= 0. dtype: as in `bots`.

@@ -1,4 +1,4 @@
-"""Labels beside the points of a scatter plot, none on another.
+"""Place labels beside the points of a scatter plot without overlaps.
 
 In: points and their texts. Out: the texts on the axes, each at the nearest free place
 around its point, with a thin line where it had to move away.

@@ -1,4 +1,4 @@
-"""What is to be run: strategies x environments x settings x seeds, as cells with an identity.
+"""The matrix to run: strategies x environments x settings x seeds, as identified cells.
 
 In: a matrix from a TOML file or a command line. Out: `Job`s, one a strategy and environment,
 each with the identity of its cells. A matrix file:
@@ -39,7 +39,7 @@ KEYS = {
 
 
 class Matrix(NamedTuple):
-    """What a user asked for."""
+    """A benchmark as a user specifies it."""
 
     title: str
     baseline: str | None  # None: the first strategy
@@ -72,7 +72,7 @@ class Job(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What will be run, and what cannot be."""
+    """The jobs to run, and those that cannot be run."""
 
     jobs: tuple[Job, ...]  # environment by environment
     baseline: str
@@ -108,14 +108,14 @@ def read_matrix(path: str | Path) -> Matrix:
 
 
 def named_matrices() -> dict[str, Path]:
-    """Matrix files that come with the package, or with its checkout."""
+    """Matrix files that come with the package or its repository."""
     package = Path(__file__).parent
     folders = (package / "matrices", package.parents[1] / "benchmarks" / "selection")
     return {file.stem: file for folder in folders for file in sorted(folder.glob("*.toml"))}
 
 
 def find_matrix(name: str) -> Matrix:
-    """A matrix by name or path.
+    """Find a matrix by name or path.
 
     Raises:
       ValueError: where there is none, naming those there are.
@@ -133,7 +133,7 @@ def find_matrix(name: str) -> Matrix:
 def make_plan(
     matrix: Matrix, *, data: str | Path = ".", workspace: str | Path | None = None
 ) -> Plan:
-    """Look everything up.
+    """Make a plan: look up the strategies, environments and data of a matrix.
 
     Raises:
       ValueError: where a spec is wrong, a label is double, or there is nothing to run.
@@ -202,7 +202,7 @@ def _refuse_doubles(kind: str, labels: Sequence[str]) -> None:
 
 
 def plain(value: Any) -> Any:
-    """For JSON: tuples as lists, NumPy numbers as numbers, NaN as null."""
+    """Convert for JSON: tuples to lists, NumPy numbers to numbers, NaN to null."""
     if isinstance(value, dict):
         return {key: plain(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""Which numbers the suite knows, how they are shown, and which way is better.
+"""The measures of the suite: how they are shown, and which direction is better.
 
 In: records of cells. Out: a number for each environment, strategy, seed and measure, those
 included that compare a run with the baseline's of the same seed (TTB, BSF, the score at
@@ -22,7 +22,7 @@ Values = dict[str, dict[int, dict[str, Value]]]  # [strategy][seed][measure]
 
 
 class Measure(NamedTuple):
-    """A number of a run."""
+    """A measure of a run."""
 
     column: Column
     better: int  # 1: more is better, -1: less, 0: neither, to be read beside others
@@ -85,7 +85,7 @@ MEASURES: dict[str, Measure] = dict(
 
 
 def measure_of(key: str) -> Measure:
-    """The measure of that key; one that no environment of the package has is shown as it is."""
+    """The measure of a key; one that the package does not know is shown as it is."""
     return MEASURES.get(key) or _measure(key, key.replace("_", " "), 0, SELECTED)[1]
 
 
@@ -168,7 +168,7 @@ def _ttb(record: Record, base: Record | None, suffix: str) -> dict[str, Value]:
 
 
 def learning_curve(record: Record) -> Curve | None:
-    """The held-out curve that times are read off; None without one."""
+    """The held-out curve from which times are computed, or None."""
     found = series_of(record, AVERAGED) or series_of(record, "heldout")
     return None if found is None else Curve(*found)
 

@@ -56,7 +56,7 @@ def write_plots(folder: str | Path, sections: Sequence[Section]) -> list[Path]:
 
 
 def slug(text: str) -> str:
-    """A file name of a text."""
+    """A file name made from a text."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
 
@@ -151,7 +151,7 @@ def _band(axes: Any, x: Floats, y: Floats, colour: str, style: str) -> None:
 
 
 def plot_plane(path: Path, section: Section) -> bool:
-    """ETR against breadth: a point a strategy, a line for choosing by the true rates."""
+    """Plot ETR against breadth: a point a strategy, a line for the oracle."""
     rows = [row for row in section.rows if not _missing(row, "etr", "breadth")]
     if not rows:
         return False

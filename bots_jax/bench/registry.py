@@ -50,7 +50,7 @@ class Spec(NamedTuple):
 
 
 class Found(NamedTuple):
-    """A factory and what tells its code from another of the same name."""
+    """A factory, and a digest that identifies its code."""
 
     factory: Callable[..., Any]
     origin: str  # "bots_jax 0.2.0", or the digest of a file
@@ -110,7 +110,7 @@ def _value(text: str) -> Any:
 
 
 def strategies() -> dict[str, Callable[..., Any]]:
-    """Factories of the package by name: selectors, oracles, those with extra rollouts."""
+    """The package's factories by name: selectors, oracles, strategies with extra rollouts."""
     from bots_jax.bench.frontier import frontier
     from bots_jax.evaluate.replay import KNOWN
 
@@ -118,7 +118,7 @@ def strategies() -> dict[str, Callable[..., Any]]:
 
 
 def expand(texts: Sequence[str]) -> list[Spec]:
-    """The specs of several texts, "*" standing for every strategy that is free.
+    """The specs of several texts; "*" is every strategy without extra rollouts.
 
     Free is what rolls out no more than it trains on, and is not told the truth. Names
     that a text has without settings of its own are not repeated.
@@ -240,7 +240,7 @@ def find(kind: str, name: str, known: Mapping[str, Any], group: str) -> Found:
 
 
 def offered(group: str) -> dict[str, metadata.EntryPoint]:
-    """What other installed packages offer, by name."""
+    """Entry points of other installed packages, by name."""
     return {point.name: point for point in metadata.entry_points(group=group)}
 
 

@@ -1,4 +1,4 @@
-"""Running what is missing of a plan.
+"""Run the missing cells of a plan.
 
 In: a `matrix.Plan` and a `store.Store`. Out: a record of every cell of the plan, in the
 store and in memory. All missing seeds of a strategy in an environment run at once, in chunks
@@ -24,7 +24,7 @@ from bots_jax.bench.store import Record, Store
 
 
 class Outcome(NamedTuple):
-    """What a plan came to."""
+    """The records of a plan, and what failed."""
 
     records: list[Record]  # with "strategy" and "environment" as the plan labels them
     failed: list[str]  # a line for each strategy that an environment could not run
@@ -73,7 +73,7 @@ def run_plan(plan: Plan, store: Store, tell: Told) -> Outcome:
 
 
 def run_chunk(job: Job, seeds: Sequence[int]) -> list[Record]:
-    """Run some seeds of a job; a record each."""
+    """Run some seeds of a job; returns a record for each."""
     begin = time.perf_counter()
     measured = job.environment.run(job.strategy, seeds)
     seconds = time.perf_counter() - begin
@@ -87,7 +87,7 @@ def run_chunk(job: Job, seeds: Sequence[int]) -> list[Record]:
 
 
 def make_room() -> None:
-    """Drop compiled programs if they hold half of the memory maps that a process may have.
+    """Drop compiled programs if they use half of the memory maps allowed to a process.
 
     A program holds about a thousand, Linux allows 65,530 (vm.max_map_count), and a process that
     asks for more dies.
@@ -97,7 +97,7 @@ def make_room() -> None:
 
 
 def share_of_maps() -> float:
-    """Memory maps of this process, of those allowed; 0 where Linux's /proc is missing."""
+    """Share of the allowed memory maps in use; 0 where Linux's /proc is missing."""
     try:
         limit = int(Path("/proc/sys/vm/max_map_count").read_text())
         return Path("/proc/self/maps").read_bytes().count(b"\n") / limit
@@ -127,7 +127,7 @@ def _record(job: Job, seed: int, measured: Measured, seconds: float) -> Record:
 
 
 def where() -> dict[str, Any]:
-    """The machine and the versions behind a number."""
+    """The machine and the versions that a result was measured with."""
     return {
         "machine": platform.machine(),
         "device": jax.devices()[0].device_kind,

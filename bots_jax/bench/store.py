@@ -23,7 +23,7 @@ class Store:
         self.path = Path(path)
 
     def read(self) -> dict[str, Record]:
-        """Records by cell; of two of one cell the first counts. Damaged lines are left out."""
+        """Read records by cell; the first of a cell counts, damaged lines are skipped."""
         if not self.path.exists():
             return {}
         found: dict[str, Record] = {}

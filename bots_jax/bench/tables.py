@@ -28,7 +28,7 @@ from bots_jax.evaluate import report
 
 
 class Section(NamedTuple):
-    """All that is said of one environment."""
+    """The part of a report about one environment."""
 
     environment: str
     about: Mapping[str, Any]
@@ -92,7 +92,7 @@ def _section(
 
 
 def markdown(title: str, sections: Sequence[Section], notes: Sequence[str]) -> str:
-    """The whole report."""
+    """The whole report as Markdown."""
     parts = [f"# {title}\n", *(f"- {note}\n" for note in notes)]
     for section in sections:
         parts.append(f"## {section.environment}\n")
@@ -165,7 +165,7 @@ def _table(lines: Sequence[Sequence[str]]) -> str:
 
 
 def summary_csv(sections: Sequence[Section]) -> str:
-    """A line for each environment, strategy and measure."""
+    """CSV with a line for each environment, strategy and measure."""
     texts: list[list[str]] = []
     for section in sections:
         columns = [measure_of(key).column for key in section.keys]
@@ -177,7 +177,7 @@ def summary_csv(sections: Sequence[Section]) -> str:
 
 
 def verdicts_csv(sections: Sequence[Section]) -> str:
-    """A line for each comparison; `family` says which were corrected together."""
+    """CSV with a line for each comparison; `family` names those corrected together."""
     lines: list[Sequence[Any]] = [("environment", "family", *Verdict._fields)]
     for section in sections:
         for family, found in (("baseline", section.against), ("pairs", section.robin)):

@@ -1,4 +1,4 @@
-"""Wins, draws and losses, after correction for how many comparisons were made.
+"""Wins, draws and losses, after correction for multiple comparisons.
 
 In: numbers by strategy, seed and measure. Out: a `Verdict` for each comparison, and tables
 of them. Seeds are paired; each comparison is a t test of the differences (of the logs for
@@ -107,7 +107,7 @@ _SIGNS = {1: "win", 0: "–", -1: "loss"}  # noqa: RUF001  a dash for a draw
 
 
 def baseline_table(verdicts: Sequence[Verdict], keys: Sequence[str]) -> list[list[str]]:
-    """Strategies down, measures across: win, loss or a draw; and the counts."""
+    """Table of strategies by measures: win, loss or draw, and their counts."""
     shown = [key for key in keys if any(v.key == key for v in verdicts)]
     titles = [measure_of(key).column.title for key in shown]
     table = [["", *titles, "wins", "draws", "losses"]]
@@ -119,7 +119,7 @@ def baseline_table(verdicts: Sequence[Verdict], keys: Sequence[str]) -> list[lis
 
 
 def round_robin_table(verdicts: Sequence[Verdict], keys: Sequence[str]) -> list[list[str]]:
-    """Strategies down, measures across: wins-draws-losses against all others; best first."""
+    """Table of strategies by measures: wins-draws-losses against all others, best first."""
     names = list(dict.fromkeys(name for v in verdicts for name in (v.strategy, v.against)))
     points = {
         name: {key: _points(verdicts, name, key) for key in keys if _any(verdicts, key)}
@@ -147,6 +147,6 @@ def _points(verdicts: Sequence[Verdict], name: str, key: str) -> tuple[int, int,
 
 
 def counts(verdicts: Sequence[Verdict]) -> list[str]:
-    """How many wins, draws and losses; what could not be tested does not count."""
+    """Counts of wins, draws and losses; comparisons that could not be tested are left out."""
     tested = [v.outcome for v in verdicts if not math.isnan(v.p)]
     return [str(tested.count(outcome)) for outcome in (1, 0, -1)]

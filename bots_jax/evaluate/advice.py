@@ -1,7 +1,7 @@
-"""`bots-jax advise`: what selection would give in a pool like yours, by the map.
+"""`bots-jax advise`: an estimate of what selection would gain in your pool.
 
-In: a file of how often the first policy solves your tasks (`outcomes.py`), and how long you mean to
-train. Out: the shares mixed, solved and hopeless, TTB(100%) of `auto` against uniform at that
+In: a file of how often the first policy solves your tasks (`outcomes.py`), and the length of the
+run. Out: the shares mixed, solved and hopeless, TTB(100%) of `auto` against uniform at that
 place of the map (`selection_map.json`, made by `benchmarks/selection_map.py`), and settings.
 
 Between the map's cells log TTB is interpolated: in a straight line over the share never solved
@@ -34,15 +34,15 @@ _NORMAL = 1.96
 _TOLD = "prompts"  # what auto was told in the worlds that the map is fitted to
 
 _DESCRIPTION = """\
-Tell from how often your policy solves your tasks before training (pass rates, counts, or the
-rewards of the first steps) which share of them is mixed, solved and hopeless, what task
-selection would give by the map of docs/when_selection_pays.md, and which settings to use."""
+Estimate, from how often your policy solves your tasks before training (pass rates, counts, or the
+rewards of the first steps), which share of them is mixed, solved and hopeless, and what task
+selection would gain according to the map of docs/when_selection_pays.md. Recommends settings."""
 
 _EPILOG = """\
 FILE is .npz, .parquet or .jsonl with one of: pass_rate; successes and trials; rewards (a list a
-row); reward (a row a rollout, with id). Also read: id (rows of one id are one task) and domain
-or family (then it is looked for domains that are guessed). Rows are taken to be a random
-sample of the pool: rewards of a run that chose its tasks are not.
+row); reward (a row a rollout, with id). Optional columns: id (rows with one id are one task) and
+domain or family (to find domains that are solved by guessing). Rows must be a random sample of
+the pool, so rewards of a run that selected its tasks do not qualify.
 
 bots-jax advise rates.jsonl --steps 400 --batch-size 64 --rollouts 8
 bots-jax advise first_steps.parquet --num-tasks 40000 --steps 1000 --batch-size 128 --json"""
@@ -60,26 +60,31 @@ def add_advise_parser(subparsers: Any) -> argparse.ArgumentParser:
     """Add the command `advise` to what `ArgumentParser.add_subparsers` returned."""
     parser: argparse.ArgumentParser = subparsers.add_parser(
         "advise",
-        help="what selection would give in your pool, and which settings",
+        help="estimate what selection would gain in your pool, and recommend settings",
         description=_DESCRIPTION,
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("file", metavar="FILE", help="how often your tasks were solved")
-    add("--rollouts", type=int, default=8, help="m, of a task in a step [%(default)s]")
-    add("--steps", type=int, help="of the run you mean to do")
+    add("file", metavar="FILE", help="outcomes of your tasks, see below")
+    add("--rollouts", type=int, default=8, help="rollouts of a task in a step [%(default)s]")
+    add("--steps", type=int, help="number of steps of the planned run")
     add("--batch-size", type=int, default=32, help="tasks a step [%(default)s]")
-    add("--num-tasks", type=int, help="in the whole pool [as in the file]")
+    add("--num-tasks", type=int, help="number of tasks in the whole pool [as in the file]")
     add("--trials", type=int, metavar="N", help="rollouts behind each pass_rate [exact]")
-    add("--solved-at", type=float, metavar="R", help="least reward that is solved [rewards: 0, 1]")
+    add(
+        "--solved-at",
+        type=float,
+        metavar="R",
+        help="least reward that is a success [rewards: 0, 1]",
+    )
     add("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=advise_command)
     return parser
 
 
 def advise_command(args: argparse.Namespace) -> int:
-    """Run `bots-jax advise`: the exit status."""
+    """Run `bots-jax advise`; returns the exit status."""
     try:
         for name in ("rollouts", "steps", "batch_size", "num_tasks", "trials"):
             if getattr(args, name) is not None:
@@ -102,7 +107,7 @@ def advise(
     batch_size: int = 32,
     num_tasks: int | None = None,
 ) -> dict[str, Any]:
-    """Shares, the map's estimates and settings, as JSON values.
+    """Shares, estimated gain and recommended settings, as JSON values.
 
     Args:
       outcomes: of a random sample of the pool, by the policy before training.
@@ -279,7 +284,7 @@ def _advice(
     measured: int,
     guessed: Sequence[Mapping[str, Any]] | None,
 ) -> list[str]:
-    """What to do, a line each; docs/when_selection_pays.md says what each rests on."""
+    """Recommendations, a line each; docs/when_selection_pays.md says what each rests on."""
     lines = []
     mixed, never = shares["mixed"]["value"], shares["never"]["value"]
     if mixed < 1e-3:
@@ -318,7 +323,7 @@ def _advice(
 
 
 def as_text(found: Mapping[str, Any]) -> str:
-    """For a terminal."""
+    """The advice as text for a terminal."""
     words = {"mixed": "mixed", "always": "solved", "never": "hopeless"}
     lines = [f"{found['tasks']:,} tasks, in groups of {found['rollouts']} rollouts:"]
     for key, word in words.items():

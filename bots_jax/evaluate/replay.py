@@ -482,7 +482,7 @@ FILE is an .npz without pickles, in one of three forms:
   seq_success, seq_step_a, ...         the published trace of a GRPO run,
 the first two with an optional reference [K, N] (pass rates of reference models, weak to
 strong, NaN unknown) and rollouts, all with optional prompts [N] (strings) and features [N, F]
-(numbers, or kinds). `pydoc bots_jax.evaluate.replay` has the details."""
+(numbers, or categories). `pydoc bots_jax.evaluate.replay` has the details."""
 
 _EPILOG = """\
 Settings apply to the strategies that have them and do not fix them by their name:
@@ -511,14 +511,14 @@ def add_replay_parser(subparsers: Any) -> argparse.ArgumentParser:
         "--strategies",
         default=DEFAULT_STRATEGIES,
         metavar="NAMES",
-        help=f"separated by commas, the baseline first; of {known}, each {HELP} [%(default)s]",
+        help=f"separated by commas, the baseline first; any of {known}, each {HELP} [%(default)s]",
     )
-    add("--seeds", type=_count, default=5, help="how many [%(default)s]")
-    add("--first-seed", type=int, default=0, help="the seeds count up from here [%(default)s]")
-    add("--steps", type=_count, help="how many of the recorded steps [all]")
+    add("--seeds", type=_count, default=5, help="number of seeds [%(default)s]")
+    add("--first-seed", type=int, default=0, help="the first seed [%(default)s]")
+    add("--steps", type=_count, help="number of recorded steps to use [all]")
     add("--batch-size", type=_count, default=32, help="tasks selected a step [%(default)s]")
     add("--rollouts", type=_count, help="rollouts of a selected task [as recorded]")
-    add("--out", default="runs/replay", metavar="FOLDER", help="for results [%(default)s]")
+    add("--out", default="runs/replay", metavar="FOLDER", help="folder for results [%(default)s]")
     add("--json", action="store_true", help="print the summary as JSON instead of a table")
     settings = parser.add_argument_group("settings of the strategies")
     for name, text in SETTINGS.items():

@@ -1,8 +1,7 @@
-"""What a strategy of a command is told of the tasks: the end of its name, as in "auto+prompts".
+"""The side information a strategy of a command gets, by its name's ending: "auto+prompts".
 
-In: a name. Out: its rule, and one of `TOLD`. A name without an ending is told the references where
-there are any; else the prompts (or whatever features there are), where the strategy can use them:
-the rule of the adapters.
+In: a name. Out: its strategy, and one of `TOLD`. Without an ending a strategy gets references if
+there are any, or else prompts (or other features) if it can use them, as in the adapters.
 """
 
 from __future__ import annotations
@@ -19,18 +18,18 @@ from bots_jax.types import Selector
 
 TOLD = ("nothing", "prompts", "references", "everything")
 HELP = (
-    "followed by what it is to know of the tasks: +nothing, +prompts, +references or +everything; "
-    "as it is: references where there are any, else prompts"
+    "with an ending for the side information it gets: +nothing, +prompts, +references or "
+    "+everything; without one: references if there are any, else prompts"
 )
 
 
 def rule_of(name: str) -> str:
-    """The strategy that a name stands for, without what it is told."""
+    """The strategy that a name stands for, without its ending."""
     return name.partition("+")[0]
 
 
 def ending_of(name: str) -> str | None:
-    """What a name says that it is told; None where it says nothing.
+    """The side information that a name ends with, or None.
 
     Raises:
       ValueError: where the ending is not one of `TOLD`.
@@ -40,7 +39,7 @@ def ending_of(name: str) -> str | None:
 
 
 def resolve(told: str | None, selector: Selector, *, references: bool, prompts: bool) -> str:
-    """One of `TOLD`: as was said, or by what there is.
+    """One of `TOLD`: as given, or by what is available.
 
     Args:
       told: what was said; None for nothing.

@@ -1,4 +1,4 @@
-"""Numbers that describe tasks, made of what the user has anyway: prompts, the policy, or levels.
+"""Features of tasks, computed from prompts, the policy's hidden states, or levels.
 
 In: N prompts or levels. Out: f32[N, F] of mean 0 and variance 1. A regression on them tells
 tasks apart before any has been tried, as pass rates of reference models do.

@@ -1,4 +1,4 @@
-"""Levels as numbers: the arrays of a pytree flattened, standardised, reduced."""
+"""Features of levels: the arrays of a pytree, flattened, standardised and reduced."""
 
 from __future__ import annotations
 

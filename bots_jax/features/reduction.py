@@ -1,4 +1,4 @@
-"""Few numbers out of many: whitened principal components with a fixed sign.
+"""Dimension reduction by whitened principal components with a fixed sign.
 
 In: f[n, D] columns of any scale. Out: f[n, F], each column of mean 0 and variance 1 over the
 rows that the components were learned from.
@@ -51,5 +51,5 @@ def learn_reduction(x: np.ndarray, components: int) -> Reduction:
 
 
 def reduce_columns(x: np.ndarray, components: int) -> np.ndarray:
-    """f[n, components]: the rows of f[n, D] on their own components."""
+    """f[n, components]: the rows of f[n, D] projected on their own components."""
     return learn_reduction(x, components).apply(x)

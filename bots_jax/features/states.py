@@ -1,4 +1,4 @@
-"""Prompts as the policy itself reads them: its hidden states, averaged and reduced.
+"""Features of prompts from a model's hidden states, averaged and reduced.
 
 In: a model, or a function that reads prompts, and N prompts. Out: f32[N, F]. A prompt is the mean
 over its tokens of the last layer's states, as in DOTS (arXiv 2506.05316), where the model is
@@ -33,7 +33,7 @@ def hidden_states(
     chunk: int = 64,
     progress: ProgressFn | None = None,
 ) -> np.ndarray:
-    """Features f32[N, components] of prompts, each of mean 0 and variance 1, by a model's states.
+    """Features f32[N, components] of prompts from a model's states, mean 0 and variance 1.
 
     Args:
       model: a function from a block of n prompts to f[n, D], such as `mean_states` of

@@ -1,4 +1,4 @@
-"""Prompts as numbers: hashed n-grams and lengths, standardised, on their principal components.
+"""Features of prompts: principal components of hashed n-grams and lengths.
 
 In: N prompts, strings or padded token ids. Out: f32[N, F]. No vocabulary, no language and no
 model: a hash counts single characters and words and pairs of neighbours. Each count is
@@ -48,7 +48,7 @@ def text(
 
 
 class TextCode(NamedTuple):
-    """How prompts become features: for tasks that come later, by what the first ones taught."""
+    """The fitted map from prompts to features, for tasks that are added later."""
 
     reduction: Reduction
     ids: bool  # token ids, not strings

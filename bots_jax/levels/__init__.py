@@ -1,4 +1,4 @@
-"""Levels of JAX RL environments as tasks: pools of levels beside a selector's state.
+"""Levels of JAX RL environments as tasks: pools of levels for a selector.
 
 In: a pool of levels, a pytree [N, ...]; rollout windows [T, S] of S environment slots. Out: the
 levels to play next, and evidence of how they went. Pure functions: jit, scan and vmap throughout.

@@ -1,4 +1,4 @@
-"""PLR, prioritised level replay, of a buffer of levels: what jaxued's LevelSampler does.
+"""Prioritized level replay (PLR) over a buffer of levels, as in jaxued's LevelSampler.
 
 In: a score of each level that was played, such as MaxMC or PVL. Out: rows to play again, and rows
 for new levels. The levels themselves, f[C, ...], are the caller's. Each draw is
@@ -26,7 +26,7 @@ PRIORITISATIONS = ("rank", "proportional")
 
 
 class Replay(NamedTuple):
-    """What a buffer of C rows remembers."""
+    """The state of a buffer of C rows."""
 
     score: Array  # f[C], of the last visit; -inf in free rows
     last: Array  # i32[C], `drawn` when the row was last drawn
@@ -35,7 +35,7 @@ class Replay(NamedTuple):
 
 
 class PLR(NamedTuple):
-    """The numbers of the rule, by `make_plr`; hashable, so that they may be static."""
+    """The settings of PLR, made by `make_plr`; hashable, so they may be static."""
 
     temperature: float
     staleness: float
@@ -51,7 +51,7 @@ def make_plr(
     fill: float = 0.5,
     prioritisation: str = "rank",
 ) -> PLR:
-    """The numbers of the rule, by default those of jaxued's maze example.
+    """Make the settings of PLR; defaults are those of jaxued's maze example.
 
     Args:
       temperature: tau, above 0: how little the scores matter.
@@ -80,13 +80,13 @@ def empty(capacity: int) -> Replay:
 
 
 def decide(rule: PLR, rng_key: Array, buffer: Replay) -> Array:
-    """bool[]: play levels of the buffer, or new ones."""
+    """bool[]: whether to replay levels of the buffer; else play new ones."""
     filled = buffer.size / buffer.score.shape[0]
     return (filled >= rule.fill) & (jax.random.uniform(rng_key) < rule.replay)
 
 
 def weights(rule: PLR, buffer: Replay) -> Array:
-    """f[C], the probability of each row in the next draw."""
+    """f[C]: the probability of each row in the next draw."""
     by_score = _by_score(rule, buffer.score, _ranks(buffer.score), buffer.size)
     return _mixed(rule, by_score, buffer.last, buffer.size, buffer.drawn)
 
@@ -111,14 +111,14 @@ def draw(rule: PLR, rng_key: Array, buffer: Replay, num: int) -> tuple[Replay, A
 
 
 def update(buffer: Replay, rows: ArrayLike, scores: ArrayLike) -> Replay:
-    """The scores f[B] of rows that were played; of a row played twice the last one is kept."""
+    """Update the scores f[B] of played rows; of a row played twice the last one is kept."""
     rows, scores = jnp.asarray(rows), jnp.asarray(scores, buffer.score.dtype)
     at = jnp.where(_overwritten(rows), buffer.score.shape[0], rows)
     return buffer._replace(score=buffer.score.at[at].set(scores, mode="drop"))
 
 
 def insert_scored(rule: PLR, buffer: Replay, scores: ArrayLike) -> tuple[Replay, Array]:
-    """Rows for A new levels with scores f[A], one after another.
+    """Insert A new levels with scores f[A], one after another.
 
     Returns:
       The buffer, and i32[A] rows, -1 where a level was not worth it, or has had to leave for a

@@ -1,4 +1,4 @@
-"""Levels beside a selector's state: what to play, and new levels in old rows.
+"""A pool of levels for a selector: sample levels to play, insert new ones, evict.
 
 In: a selector's state of C rows, and a pytree of levels [C, ...]. Out: levels for B x G slots; the
 pool with its least useful levels replaced; what is believed of the pool as a whole.
@@ -21,7 +21,7 @@ SOLVED, HOPELESS = 0.9, 0.1  # success rates from which a level teaches little
 
 
 class Slots(NamedTuple):
-    """What each of B * G environment slots plays."""
+    """The levels that B * G environment slots play."""
 
     level_ids: Array  # i32[B * G], rows to take levels from: always in range
     task_ids: Array  # i32[B * G], for `record`: -1 in slots that nothing may be learned from
@@ -30,7 +30,7 @@ class Slots(NamedTuple):
 
 
 def take(levels: PyTree, level_ids: ArrayLike) -> PyTree:
-    """The levels of some rows: a pytree [..., ...] of i32[...] rows."""
+    """The levels in some rows: i32[...] rows to a pytree of arrays [..., ...]."""
     return jax.tree.map(lambda x: x[level_ids], levels)
 
 
@@ -65,7 +65,7 @@ def sample(
 
 
 def usefulness(selector: Selector, state: State) -> Array:
-    """f[C]: p (1 - p) of what is believed of each level; -inf for rows without a level."""
+    """f[C]: p (1 - p) of each level's estimated success rate p; -inf for rows without a level."""
     mean = selector.predict(state).mean
     return jnp.where(state.pool.active, mean * (1 - mean), -jnp.inf)
 
@@ -82,7 +82,7 @@ def insert(
     scores: ArrayLike | None = None,
     features: ArrayLike | None = None,
 ) -> tuple[State, PyTree, Array]:
-    """Put A new levels into free rows, then into those of the least useful levels.
+    """Insert A new levels, into free rows first, then in place of the least useful levels.
 
     Levels in flight stay. A level that takes a row has a fresh belief; where its parent is known,
     `trust` episodes at the rate believed of the parent are observed for it, so that it starts from
@@ -203,7 +203,7 @@ def _check_insert(state: State, new_levels: PyTree) -> int:
 
 
 def evict(selector: Selector, state: State, count: int) -> tuple[State, Array]:
-    """Take the `count` least useful levels that are not in flight out of the pool; their rows."""
+    """Evict the `count` least useful levels that are not in flight; returns their rows."""
     held = usefulness(selector, state)
     allowed = state.pool.active & (state.pool.visit < 0)
     worst = jnp.argsort(jnp.where(allowed, held, jnp.inf), stable=True)[:count]
@@ -221,7 +221,7 @@ def pool_metrics(
     last_played: ArrayLike | None = None,
     now: ArrayLike | None = None,
 ) -> dict[str, Array]:
-    """What is believed of the pool. Shares of its levels, each f[]:
+    """Estimated state of the pool, as shares of its levels, each f[]:
 
     solved: believed rate .9 and more; hopeless: .1 and less; learnable: between; in_flight: share
     of levels that are being played; mean: believed success rate. And histogram, i32[bins]: levels
@@ -268,7 +268,7 @@ def pool_metrics(
 def staleness(
     last_played: ArrayLike, now: ArrayLike, active: ArrayLike | None = None
 ) -> dict[str, Array]:
-    """Updates since each level was last played, i32[C] `last_played`: mean and longest.
+    """Mean and maximum number of updates since levels were last played, i32[C].
 
     active: bool[C], the levels that count; None: all.
     """

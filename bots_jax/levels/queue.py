@@ -31,7 +31,7 @@ NO_LEVEL = -1
 
 
 class Queue(NamedTuple):
-    """Q selected levels in the order in which they are handed out."""
+    """A queue of Q selected levels, in the order in which slots get them."""
 
     task_ids: Array  # i32[Q], -1 behind the last
     visit: Array  # i32[Q]
@@ -40,7 +40,7 @@ class Queue(NamedTuple):
 
 
 class Playing(NamedTuple):
-    """What each of S slots plays at a step."""
+    """The level that each of S slots plays at a step."""
 
     level_ids: Array  # i32[S], rows to take levels from: always in range
     task_ids: Array  # i32[S], for `record`; -1 where nothing is learned
@@ -48,14 +48,14 @@ class Playing(NamedTuple):
 
 
 def no_playing(num_slots: int) -> Playing:
-    """Slots before the first window: pop with `done` all True at the first step."""
+    """Empty slots, for before the first window: pop with `done` all True at the first step."""
     check_count("num_slots", num_slots)
     none = jnp.full((num_slots,), NO_LEVEL, jnp.int32)
     return Playing(jnp.zeros_like(none), none, jnp.full((num_slots,), NO_LEVEL, jnp.int32))
 
 
 def open_queue(chosen: Selection) -> Queue:
-    """The levels of a selection, those that are valid first, in their order."""
+    """Make a queue of the levels of a selection, in their order, valid ones first."""
     valid = jnp.asarray(chosen.valid)
     order = jnp.argsort(~valid, stable=True)
     inside = valid[order]
@@ -68,7 +68,7 @@ def open_queue(chosen: Selection) -> Queue:
 
 
 def pop(queue: Queue, playing: Playing, done: ArrayLike) -> tuple[Queue, Playing]:
-    """The next levels, for the slots that are done, bool[S], in the order of slots."""
+    """Give the slots that are done, bool[S], their next levels, in the order of slots."""
     done = jnp.asarray(done, bool)
     at = queue.taken + jnp.cumsum(done, dtype=jnp.int32) - 1
     gets = done & (at < queue.size)
@@ -81,6 +81,6 @@ def pop(queue: Queue, playing: Playing, done: ArrayLike) -> tuple[Queue, Playing
 
 
 def left(queue: Queue) -> Array:
-    """i32[Q], the levels that no slot came to, for `selector.abandon`; -1 elsewhere."""
+    """i32[Q]: the levels that no slot has played, for `selector.abandon`; -1 elsewhere."""
     waiting = jnp.arange(queue.task_ids.shape[0]) >= queue.taken
     return jnp.where(waiting, queue.task_ids, NO_LEVEL)

@@ -1,4 +1,4 @@
-"""Episodes of a rollout window as evidence.
+"""Turn the episodes of a rollout window into evidence.
 
 In: which steps ended an episode, what it came to, and the level that each slot played. Out:
 `Evidence`, and what has to be remembered for the next window. Two choices decide what is learned:
@@ -28,7 +28,7 @@ NO_LEVEL = -1
 
 
 class Running(NamedTuple):
-    """The episode that each of S slots is in the middle of."""
+    """The unfinished episode of each of S slots."""
 
     level_ids: Array  # i32[S], -1 before the first window
     steps: Array  # i32[S], steps of the episode so far
@@ -37,7 +37,7 @@ class Running(NamedTuple):
 
 
 def no_running(num_slots: int) -> Running:
-    """Slots before the first window."""
+    """S slots without an episode, for before the first window."""
     zeros = jnp.zeros((num_slots,), jnp.int32)
     return Running(zeros + NO_LEVEL, zeros, jnp.zeros_like(zeros), jnp.zeros((num_slots,), bool))
 

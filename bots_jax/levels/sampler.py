@@ -1,4 +1,4 @@
-"""A selector in the shape of jaxued's LevelSampler, for code written against that.
+"""A selector with the interface of jaxued's LevelSampler.
 
 In: success rates where jaxued hands over regrets. Out: the same calls and the same dict,
 `{levels, state, timestamps, episode_count, levels_extra}`, through jit and scan. Three lines of a
@@ -36,7 +36,7 @@ def success_rate(dones: ArrayLike, rewards: ArrayLike, episodes: int | None = 1)
 
 
 class LevelSampler:
-    """Replay by what a selector believes of each level, with the methods of jaxued's LevelSampler.
+    """Level replay chosen by a selector, with the methods of jaxued's LevelSampler.
 
     Args:
       selector: of batches of as many levels as `sample_replay_levels` is asked for.
@@ -80,7 +80,7 @@ class LevelSampler:
         }
 
     def sample_replay_decision(self, sampler: Sampler, rng: Array) -> Array:
-        """bool: replay, or play new levels."""
+        """bool: whether to replay; else play new levels."""
         filled = jnp.mean(sampler["state"].pool.active.astype(jnp.float32))
         return (filled >= self.minimum_fill_ratio) & (jax.random.uniform(rng) < self.replay_prob)
 
@@ -104,7 +104,7 @@ class LevelSampler:
     def update_batch(
         self, sampler: Sampler, level_inds: Array, scores: Array, level_extras: PyTree = None
     ) -> Sampler:
-        """Tell success rates f[num] of replayed levels; NaN: no episode ended."""
+        """Report success rates f[num] of replayed levels; NaN: no episode ended."""
         evidence = self._evidence(level_inds, scores)
         state, _ = self.selector.update(sampler["state"], evidence)
         return self._set_extra({**sampler, "state": state}, level_inds, level_extras)
@@ -112,7 +112,7 @@ class LevelSampler:
     def insert_batch(
         self, sampler: Sampler, levels: PyTree, scores: Array, level_extras: PyTree = None
     ) -> tuple[Sampler, Array]:
-        """New levels, with their success rates, into free rows or those of the least useful.
+        """Insert new levels and their success rates, in free rows or those of the least useful.
 
         A level is worth p (1 - p) of (successes + 1) / (trials + 2), and is inserted where that is
         more than what the level whose row it takes is believed to be worth. i32[num] rows, -1
@@ -141,7 +141,7 @@ class LevelSampler:
         return take(sampler["levels"], level_idx)
 
     def get_levels_extra(self, sampler: Sampler, level_idx: ArrayLike) -> PyTree:
-        """What is kept beside the levels of some rows."""
+        """The extra data stored with the levels of some rows."""
         return take(sampler["levels_extra"], level_idx)
 
     def _evidence(self, rows: Array, scores: Array) -> Evidence:

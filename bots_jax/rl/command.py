@@ -1,4 +1,4 @@
-"""`bots-jax finetune`: the command line, the progress bar and the table of the main job."""
+"""`bots-jax finetune`: its command line, progress bar and table."""
 
 from __future__ import annotations
 
@@ -93,19 +93,19 @@ class ProgressBar:
 _EPILOG = """\
 Results in the --out folder: config.json, steps/ (a line of JSON a step), results.jsonl (a
 line a run), summary.md, summary.csv, and plots. Ctrl-C loses nothing but the step in
-progress, a kill at most --checkpoint-every steps: --resume goes on and ends with the same numbers.
+progress, a kill at most --checkpoint-every steps; --resume continues to the same numbers.
 
 A file of your own tasks has the columns prompt, answer and, if you like, id, domain and
 reference (pass rates of a weaker and a stronger model); .jsonl, .parquet and .npz are read,
-as data only. --verifier is code of yours, named by you, that is imported and called: by
-default function(prompt, completion) -> reward in [0, 1], both of them text. With
+as data only. --verifier names your own code, which is imported and called: by default
+function(prompt, completion) -> reward in [0, 1], both of them text. With
 --verifier-kind jax it is function(pool) -> verifier, where verifier(task_ids i32[B],
 completions i32[B, G, L]) -> rewards f[B, G] is traced and runs on the device, and pool is a
 bots_jax.rl.tasks.TaskPool; see exact_verifier there.
 
-Defaults in brackets with "frontier:" are that world's; others have their own (see
-bots_jax/rl/worlds.py). With --tasks they are 60 steps of 32 tasks, measured every 10 by 4
-rollouts, at a constant rate of 0.0005 after a warm-up of 300, 900 and 1800 steps. Many seeds
+Defaults in brackets with "frontier:" are those of that problem (--world); others have their own
+(see bots_jax/rl/worlds.py). With --tasks they are 60 steps of 32 tasks, measured every 10 by 4
+rollouts, at a constant rate of 0.0005 after a warm-up of 300, 900 and 1800 steps. For many seeds
 and all worlds: bots-jax bench worlds"""
 
 MAIN_WORLD = "frontier"
@@ -116,7 +116,7 @@ def add_finetune_parser(subparsers: Any) -> argparse.ArgumentParser:
     base = FinetuneConfig.of_world(MAIN_WORLD)
     parser: argparse.ArgumentParser = subparsers.add_parser(
         "finetune",
-        help="finetune a small policy under several strategies and compare what it learns",
+        help="finetune a small policy with several strategies and compare what it learns",
         description="Finetune a small transformer by policy gradient on tasks that each "
         "strategy selects, with equal rollouts and paired seeds, and compare.",
         epilog=_EPILOG,
@@ -150,9 +150,9 @@ def _add_compared(parser: argparse.ArgumentParser, base: FinetuneConfig) -> None
     what = parser.add_argument_group("what is compared")
     names = ",".join(base.strategies)
     _of_world(what, "--strategies", names,
-        f"of {', '.join(STRATEGIES)}, each {HELP}")  # fmt: skip
-    _of_world(what, "--seeds", base.seeds, "how many seeds; intervals need several")
-    _add(what, "--first-seed", base.first_seed, "the seeds count up from here")
+        f"separated by commas; any of {', '.join(STRATEGIES)}, each {HELP}")  # fmt: skip
+    _of_world(what, "--seeds", base.seeds, "number of seeds; intervals need several")
+    _add(what, "--first-seed", base.first_seed, "the first seed")
     _of_world(what, "--steps", base.steps, "training steps of each run")
     _of_world(what, "--batch-size", base.batch_size, "tasks selected a step")
     _of_world(what, "--rollouts", base.loop.group_size, "completions of each selected task")
@@ -165,41 +165,37 @@ def _add_tasks(parser: argparse.ArgumentParser, base: FinetuneConfig) -> None:
     warmup = base.warmup
     data = parser.add_argument_group("tasks")
     data.add_argument("--world", choices=tuple(WORLDS), metavar="NAME",
-        help=f"whose tasks and base policy: {', '.join(WORLDS)} [{MAIN_WORLD}]")  # fmt: skip
-    _of_world(data, "--num-tasks", base.num_tasks, "generated tasks to train on")
-    _add(data, "--num-held-out", base.num_held_out, "tasks to measure on, at most")
-    _of_world(data, "--data-seed", base.data_seed, "of the generated tasks")
+        help=f"problem (tasks and base policy): {', '.join(WORLDS)} [{MAIN_WORLD}]")  # fmt: skip
+    _of_world(data, "--num-tasks", base.num_tasks, "number of generated tasks to train on")
+    _add(data, "--num-held-out", base.num_held_out, "largest number of held-out tasks")
+    _of_world(data, "--data-seed", base.data_seed, "seed of the generated tasks")
     none = {"type": str, "metavar": "FILE"}
     _add(data, "--tasks", None, "file of your own tasks, an eighth of them held out", **none)
     none["metavar"] = "MODULE:FUNCTION"
-    _add(data, "--verifier", None, "your judge of completions, instead of exact match", **none)
+    _add(data, "--verifier", None, "your verifier of completions, instead of exact match", **none)
     kinds = finetune.VERIFIER_KINDS
-    _add(
-        data, "--verifier-kind", base.verifier_kind, "what your judge is, see below", choices=kinds
-    )
+    _add(data, "--verifier-kind", base.verifier_kind, "its kind, see below", choices=kinds)
     _add(data, "--max-prompt-tokens", warmup.policy.max_prompt,
-        "room for a prompt, one token a character and one more")  # fmt: skip
+        "longest prompt: one token a character and one more")  # fmt: skip
     _add(data, "--max-answer-tokens", warmup.policy.max_answer,
-        "room for an answer, one token a character and one more")  # fmt: skip
+        "longest answer: one token a character and one more")  # fmt: skip
 
 
 def _add_policy(parser: argparse.ArgumentParser, base: FinetuneConfig) -> None:
     loop, gradient = base.loop, base.loop.gradient
     policy = parser.add_argument_group("policy gradient")
-    _add(
-        policy, "--estimator", gradient.estimator, "of the advantages", choices=get_args(Estimator)
-    )
-    _of_world(policy, "--learning-rate", gradient.learning_rate, "of AdamW")
+    _add(policy, "--estimator", gradient.estimator, "of advantages", choices=get_args(Estimator))
+    _of_world(policy, "--learning-rate", gradient.learning_rate, "AdamW's learning rate")
     policy.add_argument("--lr-decay", type=int, metavar="X",
-        help="steps by which it is 0 again; 0: constant [worlds: --steps, else 0]")  # fmt: skip
-    _add(policy, "--weight-decay", gradient.weight_decay, "of AdamW")
+        help="steps to decay it to 0; 0: constant [worlds: --steps, else 0]")  # fmt: skip
+    _add(policy, "--weight-decay", gradient.weight_decay, "AdamW's weight decay")
     _add(policy, "--lr-warmup", gradient.lr_warmup, "steps over which the learning rate rises")
     _add(policy, "--max-grad-norm", gradient.max_grad_norm, "gradients are clipped to this norm")
     _add(policy, "--clip", gradient.clip_low, "probability ratios are clipped to 1 -+ this")
     policy.add_argument("--clip-high", type=float, metavar="X",
-        help="to 1 + this above, if that is to differ [as --clip]")  # fmt: skip
-    _add(policy, "--kl-weight", gradient.kl_weight, "of the divergence from the base policy")
-    _add(policy, "--temperature-of-sampling", loop.temperature, "of the rollouts")
+        help="upper clip range: 1 + this [as --clip]")  # fmt: skip
+    _add(policy, "--kl-weight", gradient.kl_weight, "weight of the KL from the base policy")
+    _add(policy, "--temperature-of-sampling", loop.temperature, "of rollouts, when sampling")
 
 
 def _add_base_policy(parser: argparse.ArgumentParser, base: FinetuneConfig) -> None:
@@ -214,32 +210,37 @@ def _add_base_policy(parser: argparse.ArgumentParser, base: FinetuneConfig) -> N
     _of_world(
         base_policy, "--warmup-late", warmup.late_steps, "supervised steps to the strong reference"
     )
-    _add(base_policy, "--reference-rollouts", base.reference_rollouts, "of each task by each")
-    _add(base_policy, "--cache", default_cache(), "where the warm-up is kept", metavar="FOLDER")
+    _add(
+        base_policy,
+        "--reference-rollouts",
+        base.reference_rollouts,
+        "rollouts of each task by each reference",
+    )
+    _add(base_policy, "--cache", default_cache(), "of the warm-up", metavar="FOLDER")
 
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:
     from bots_jax.strategies import SETTINGS
 
     selectors = parser.add_argument_group(
-        "settings of the strategies", "they apply to those that have them and do not fix them"
+        "settings of the strategies", "applied to strategies that have them and do not fix them"
     )
     for name, text in SETTINGS.items():
         flag = f"--{name.replace('_', '-')}"
         selectors.add_argument(flag, type=float, metavar="X", help=text)
-    text = "what a task is worth to auto; pass_gain goes with --estimator maxrl [mixed]"
+    text = "how auto values a task; pass_gain goes with --estimator maxrl [mixed]"
     selectors.add_argument("--worth", choices=WORTHS, help=text)
     selectors.add_argument("--by-domain", action="store_true",
-        help="a capability of its own for each domain of your file, or family of ours")  # fmt: skip
+        help="a separate capability for each domain, or family of ours")  # fmt: skip
 
 
 def _add_results(parser: argparse.ArgumentParser, base: FinetuneConfig) -> None:
     out = parser.add_argument_group("results")
     _add(out, "--out", "runs/finetune", "folder for results", metavar="FOLDER")
-    out.add_argument("--resume", action="store_true", help="go on with what the folder holds")
-    out.add_argument("--overwrite", action="store_true", help="delete what the folder holds")
+    out.add_argument("--resume", action="store_true", help="resume the run in the folder")
+    out.add_argument("--overwrite", action="store_true", help="delete the run in the folder")
     _of_world(
-        out, "--checkpoint-every", base.checkpoint_every, "steps that a kill may cost, at most"
+        out, "--checkpoint-every", base.checkpoint_every, "at most so many steps are lost by a kill"
     )
 
 

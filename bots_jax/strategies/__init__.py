@@ -82,7 +82,7 @@ def open_settings(factory: Callable[..., Selector]) -> set[str]:
 
 
 def default_of(name: str, factory: Callable[..., Selector]) -> str:
-    """What a setting of a factory is where nothing is given."""
+    """The default of a setting of a factory."""
     value = inspect.signature(factory).parameters[name].default
     if value is None and factory is auto and name in ("forgetting", "implicit_weight"):
         return "learned"
@@ -92,7 +92,7 @@ def default_of(name: str, factory: Callable[..., Selector]) -> str:
 
 
 def _with_defaults(name: str, text: str) -> str:
-    """The text, and in brackets the default of most strategies; then of those with another."""
+    """The text with, in brackets, the most common default, then other strategies' defaults."""
     defaults = {
         label: default_of(name, factory)
         for label, factory in {**STRATEGIES, **ORACLES}.items()
@@ -113,11 +113,11 @@ SETTINGS: dict[str, str] = {
     name: _with_defaults(name, text)
     for name, text in {
         "target": "p*, the success probability worth training on",
-        "forgetting": "lambda, share of the posterior pulled to the prior a step",
+        "forgetting": "lambda, share of the posterior that returns to the prior in a step",
         "implicit_weight": "rho, weight of implicit evidence",
         "capability_momentum": "gamma, smoothing of the capability",
-        "temperature": "tau, noise in the choice, 0 for none",
-        "breadth": "c, what recent visits cost a task",
+        "temperature": "tau, noise in the choice; 0: none",
+        "breadth": "c, penalty for recent visits to a task: larger spreads over more tasks",
         "exploration": "share of the batch that is drawn uniformly",
     }.items()
 }

