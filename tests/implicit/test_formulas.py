@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -425,3 +426,36 @@ def rough_covariance(params: Any, first: int, last: int) -> Floats:
     block = np.block([[own, low.T], [low, low @ slope.T + np.diag(1 / np.asarray(effect))]])
     found[np.ix_(at, at)] = block
     return found
+
+
+@pytest.mark.parametrize("kinds", [None, [True, False, True, True]])
+@pytest.mark.parametrize("models", [0, 3])
+def test_the_prior_is_what_it_is_said_to_be(models: int, kinds: Any) -> None:
+    """Of other deviations than the defaults: by the dense covariance they mean."""
+    module, count = import_module("bots_jax.implicit.glm"), DOMAINS
+    scales = module.Prior(intercept=2.0, total=0.7, each=0.4, domain=0.6, embeddings=1.5)
+    size = 1 + models
+    with jax.enable_x64(True):
+        code = None
+        if kinds is not None:
+            code = SimpleNamespace(is_kind=jnp.asarray(kinds))
+        reference: Any = Reference(jnp.zeros((models, TASKS)), None, jnp.ones((4, TASKS)))._replace(
+            code=code
+        )
+        params = glm(prior=scales).init(reference, count)
+        whole, precision = dense(params)
+        grid = module._trusts(scales, 4)
+    trust = np.full(4, 4 / 1.5**2)
+    if kinds is not None:
+        trust = np.where(kinds, 3, 1) / 1.5**2
+        np.testing.assert_allclose(params.trust, [1 / 1.5**2, 3 / 1.5**2])
+    covariance = np.zeros((size + 4 + count,) * 2)
+    covariance[0, 0] = 4
+    covariance[1:size, 1:size] = 0.4**2 * np.eye(models) + (0.7 / max(models, 1)) ** 2
+    covariance[size : size + 4, size : size + 4] = np.diag(1 / trust)
+    covariance[size + 4 :, size + 4 :] = 0.36 * np.eye(count)
+    np.testing.assert_allclose(np.linalg.inv(precision), covariance, atol=1e-12)
+    np.testing.assert_allclose(params.covariance, covariance[: size + 4, : size + 4], atol=1e-12)
+    mean = [0.0, *[1 / max(models, 1)] * models, *[0.0] * (4 + count)]
+    np.testing.assert_allclose(whole, mean)
+    np.testing.assert_allclose(grid, 4 / (1.5**2 * 4.0 ** np.arange(-4, 2)))
