@@ -459,3 +459,55 @@ def test_the_prior_is_what_it_is_said_to_be(models: int, kinds: Any) -> None:
     mean = [0.0, *[1 / max(models, 1)] * models, *[0.0] * (4 + count)]
     np.testing.assert_allclose(whole, mean)
     np.testing.assert_allclose(grid, 4 / (1.5**2 * 4.0 ** np.arange(-4, 2)))
+
+
+def trust_of(told: Floats, precision: Floats, before: float, mine: Floats) -> float:
+    """The mean of log a over the grid by the likelihood of each a, for the weights `mine`."""
+    count = mine.sum()
+    grid = max(count, 1) / 4.0 ** np.arange(-4, 2)
+    values = []
+    for a in grid:
+        whole = precision + np.diag((a - before) * mine)
+        _, log_whole = np.linalg.slogdet(whole)
+        values.append((count * np.log(a) - log_whole + told @ np.linalg.solve(whole, told)) / 2)
+    weights = np.exp(np.array(values) - max(values))
+    return float(np.exp(weights @ np.log(grid) / weights.sum()))
+
+
+@pytest.mark.parametrize("domains", [False, True])
+def test_kinds_and_numbers_are_trusted_apart(domains: bool) -> None:
+    """First numbers while the trust in kinds is held, then kinds, by dense determinants."""
+    rng = np.random.default_rng(6)
+    is_kind = np.array([True, False, True, True, False])
+    count = DOMAINS if domains else 1
+    with jax.enable_x64(True):
+        estimator = glm()
+        code: Any = SimpleNamespace(is_kind=jnp.asarray(is_kind))
+        first: Any = Reference(jnp.zeros((1, TASKS)), None, jnp.zeros((5, TASKS)))
+        params = estimator.init(first._replace(code=code), count)
+
+        @jax.jit
+        def fit(params: Any, x: Any, rates: Any, s: Any, place: Any) -> Any:
+            fused = StepEvidence(s, jnp.full(TASKS, 8.0), place, count)
+            return estimator.fit(params, settings(0.9), Reference(rates, None, x), fused)
+
+        for _ in range(3):
+            x = rng.normal(size=(5, TASKS))
+            place = jnp.asarray(rng.integers(0, count, TASKS), jnp.int32) if domains else None
+            solved = rng.binomial(8, sigmoid(1.5 * x[0] - x[2] + 0.2 * x[1])) + 0.0
+            before = np.asarray(params.trust)
+            rates = rng.integers(0, 9, (1, TASKS)) / 8
+            params = fit(params, *(jnp.asarray(part) for part in (x, rates, solved)), place)
+            mean, precision = dense(params)
+            told, trust = precision @ mean, before.copy()
+            mine = [np.pad(0.0 + (is_kind == kinds), (2, len(mean) - 7)) for kinds in (False, True)]
+            for at in range(2):  # before trust was weighed anew
+                change = before[at] - float(params.trust[at])
+                precision = precision + np.diag(change * mine[at])
+            for at in range(2):
+                trust[at] = trust_of(told, precision, before[at], mine[at])
+                precision = precision + np.diag((trust[at] - before[at]) * mine[at])
+            np.testing.assert_allclose(params.trust, trust, rtol=1e-6)
+            np.testing.assert_allclose(mean, np.linalg.solve(precision, told), rtol=1e-6)
+            covariance = np.linalg.inv(precision)[:7, :7]
+            np.testing.assert_allclose(params.covariance, covariance, rtol=1e-6, atol=1e-9)
