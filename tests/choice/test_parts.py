@@ -41,9 +41,9 @@ def best(allowed: np.ndarray, count: int) -> list[int]:
     return ids[np.argsort(SCORES[ids])][:count].tolist()
 
 
-@pytest.mark.parametrize("exploration", [0.0, 0.5, 1.0])
-def test_domains_without_quotas_and_one_quota_are_no_matter(exploration: float) -> None:
+def test_domains_without_quotas_and_one_quota_are_no_matter() -> None:
     """The same batch, whatever the domains."""
+    exploration = 0.5
     plain = chosen(Plan(8, exploration, None), None)
     for plan, domain in (
         (Plan(8, exploration, None), DOMAIN),
@@ -60,7 +60,7 @@ def test_domains_without_quotas_and_one_quota_are_no_matter(exploration: float) 
     assert np.all(ALLOWED[plain[0]] & plain[2])
 
 
-@pytest.mark.parametrize("quotas", [(2, 3, 3), (8, 0, 0), (0, 1, 7), (1, 0, 12)])
+@pytest.mark.parametrize("quotas", [(2, 3, 3), (1, 0, 12)])
 @pytest.mark.parametrize("exploration", [0.0, 0.3])
 def test_quotas_are_filled_domain_by_domain(quotas: tuple[int, ...], exploration: float) -> None:
     """Places that a domain cannot fill go to the best of those left, of any domain."""

@@ -88,7 +88,7 @@ def test_windows_are_wide_enough_and_no_wider_than_may_be(target: float) -> None
             assert total == pytest.approx(size * each, rel=1e-12)
 
 
-@pytest.mark.parametrize("blocks", [1, 5, 8, 9, 64, 65, 300, 600])
+@pytest.mark.parametrize("blocks", [1, 5, 64, 65, 600])
 def test_a_walk_down_the_tree_ends_in_proportion(blocks: int) -> None:
     """Two levels a uniform: what is over in one is the threshold in the next, exactly."""
     rng = np.random.default_rng(blocks)
@@ -134,7 +134,7 @@ def test_hits_are_accepted_by_their_density() -> None:
 def test_every_chunk_of_a_race_counts() -> None:
     """Of 300 tasks alike, hit 8 x 666 times, each is accepted at its first hit, the nearest first.
 
-    Some thirty tasks in each of 40 races are not hit in the first chunk; in all, each is.
+    Some thirty tasks in each of 10 races are not hit in the first chunk; in all, each is.
     """
     count, tasks, total = 301, 300, 5e4
     hits = 2 * count + 64
@@ -150,17 +150,17 @@ def test_every_chunk_of_a_race_counts() -> None:
     def race(words: jax.Array) -> Result:
         return thinning.run(words, end, identify, jnp.float32(0.5), count)
 
-    words = jax.random.bits(jax.random.key(0), (40, 2), jnp.uint32)
+    words = jax.random.bits(jax.random.key(0), (10, 2), jnp.uint32)
     found = race(words)
     np.testing.assert_array_equal(found.found, tasks)
-    np.testing.assert_array_equal(np.sort(found.task_ids[:, :tasks], 1), [np.arange(tasks)] * 40)
+    np.testing.assert_array_equal(np.sort(found.task_ids[:, :tasks], 1), [np.arange(tasks)] * 10)
     np.testing.assert_array_equal(found.task_ids[:, tasks:], -1)
     off = np.asarray(found.draws[:, :tasks]) - 0.5
     assert np.all(np.diff(np.abs(off), axis=1) >= 0)
-    assert abs(np.mean(off > 0) - 0.5) < 0.03  # six standard errors of 12,000
-    # The last of 8 x hits points of a process of rate `total`: a mean of 40 within six errors.
+    assert abs(np.mean(off > 0) - 0.5) < 0.06  # six standard errors of 3,000
+    # The last of 8 x hits points of a process of rate `total`: a mean of 10 within six errors.
     mean = np.mean(found.explored) * total / (8 * hits)
-    assert abs(mean - 1) < 6 / np.sqrt(40 * 8 * hits)
+    assert abs(mean - 1) < 6 / np.sqrt(10 * 8 * hits)
 
 
 @pytest.mark.parametrize("before", [0, 2, 4, 5])

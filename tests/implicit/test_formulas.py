@@ -63,8 +63,7 @@ class Filled:
         return found
 
 
-@pytest.mark.parametrize("told", [False, True])
-@pytest.mark.parametrize("models", [0, 1, 3])
+@pytest.mark.parametrize(("models", "told"), [(0, False), (1, False), (3, True)])
 def test_unknown_references_are_filled(models: int, told: bool) -> None:
     """Before any task was evaluated, and after two steps; all rows at once and one by one."""
     rates, attempts = given(models)
@@ -72,14 +71,19 @@ def test_unknown_references_are_filled(models: int, told: bool) -> None:
     oracle = Filled(models)
     with jax.enable_x64(True):
         reference = Reference(jnp.asarray(rates), jnp.asarray(attempts) if told else None)
+
+        @jax.jit
+        def look(levels: Any, reference: Reference, evaluated: Any) -> tuple[Any, ...]:
+            filled = features.fill(levels, *features.logits(reference))
+            rows = features.filled_rows(levels, reference)
+            return filled, rows, features.learn_levels(levels, reference, evaluated)
+
         levels = features.no_levels(reference)
         for step in range(3):
-            found = features.fill(levels, *features.logits(reference))
-            np.testing.assert_allclose(found, oracle.values(rates, attempts), rtol=1e-12)
-            rows = features.filled_rows(levels, reference)
-            np.testing.assert_allclose(np.array(rows).reshape(rates.shape), found, rtol=1e-12)
             evaluated = np.random.default_rng(step).random(TASKS) < 0.4
-            levels = features.learn_levels(levels, reference, jnp.asarray(evaluated))
+            found, rows, levels = look(levels, reference, evaluated)
+            np.testing.assert_allclose(found, oracle.values(rates, attempts), rtol=1e-12)
+            np.testing.assert_allclose(np.array(rows).reshape(rates.shape), found, rtol=1e-12)
             oracle.learn(rates, attempts, evaluated)
 
 
@@ -213,10 +217,24 @@ def line_steps(domains: bool) -> list[Any]:
     return steps
 
 
+def step_of(estimator: Any, count: int) -> Any:
+    """fit and infer in one."""
+
+    @jax.jit
+    def step(params: Any, rates: Any, s: Any, n: Any, place: Any, own: Any = None) -> Any:
+        reference = Reference(rates, None)
+        fused = StepEvidence(s, n, place, count)
+        params = estimator.fit(params, settings(0.7), reference, fused, own)
+        return params, estimator.infer(params, reference, place)
+
+    return step
+
+
 @pytest.mark.parametrize("domains", [False, True])
 def test_linear_is_the_published_ratio(domains: bool) -> None:
     """Of means over the evaluated whose references are known, domain by domain."""
     estimator, count = linear(), DOMAINS if domains else 1
+    step = step_of(estimator, count)
     value, known = np.zeros(count), np.zeros(count, bool)
     with jax.enable_x64(True):
         steps = line_steps(domains)
@@ -232,12 +250,9 @@ def test_linear_is_the_published_ratio(domains: bool) -> None:
                 value[d] = 0.7 * value[d] + 0.3 * seen if known[d] else seen
                 known[d] = True
             place = jnp.asarray(domain, jnp.int32) if domains else None
-            fused = StepEvidence(jnp.asarray(s), jnp.asarray(n), place, count)
-            reference = Reference(jnp.asarray(rates), None)
-            params = estimator.fit(params, settings(0.7), reference, fused)
+            params, told = step(params, rates, s, n, place)
             np.testing.assert_allclose(params.value, value, rtol=1e-12)
             np.testing.assert_array_equal(params.known, known)
-            told = estimator.infer(params, reference, place)
             right = np.clip(lo + value[domain] * (hi - lo), 0, 1)
             sure = both & known[domain]
             np.testing.assert_array_equal(told.known, sure)
@@ -245,10 +260,10 @@ def test_linear_is_the_published_ratio(domains: bool) -> None:
             np.testing.assert_allclose(estimator.capability(params), value, rtol=1e-12)
 
 
-@pytest.mark.parametrize("domains", [False, True])
-@pytest.mark.parametrize("with_history", [False, True])
+@pytest.mark.parametrize(("domains", "with_history"), [(False, True), (True, False)])
 def test_least_squares_and_what_it_is_worth(domains: bool, with_history: bool) -> None:
     estimator, count = linear_ls(), DOMAINS if domains else 1
+    step = step_of(estimator, count)
     square, product, sums = np.zeros(count), np.zeros(count), (0.5, 2.0)
     with jax.enable_x64(True):
         steps = line_steps(domains)
@@ -275,14 +290,11 @@ def test_least_squares_and_what_it_is_worth(domains: bool, with_history: bool) -
                 0.7 * sums[1] + 0.6 + room[many].sum(),
             )
             place = jnp.asarray(domain, jnp.int32) if domains else None
-            fused = StepEvidence(jnp.asarray(s), jnp.asarray(n), place, count)
-            reference = Reference(jnp.asarray(rates), None)
             history = None if own is None else TaskCounts(*own)
-            params = estimator.fit(params, settings(0.7), reference, fused, history)
+            params, told = step(params, rates, s, n, place, history)
             np.testing.assert_allclose(params.square, square, rtol=1e-10)
             np.testing.assert_allclose(params.product, product, rtol=1e-10)
             np.testing.assert_allclose(params.dispersion, sums, rtol=1e-10)
-            told = estimator.infer(params, reference, place)
             mean = np.clip(lo + ((0.125 + product) / (0.25 + square))[domain] * gap, 0, 1)
             inner = np.clip(mean, 0.01, 0.99)
             wide = (gap / (inner * (1 - inner))) ** 2 * (0.25 / (0.25 + square))[domain]
@@ -338,7 +350,7 @@ def test_logit_infers_with_its_uncertainty(domains: bool) -> None:
 
 @pytest.mark.parametrize(
     ("models", "domains", "missing", "explained"),
-    [(2, True, 0.3, True), (4, False, 0.3, False), (1, True, 0.0, False)],
+    [(2, True, 0.3, True), (4, False, 0.3, False)],
 )
 def test_enough_steps_reach_the_mode(
     monkeypatch: pytest.MonkeyPatch, models: int, domains: bool, missing: float, explained: bool
@@ -363,8 +375,7 @@ def test_enough_steps_reach_the_mode(
         np.testing.assert_allclose(estimator.capability(params), sigmoid(level), rtol=1e-6)
 
 
-@pytest.mark.parametrize("more", [0, 2, 9])
-@pytest.mark.parametrize("domains", [False, True])
+@pytest.mark.parametrize(("more", "domains"), [(0, False), (2, True), (9, False), (9, True)])
 def test_the_regression_infers(more: int, domains: bool) -> None:
     """Mean, variance and counts by dense matrices, of few features and of many.
 
@@ -378,12 +389,7 @@ def test_the_regression_infers(more: int, domains: bool) -> None:
         embeddings = jnp.asarray(extra) if more else None
         reference = Reference(jnp.asarray(rates), jnp.asarray(attempts), embeddings)
         estimator, place = glm(least_counts=1.0), jnp.asarray(domain, jnp.int32)
-        params = estimator.init(reference, count)
-        for step in range(2):
-            n = np.random.default_rng(step).integers(0, 9, TASKS) + 0.0
-            s = np.random.default_rng(step).binomial(n.astype(int), 0.3) + 0.0
-            fused = StepEvidence(jnp.asarray(s), jnp.asarray(n), place if domains else None, count)
-            params = estimator.fit(params, settings(0.9), reference, fused)
+        params = some_regression(1 + models + more, count if domains else 0, models)
         told = estimator.infer(params, reference, place if domains else None)
         assert estimator.infer_roughly is not None
         rough = estimator.infer_roughly(params, reference, place if domains else None)
@@ -415,6 +421,23 @@ def test_the_regression_infers(more: int, domains: bool) -> None:
         assert np.all(found.known)
 
 
+def some_regression(size: int, effects: int, models: int) -> Any:
+    """Parameters as of some evidence: any mean, precision, levels and phi."""
+    rng, module = np.random.default_rng(7), import_module("bots_jax.implicit.glm")
+    factor = rng.normal(size=(size + effects, 2 * size))
+    whole = np.eye(size + effects) + factor @ factor.T / size
+    cross, effect = whole[:size, size:], np.diag(whole)[size:]
+    mean = rng.normal(0, 0.5, size + effects)
+    schur = whole[:size, :size] - (cross / effect) @ cross.T + 3 * np.eye(size)
+    return module.Regression(
+        module.Coefficients(*map(jnp.asarray, (mean[:size], mean[size:]))),
+        module.Precision(*map(jnp.asarray, (schur + (cross / effect) @ cross.T, cross, effect))),
+        jnp.asarray(np.linalg.inv(schur)),
+        features.Levels(*map(jnp.asarray, (rng.normal(size=models), np.arange(models) + 2.0))),
+        Overdispersion(jnp.float64(0.4), jnp.float64(3.0)),
+    )
+
+
 def rough_covariance(params: Any, first: int, last: int) -> Floats:
     """That of intercept, references and domains from their block of the weights' covariance."""
     own, cross, effect = params.covariance[:first, :first], *params.precision[1:]
@@ -428,8 +451,7 @@ def rough_covariance(params: Any, first: int, last: int) -> Floats:
     return found
 
 
-@pytest.mark.parametrize("kinds", [None, [True, False, True, True]])
-@pytest.mark.parametrize("models", [0, 3])
+@pytest.mark.parametrize(("models", "kinds"), [(0, None), (3, [True, False, True, True])])
 def test_the_prior_is_what_it_is_said_to_be(models: int, kinds: Any) -> None:
     """Of other deviations than the defaults: by the dense covariance they mean."""
     module, count = import_module("bots_jax.implicit.glm"), DOMAINS
@@ -474,26 +496,24 @@ def trust_of(told: Floats, precision: Floats, before: float, mine: Floats) -> fl
     return float(np.exp(weights @ np.log(grid) / weights.sum()))
 
 
-@pytest.mark.parametrize("domains", [False, True])
-def test_kinds_and_numbers_are_trusted_apart(domains: bool) -> None:
+def test_kinds_and_numbers_are_trusted_apart() -> None:
     """First numbers while the trust in kinds is held, then kinds, by dense determinants."""
     rng = np.random.default_rng(6)
     is_kind = np.array([True, False, True, True, False])
-    count = DOMAINS if domains else 1
     with jax.enable_x64(True):
         estimator = glm()
         code: Any = SimpleNamespace(is_kind=jnp.asarray(is_kind))
         first: Any = Reference(jnp.zeros((1, TASKS)), None, jnp.zeros((5, TASKS)))
-        params = estimator.init(first._replace(code=code), count)
+        params = estimator.init(first._replace(code=code), DOMAINS)
 
         @jax.jit
         def fit(params: Any, x: Any, rates: Any, s: Any, place: Any) -> Any:
-            fused = StepEvidence(s, jnp.full(TASKS, 8.0), place, count)
+            fused = StepEvidence(s, jnp.full(TASKS, 8.0), place, DOMAINS)
             return estimator.fit(params, settings(0.9), Reference(rates, None, x), fused)
 
         for _ in range(3):
             x = rng.normal(size=(5, TASKS))
-            place = jnp.asarray(rng.integers(0, count, TASKS), jnp.int32) if domains else None
+            place = jnp.asarray(rng.integers(0, DOMAINS, TASKS), jnp.int32)
             solved = rng.binomial(8, sigmoid(1.5 * x[0] - x[2] + 0.2 * x[1])) + 0.0
             before = np.asarray(params.trust)
             rates = rng.integers(0, 9, (1, TASKS)) / 8

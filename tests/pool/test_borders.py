@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from functools import cache
 from typing import Any
 
 import jax
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bots_jax import Evidence, add_tasks, auto, bots
+from bots_jax import Evidence, State, add_tasks, auto, bots
 from bots_jax.growth import count_new
 from bots_jax.pool.evidence import (
     MOST_TRIALS,
@@ -156,33 +157,44 @@ def test_new_tasks_refused(reference: Any, tasks: Any, models: int, message: str
         count_new(reference, tasks, models)
 
 
+@cache
+def pool(of: str) -> State:
+    """With room for three more tasks."""
+    given: dict[str, Any] = {
+        "plain": {"num_tasks": N},
+        "domains": {"num_tasks": N, "domains": integers(N)},
+        "rates": {"reference": RATES},
+        "attempts": {"reference": RATES, "reference_trials": [8.0, 8]},
+        "embeddings": {"reference": TaskFeatures(None, WIDE)},
+    }
+    return auto(batch_size=4).init(capacity=N + 3, **given[of])
+
+
 @pytest.mark.parametrize(
     ("of_pool", "of_tasks", "message"),
     [
-        ({}, {"reference_trials": [8.0]}, "reference_trials was given without reference"),
-        ({}, {"num_tasks": 1, "features": WIDE}, "features was given, but the pool was made with"),
-        ({}, {"num_tasks": 1, "domains": [0]}, "but the pool has no domains"),
-        ({"domains": integers(N)}, {"num_tasks": 1}, "domains=None, but the pool has domains"),
-        ({"domains": integers(N)}, {"num_tasks": 2, "domains": [0]}, r"domains has shape \(1,\)"),
-        ({"domains": integers(N)}, {"num_tasks": 1, "domains": [2]}, r"must lie in \[0, 2\)"),
-        ({"domains": integers(N)}, {"num_tasks": 1, "domains": [-1]}, r"must lie in \[0, 2\)"),
-        ({}, {"num_tasks": 4}, "4 tasks do not fit into 3 free rows"),
-        ({"reference": RATES}, {"reference": RATES[:, :1], "reference_trials": [8.0, 8]},
+        ("plain", {"reference_trials": [8.0]}, "reference_trials was given without reference"),
+        ("plain", {"num_tasks": 1, "features": WIDE}, "features was given, but the pool was"),
+        ("plain", {"num_tasks": 1, "domains": [0]}, "but the pool has no domains"),
+        ("domains", {"num_tasks": 1}, "domains=None, but the pool has domains"),
+        ("domains", {"num_tasks": 2, "domains": [0]}, r"domains has shape \(1,\)"),
+        ("domains", {"num_tasks": 1, "domains": [2]}, r"must lie in \[0, 2\)"),
+        ("domains", {"num_tasks": 1, "domains": [-1]}, r"must lie in \[0, 2\)"),
+        ("plain", {"num_tasks": 4}, "4 tasks do not fit into 3 free rows"),
+        ("rates", {"reference": RATES[:, :1], "reference_trials": [8.0, 8]},
          "reference_trials was given, but the pool was made without"),
-        ({"reference": RATES, "reference_trials": [8.0, 8]}, {"reference": RATES[:, :1]},
+        ("attempts", {"reference": RATES[:, :1]},
          "reference_trials is missing"),
-        ({"reference": TaskFeatures(None, WIDE)}, {"features": WIDE[:2, :1]}, r"finite \[3, A\]"),
-        ({"reference": TaskFeatures(None, WIDE)}, {"features": WIDE[:, 0]}, r"finite \[3, A\]"),
-        ({"reference": TaskFeatures(None, WIDE)}, {"features": WIDE[:, :1] + np.inf}, "finite"),
-        ({"reference": TaskFeatures(None, WIDE)}, {"num_tasks": 2, "features": WIDE[:, :1]},
+        ("embeddings", {"features": WIDE[:2, :1]}, r"finite \[3, A\]"),
+        ("embeddings", {"features": WIDE[:, 0]}, r"finite \[3, A\]"),
+        ("embeddings", {"features": WIDE[:, :1] + np.inf}, "finite"),
+        ("embeddings", {"num_tasks": 2, "features": WIDE[:, :1]},
          "features has 1 rows, expected one for 2 tasks"),
     ],
 )  # fmt: skip
-def test_growth_refused(of_pool: dict, of_tasks: dict, message: str) -> None:
-    tasks = {} if "reference" in of_pool else {"num_tasks": N}
-    state = auto(batch_size=4).init(capacity=N + 3, **tasks, **of_pool)
+def test_growth_refused(of_pool: str, of_tasks: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        add_tasks(state, **of_tasks)
+        add_tasks(pool(of_pool), **of_tasks)
 
 
 # --- evidence -------------------------------------------------------------------------------
