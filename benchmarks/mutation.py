@@ -443,10 +443,11 @@ def interval(killed: int, count: int) -> tuple[float, float]:
 
 
 def report(folder: Path, seeds: Sequence[str]) -> None:
-    """results/mutation.json of these samples."""
-    from benchmarks.common import save
+    """results/mutation.json of these samples, and of those that it held already."""
+    from benchmarks.common import RESULTS, save
 
-    rows: dict[str, Any] = {}
+    held = RESULTS / "mutation.json"
+    rows: dict[str, Any] = json.loads(held.read_text())["rows"] if held.exists() else {}
     for seed in seeds:
         lines = rows_in(folder / f"{seed}.jsonl")
         killed = sum(line["outcome"] != "survived" for line in lines)
