@@ -52,11 +52,11 @@ OF_DEFAULTS = "tests/test_interface.py"  # what notices another default
 OF_RL = "test_policy_gradient.py"  # what notices the named fault of weight decay
 LONGEST = 3600.0  # seconds of processor time that the tests of one file may take without a fault
 UNKNOWN = 1.0  # seconds that a test takes which no survey has measured
-# Files of tests of modules that have none of their name.
+# Files of tests to begin with, before that of the module's name.
 OF_MODULE = {
-    "choice/mixed": ("auto",), "choice/nearest": ("worth",), "choice/worth": ("mixed",),
+    "choice/mixed": ("mixed", "auto"), "choice/nearest": ("worth",), "choice/worth": ("worth", "mixed"),
     "choice/batch": ("parts",), "choice/thinning": ("window",), "belief/beta": ("golden",),
-    "belief/posterior": ("golden",), "belief/logit_normal": ("auto",),
+    "belief/posterior": ("golden",), "belief/logit_normal": ("logit_normal", "auto"),
     "belief/lengths": ("mixed", "auto"), "implicit/glm": ("formulas", "estimators", "features"),
     "implicit/overdispersion": ("formulas", "estimators"), "implicit/linear": ("formulas",),
     "implicit/logit": ("formulas", "estimators"), "implicit/features": ("formulas",),
@@ -65,7 +65,7 @@ OF_MODULE = {
     "grouped/selector": ("table_size",), "grouped/representation": ("table_size", "features"),
     "pool/visits": ("fuzz", "contract"), "pool/evidence": ("borders", "graded", "fuzz"),
     "pool/reference": ("borders", "bad_input"), "pool/features": ("columns",),
-    "strategies/kalman": ("kgps",), "strategies/dots": ("taken",),
+    "strategies/kalman": ("kalman", "kgps"), "strategies/dots": ("taken",),
     "bots_jax/auto_selector": ("auto",), "bots_jax/growth": ("borders",),
 }  # fmt: skip
 # And of all modules of a room.
@@ -77,8 +77,8 @@ BY_ROOM = {
     "grouped": ("grouped/",),
     "numerics": ("numerics/", "choice/test_thinning"),
     "strategies": (
-        "test_interface",
         "strategies/test_restart",
+        "test_interface",
         "strategies/test_skeleton",
         "test_contract",
     ),
@@ -297,9 +297,8 @@ def near_files(tree: Path, file: str, tests: set[str]) -> list[str]:
     def of(stem: str) -> list[str]:
         return sorted(test for test in tests if Path(test).stem == f"test_{stem}")
 
-    found = of(path.stem)
-    for stem in OF_MODULE.get(f"{room}/{path.stem}", ()):
-        found += of(stem)
+    found = [test for stem in OF_MODULE.get(f"{room}/{path.stem}", ()) for test in of(stem)]
+    found += of(path.stem)
     module = file.removesuffix(".py").replace("/", ".")
     found += sorted(test for test in tests if module in (tree / test).read_text())
     for user in sorted((tree / path.parent).glob("*.py")):
