@@ -54,8 +54,9 @@ LONGEST = 3600.0  # seconds of processor time that the tests of one file may tak
 UNKNOWN = 1.0  # seconds that a test takes which no survey has measured
 # Files of tests to begin with, before that of the module's name.
 OF_MODULE = {
-    "choice/mixed": ("mixed", "auto"), "choice/nearest": ("worth",), "choice/worth": ("worth", "mixed"),
-    "choice/batch": ("parts",), "choice/thinning": ("window",), "belief/beta": ("golden",),
+    "choice/mixed": ("mixed", "auto"), "choice/nearest": ("worth",),
+    "choice/worth": ("worth", "mixed"), "choice/batch": ("parts",), "choice/thinning": ("window",),
+    "belief/beta": ("golden",),
     "belief/posterior": ("golden",), "belief/logit_normal": ("logit_normal", "auto"),
     "belief/lengths": ("mixed", "auto"), "implicit/glm": ("formulas", "estimators", "features"),
     "implicit/overdispersion": ("formulas", "estimators"), "implicit/linear": ("formulas",),
