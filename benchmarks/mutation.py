@@ -269,7 +269,8 @@ def tests_of(work: Work, file: str, mutant: Mutant, every: Sequence[str]) -> lis
         functions = list(mentioning(work.tree, names, file))
     calling = {test for name, function in functions
                for test in work.calls.get(name, {}).get(function, [])}  # fmt: skip
-    words = {*mutant.names, *mutant.function.replace(".<locals>", "").split(".")} - {""}
+    own = () if mutant.function else ("defaults",)  # what most such faults are in
+    words = {*own, *mutant.names, *mutant.function.replace(".<locals>", "").split(".")} - {""}
     files = near_files(work.tree, file, {test.split("::")[0] for test in every})
     place = {name: at for at, name in enumerate(files)}
 
