@@ -48,27 +48,41 @@ NOT_RUN = {
     "test_size.py", "test_rooms.py", "test_sharding.py", "test_readme.py", "test_levels.py",
 }  # fmt: skip
 AT_IMPORT = "called at import"
+OF_DEFAULTS = "tests/test_interface.py"  # what notices another default
 OF_RL = "test_policy_gradient.py"  # what notices the named fault of weight decay
 LONGEST = 3600.0  # seconds of processor time that the tests of one file may take without a fault
 UNKNOWN = 1.0  # seconds that a test takes which no survey has measured
-# Files of tests of modules that have none of their name.
+# Files of tests to begin with, before that of the module's name.
 OF_MODULE = {
-    "choice/mixed": ("auto",), "choice/nearest": ("worth",), "belief/beta": ("golden",),
-    "belief/posterior": ("golden",), "belief/logit_normal": ("auto",), "belief/lengths": ("auto",),
-    "implicit/glm": ("estimators", "auto"), "implicit/overdispersion": ("estimators",),
-    "grouped/mixed": ("grouped_auto",), "grouped/logit_normal": ("grouped_auto",),
-    "pool/visits": ("fuzz", "contract"), "pool/evidence": ("graded", "bad_input", "fuzz"),
-    "strategies/kalman": ("kgps",), "bots_jax/auto_selector": ("auto",),
+    "choice/mixed": ("mixed", "auto"), "choice/nearest": ("worth",),
+    "choice/worth": ("worth", "mixed"), "choice/batch": ("parts",), "choice/thinning": ("window",),
+    "belief/beta": ("golden",),
+    "belief/posterior": ("golden",), "belief/logit_normal": ("logit_normal", "auto"),
+    "belief/lengths": ("mixed", "auto"), "implicit/glm": ("formulas", "estimators", "features"),
+    "implicit/overdispersion": ("formulas", "estimators"), "implicit/linear": ("formulas",),
+    "implicit/logit": ("formulas", "estimators"), "implicit/features": ("formulas",),
+    "grouped/mixed": ("grouped_auto",), "grouped/logit_normal": ("table_size", "grouped_auto"),
+    "grouped/slots": ("table_size",), "grouped/table": ("table_size", "short_lists"),
+    "grouped/selector": ("table_size",), "grouped/representation": ("table_size", "features"),
+    "pool/visits": ("fuzz", "contract"), "pool/evidence": ("borders", "graded", "fuzz"),
+    "pool/reference": ("borders", "bad_input"), "pool/features": ("columns",),
+    "strategies/kalman": ("kalman", "kgps"), "strategies/dots": ("taken",),
+    "bots_jax/auto_selector": ("auto",), "bots_jax/growth": ("borders",),
 }  # fmt: skip
 # And of all modules of a room.
 BY_ROOM = {
     "pool": ("pool/", "test_contract", "test_fuzz", "test_bad_input"),
     "implicit": ("implicit/", "test_golden", "test_auto"),
-    "belief": ("test_golden", "test_auto", "choice/test_worth"),
+    "belief": ("belief/", "test_golden", "test_auto", "choice/test_worth"),
     "choice": ("choice/", "test_auto", "test_contract"),
     "grouped": ("grouped/",),
     "numerics": ("numerics/", "choice/test_thinning"),
-    "strategies": ("strategies/test_skeleton", "test_contract"),
+    "strategies": (
+        "strategies/test_restart",
+        "test_interface",
+        "strategies/test_skeleton",
+        "test_contract",
+    ),
     "bots_jax": ("strategies/test_skeleton", "test_contract", "test_interface", "test_auto"),
 }
 COPIED = ("bots_jax", "tests", "docs", "examples", "README.md", "CHANGELOG.md", "pyproject.toml")
@@ -255,7 +269,8 @@ def tests_of(work: Work, file: str, mutant: Mutant, every: Sequence[str]) -> lis
         functions = list(mentioning(work.tree, names, file))
     calling = {test for name, function in functions
                for test in work.calls.get(name, {}).get(function, [])}  # fmt: skip
-    words = {*mutant.names, *mutant.function.replace(".<locals>", "").split(".")} - {""}
+    own = () if mutant.function else ("defaults",)  # what most such faults are in
+    words = {*own, *mutant.names, *mutant.function.replace(".<locals>", "").split(".")} - {""}
     files = near_files(work.tree, file, {test.split("::")[0] for test in every})
     place = {name: at for at, name in enumerate(files)}
 
@@ -284,9 +299,8 @@ def near_files(tree: Path, file: str, tests: set[str]) -> list[str]:
     def of(stem: str) -> list[str]:
         return sorted(test for test in tests if Path(test).stem == f"test_{stem}")
 
-    found = of(path.stem)
-    for stem in OF_MODULE.get(f"{room}/{path.stem}", ()):
-        found += of(stem)
+    found = [test for stem in OF_MODULE.get(f"{room}/{path.stem}", ()) for test in of(stem)]
+    found += of(path.stem)
     module = file.removesuffix(".py").replace("/", ".")
     found += sorted(test for test in tests if module in (tree / test).read_text())
     for user in sorted((tree / path.parent).glob("*.py")):
@@ -362,7 +376,8 @@ def try_mutant(
 
 def in_new_server(work: Work, tests: Sequence[str]) -> Any:
     """The same where what is imported has to be imported anew."""
-    files = list(dict.fromkeys(test.split("::")[0] for test in tests))[:4]
+    near = list(dict.fromkeys(test.split("::")[0] for test in tests))
+    files = near[:4] + [file for file in near[4:] if file == OF_DEFAULTS]
     server = Server(work.tree, files, work.cache, work.folder / "new.log")
     told = server.ready or {"hung": True}
     if not told.get("failed", "hung"):
@@ -429,10 +444,11 @@ def interval(killed: int, count: int) -> tuple[float, float]:
 
 
 def report(folder: Path, seeds: Sequence[str]) -> None:
-    """results/mutation.json of these samples."""
-    from benchmarks.common import save
+    """results/mutation.json of these samples, and of those that it held already."""
+    from benchmarks.common import RESULTS, save
 
-    rows: dict[str, Any] = {}
+    held = RESULTS / "mutation.json"
+    rows: dict[str, Any] = json.loads(held.read_text())["rows"] if held.exists() else {}
     for seed in seeds:
         lines = rows_in(folder / f"{seed}.jsonl")
         killed = sum(line["outcome"] != "survived" for line in lines)
