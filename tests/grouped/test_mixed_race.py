@@ -23,7 +23,7 @@ BEGINS = np.array([0.0, 0.0, 0.5]) * LOTTERY * BATCH / TASKS
 
 
 def test_large_groups_are_taken_as_if_each_task_were_scored() -> None:
-    """How many of the batch are of each group, of which group is each place, and of which hundred tasks.
+    """How many of the batch are of each group, and of which group and hundred tasks they are.
 
     Three two-sample tests, each of which fails by chance with probability FAILURE.
     """
