@@ -8,7 +8,8 @@ piece a device, everything else on all of them:
 From there on the selector is used as on one device. What it computes of each task is computed
 where the task lives. Only small arrays cross devices: a rate a block of 64 tasks, the tasks
 that the race hits, the batch. Selections and posteriors are the same, bit for bit, on any
-number of devices of one kind, because no float sum is taken in an order that depends on it:
+number of devices of one kind from two on (on one, XLA may compile to code that differs in last
+bits), because no float sum is taken in an order that depends on it:
 a sum goes over fixed blocks of 64 tasks first, each on one device, and then, on every
 device alike, over the blocks.
 
