@@ -35,6 +35,9 @@ lint: $(VENV)/.test
 types: $(VENV)/.test
 	$(BIN)/mypy
 
+# Workers and tests compile the same programs, most of them in less than the 0.3 s of above.
+unit users-flags: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS = 0.05
+
 unit: $(VENV)/.test
 	$(BIN)/pytest -n $(WORKERS) --dist worksteal $(ARGS)
 

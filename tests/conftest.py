@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,10 +17,12 @@ jax.config.update("jax_num_cpu_devices", 8)
 # Tests compile much and compute little: what LLVM would spend on optimising is not earned
 # back, nor are the emitters of fused loops that are written in MLIR; without them compiling
 # takes less than half the time. Set before the first computation, which is when XLA reads it.
-# Users have neither flag: `make users-flags` runs the tests of bits and some steps as they do.
+# Users have none of the flags: `make users-flags` runs the tests of bits and some steps as they do.
 EMITTERS = "xla_cpu_use_fusion_emitters"
 knows_emitters = jaxlib.version.__version_info__ < (0, 12)  # XLA aborts at flags it has dropped
-QUICK = ["--xla_backend_optimization_level=0", *[f"--{EMITTERS}=false"] * knows_emitters]
+ONE_MODULE = "--xla_cpu_parallel_codegen_split_count=1"  # cut up for threads that nobody has
+QUICK = ["--xla_backend_optimization_level=0"]
+QUICK += [f"--{EMITTERS}=false", ONE_MODULE] * knows_emitters
 if not os.environ.get("BOTS_JAX_USERS_FLAGS"):
     os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *QUICK])
 # `compiler_options` of the few functions that compute for long: there it is earned back.
@@ -27,6 +30,9 @@ OPTIMISED = {"xla_backend_optimization_level": 3}
 # And where every bit must agree: without these emitters, arrays of other lengths, as each of
 # several devices has them, are rounded otherwise.
 EVERY_BIT = {EMITTERS: True} if knows_emitters else None
+
+# What JAX traces is many small objects, of which few are garbage: seldom looked through.
+gc.set_threshold(100_000, 50, 20)
 
 # Compiled examples differ in duration by orders of magnitude, so no deadline; the same
 # examples at every run, so that a failure here is a failure there.

@@ -72,6 +72,10 @@ class SeedsConfig:
             )
 
 
+View = Callable[[Array, Array], Array]
+_VIEW = 20_011  # the seed of what views draw
+
+
 class _Told(NamedTuple):
     """What is kept of each step."""
 
@@ -91,6 +95,7 @@ def run_seeds(
     bases: Sequence[Params] | None = None,
     name: str = "",
     eligible: Any = None,
+    view: View | None = None,
     partial: str | os.PathLike[str] | None = None,
     told: Callable[[int], None] = lambda step: None,
 ) -> list[Record]:
@@ -102,6 +107,8 @@ def run_seeds(
       bases: the policy that each seed starts from; None: all from `task.base`.
       name: the strategy, for the records.
       eligible: bool[N], False for tasks that are never to be selected; None for all.
+      view: what an oracle is told in place of the true rates f[N], a function of a key and of
+        them; None: the rates themselves.
       partial: file that keeps the runs from one evaluation to the next, so that they go on
         where they were interrupted; it is removed at the end. The caller sees to it that it
         belongs to these very arguments.
@@ -120,7 +127,7 @@ def run_seeds(
     ]
     states = jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts)
     states = states._replace(seed=jnp.asarray(seeds, jnp.uint32))
-    advance, evaluate = _compile(selector, task, config, eligible)
+    advance, evaluate = _compile(selector, task, config, eligible, view)
     heldout = [np.asarray(evaluate(states.train.params))]
     seen: list[_Told] = []
     states, heldout, seen = _take_up(partial, states, heldout, seen)
@@ -138,7 +145,11 @@ def run_seeds(
 
 
 def _compile(
-    selector: Selector, task: Task, config: SeedsConfig, eligible: Any = None
+    selector: Selector,
+    task: Task,
+    config: SeedsConfig,
+    eligible: Any = None,
+    view: View | None = None,
 ) -> tuple[Callable[[LoopState], tuple[LoopState, _Told]], Callable[[Params], Array]]:
     """Steps up to the next evaluation, and the evaluation; both over seeds, jitted."""
     prompts = jnp.asarray(task.pool.prompts)
@@ -152,6 +163,9 @@ def _compile(
     def look(state: LoopState, _: None) -> tuple[LoopState, Any]:
         """Steps under the true rates of the policy that begins them."""
         rates = answer_probabilities(task.graphdef, state.train.params, prompts, answers)
+        if view is not None:  # a key of its own: the step's are made of the seed and the step
+            key = jax.random.fold_in(jax.random.key(_VIEW), state.seed)
+            rates = view(jax.random.fold_in(key, state.step), rates)
         known = state.selector.reference._replace(rates=rates[None])
         state = state._replace(selector=state.selector._replace(reference=known))
         return jax.lax.scan(step, state, length=config.truth_every)

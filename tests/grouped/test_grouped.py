@@ -17,6 +17,7 @@ from bots_jax.grouped import table
 from bots_jax.grouped.groups import draw_member, find_codes, group_of, make_groups
 from bots_jax.pool.reference import ReferenceCounts, ReferenceGroups
 from tests.choice.test_batch import FAILURE, assert_same_rates, brute_force, membership, together
+from tests.conftest import OPTIMISED
 from tests.test_golden import counts, golden_case
 
 ROLLOUTS = 16
@@ -146,7 +147,8 @@ def test_small_pool_inclusions_pairs_and_distance(form: str) -> None:
     alpha, beta = counts(selector, state)
     keys = jax.random.split(jax.random.key(0), runs)
     find = jax.jit(
-        lambda keys: jax.lax.map(lambda key: selector.select(key, state)[1], keys, batch_size=500)
+        lambda keys: jax.lax.map(lambda key: selector.select(key, state)[1], keys, batch_size=500),
+        compiler_options=OPTIMISED,
     )
     chosen = find(keys)
     brute = [brute_force(rng, alpha, beta, batch, 0.5) for _ in range(runs)]

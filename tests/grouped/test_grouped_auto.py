@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +21,7 @@ from bots_jax.grouped.mixed import sweep_credit
 from bots_jax.grouped.selector import enlarge
 from bots_jax.pool.reference import ReferenceGroups
 from tests.choice.test_batch import assert_same_rates, membership
+from tests.conftest import OPTIMISED
 
 BATCH, ROLLOUTS = 8, 8
 # At first all but one are raced: those with at least 4 x 42 tasks without a slot.
@@ -88,6 +91,16 @@ def test_beliefs_are_those_of_the_dense_pool(forgetting: float | None) -> None:
 # --- selections ----------------------------------------------------------------------------------
 
 
+@cache
+def select_often(selector: Selector) -> Callable[..., jax.Array]:
+    """The tasks selected by each key, compiled once for all states."""
+
+    def find(keys: jax.Array, state: State, mask: jax.Array) -> jax.Array:
+        return jax.lax.map(lambda key: selector.select(key, state, mask)[1].task_ids, keys)
+
+    return jax.jit(find, compiler_options=OPTIMISED)
+
+
 @pytest.mark.parametrize("crowded", [False, True])
 def test_selections_have_the_same_distribution(crowded: bool) -> None:
     """Inclusions in the batch and in its better half of each task, with a mask and tasks in flight.
@@ -119,8 +132,7 @@ def test_selections_have_the_same_distribution(crowded: bool) -> None:
             state = FEW.abandon(state, state.pool.slot_ids[slots.visit >= 0])
             again = jnp.zeros(TASKS, bool).at[busy].set(True)
             state = FEW.select(jax.random.key(1), state, again)[0]
-        one = lambda key, s=selector, x=state: s.select(key, x, mask)[1]  # noqa: E731
-        found.append(np.asarray(jax.jit(lambda k, f=one: jax.lax.map(f, k))(keys).task_ids))
+        found.append(np.asarray(select_often(selector)(keys, state, mask)))
     for ids in found:
         assert np.all(np.asarray(mask)[ids])
         assert not np.isin(ids, busy).any()

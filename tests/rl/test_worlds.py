@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 from bots_jax.bench.environment import Strategy
+from bots_jax.bench.environments import worlds as environments
 from bots_jax.bench.environments.worlds import worlds_environment
 from bots_jax.bench.matrix import Matrix, make_plan
 from bots_jax.bench.measures import values_of
@@ -208,8 +210,27 @@ def test_an_oracle_sees_the_policy_as_it_is(data: worlds.WorldData) -> None:
     nearest = np.sort(away)[:4]
     for step in range(2):  # under one look
         np.testing.assert_allclose(np.sort(away[ids[step]]), nearest, atol=1e-5)
+    blind = seeds.run_seeds(rule, first, task, config, [0], view=lambda key, rates: rates * 0 + 0.5)
+    assert np.array(blind[0]["task_ids"]).tolist() != ids.tolist()
     with pytest.raises(ValueError, match="truth_every=3 must divide eval_every=4"):
         seeds.SeedsConfig(4, 4, truth_every=3)
+
+
+def test_oracles_may_see_kinds_alone_or_roughly(data: worlds.WorldData) -> None:
+    rng, family, size = np.random.default_rng(0), np.arange(600) % 3, np.arange(600) // 300
+    pool = SimpleNamespace(family=family, size=size)
+    rates = rng.beta(0.3, 0.7, 600).astype(np.float32)
+    key = jax.random.key(0)
+    by_kind = np.asarray(environments.view_of("truth-kinds", pool)(key, jnp.asarray(rates)))
+    for kind in range(6):
+        mine = (family == kind % 3) & (size == kind // 3)
+        worth = np.mean(4.0 * rates[mine] * (1 - rates[mine]))
+        np.testing.assert_allclose(4 * by_kind[mine] * (1 - by_kind[mine]), worth, rtol=1e-4)
+    rough = np.asarray(environments.view_of("truth-rough", pool)(key, jnp.full(600, 0.3)))
+    error = np.log(rough / (1 - rough)) - np.log(0.3 / 0.7)
+    assert abs(error.mean()) < 0.3  # 5 standard errors
+    assert abs(error.std() / 1.5 - 1) < 0.15
+    assert environments.view_of("truth", pool) is None
 
 
 def test_an_interrupted_run_goes_on_to_the_same_numbers(

@@ -16,16 +16,19 @@ cores: keep it in one cache; `benchmarks.worlds` refuses runs of one seed that s
 many strategies need them); `hidden`, what the base policy's hidden states make of the prompts;
 `everything`, prompts and references; `teaching`, prompts, and never a task of the families that
 can be guessed: an oracle that knows which families teach; `truth`, for the oracles of the package
-alone, the true pass rate of every task under the policy as it is, looked up every few steps; and
-`truth-teaching`, both.
+alone, the true pass rate of every task under the policy as it is, looked up every few steps;
+`truth-teaching`, both; `truth-kinds`, what the tasks of each family and size are worth on average,
+which is the most that can be known of a task by its kind; and `truth-rough`, the true rates with an
+error of 1.5 in their logits.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +50,10 @@ from bots_jax.evaluate.metrics import Curve
 from bots_jax.pool.reference import TaskFeatures
 
 TRUTH, TEACHING, TRUTH_TEACHING = "truth", "teaching", "truth-teaching"
-TELLS = (
-    "nothing", "prompts", "references", "hidden", "everything", TEACHING, TRUTH, TRUTH_TEACHING,
-)  # fmt: skip
+TRUTH_KINDS, TRUTH_ROUGH = "truth-kinds", "truth-rough"
+TRUTHS = (TRUTH, TRUTH_TEACHING, TRUTH_KINDS, TRUTH_ROUGH)
+TELLS = ("nothing", "prompts", "references", "hidden", "everything", TEACHING, *TRUTHS)
+ROUGHLY = 1.5  # logits, of the error in `truth-rough`
 TRUTH_EVERY = 20  # steps; a look at 6,000 tasks costs what some thirty steps do
 COMPONENTS = 32  # of features, at most
 _READ = ("prompts", "everything", TEACHING)  # by whom the prompts' text is read
@@ -99,7 +103,7 @@ def worlds_environment(
         sizes = {"batch_size": place.batch_size, "rollouts": place.rollouts}
         rule = only_free(strategy, strategy.make(**sizes))
         told = strategy.told or (TRUTH if reads_truth(rule) else "references")
-        true, teaching = told in (TRUTH, TRUTH_TEACHING), told in (TEACHING, TRUTH_TEACHING)
+        true, teaching = told in TRUTHS, told in (TEACHING, TRUTH_TEACHING)
         _check_oracle(strategy.name, told, reads_truth(rule), true)
         for seed in set(seeds) - set(made):
             made[seed] = worlds.make_world(place, cache_folder(cache), base=seed)
@@ -117,6 +121,7 @@ def worlds_environment(
             name=strategy.name,
             bases=[data.start.base for data in datas],
             eligible=worlds.teaches(one.pool) if teaching else None,
+            view=view_of(told, one.pool),
             partial=None if workspace is None else Path(workspace) / f"{known}.npz",
         )
         measured = [_measure(run, place.rollouts) for run in runs]
@@ -140,8 +145,7 @@ def _changed(world: Any, **given: Any) -> Any:
 def _check_oracle(name: str, told: str, is_oracle: bool, true: bool) -> None:
     if is_oracle != true:
         raise ValueError(
-            f"strategy {name}, told {told}: oracles are told {TRUTH} or {TRUTH_TEACHING}, and "
-            "they alone"
+            f"strategy {name}, told {told}: oracles are told {' or '.join(TRUTHS)}, and they alone"
         )
 
 
@@ -158,12 +162,38 @@ def first_state(selector: Any, data: Any, told: str, name: str, text: Any = None
             return selector.init(data.reference)
         if told == "nothing":
             return selector.init(num_tasks=num_tasks)
-        if told in (TRUTH, TRUTH_TEACHING):  # written anew before the first step
+        if told in TRUTHS:  # written anew before the first step
             return selector.init(np.full((1, num_tasks), 0.5, np.float32))
         rates = data.reference if told == "everything" else None
         return selector.init(TaskFeatures(rates, _hidden_states(data) if text is None else text))
     except ValueError as error:
         raise ValueError(f"strategy {name}, told {told}: {error}") from None
+
+
+def view_of(told: str, pool: Any) -> Callable[[jax.Array, jax.Array], jax.Array] | None:
+    """What an oracle sees of the true rates f[N]; None where it sees them as they are."""
+    if told == TRUTH_KINDS:
+        kinds = np.stack([np.asarray(pool.family), np.asarray(pool.size)], axis=1)
+        of_task = np.unique(kinds, axis=0, return_inverse=True)[1].ravel()
+        return functools.partial(_by_kind, of_task, np.bincount(of_task))
+    return _roughly if told == TRUTH_ROUGH else None
+
+
+def _by_kind(
+    kind: np.ndarray, sizes: np.ndarray, rng_key: jax.Array, rates: jax.Array
+) -> jax.Array:
+    """f[N]: the rate, at most 1/2, whose 4 p (1 - p) is the mean of those of the task's kind.
+
+    Not the mean rate: tasks solved always and never would pass for half solved ones.
+    """
+    worth = jax.ops.segment_sum(4 * rates * (1 - rates), kind, len(sizes)) / sizes
+    return (0.5 * (1 - jnp.sqrt(jnp.maximum(1 - worth, 0))))[kind]
+
+
+def _roughly(rng_key: jax.Array, rates: jax.Array) -> jax.Array:
+    """f[N]: the rates with another normal error in their logits at each look."""
+    logits = jax.scipy.special.logit(jnp.clip(rates, 1e-5, 1 - 1e-5))
+    return jax.nn.sigmoid(logits + ROUGHLY * jax.random.normal(rng_key, rates.shape, rates.dtype))
 
 
 def _hidden_states(data: Any) -> np.ndarray:
