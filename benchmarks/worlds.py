@@ -38,7 +38,7 @@ STYLES = {
 }
 OTHER = ("#000000", ":")
 HEAD = (
-    "told", "held-out at the end", "less uniform", "less epochs", "TTB(100%), uniform",
+    "given", "held-out at the end", "minus uniform", "minus epochs", "TTB(100%), uniform",
     "TTB(100%), epochs", "in tokens", "ETR", "effective tasks", "largest fall",
 )  # fmt: skip
 
