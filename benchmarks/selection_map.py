@@ -256,10 +256,10 @@ def plot(found: Mapping[str, Any], path: Path) -> None:
         reach = [cell for cell in here if cell["in_reach"]]
         if reach:
             _line(axes, reach, "#009e73", "--", "simulator, never solved but in reach later")
-        for point in found["worlds"]:
-            nearest = min(PASSES, key=lambda p: abs(np.log(p / point["passes"])))
-            if nearest == passes:
-                _point(axes, point)
+        points = [point for point in found["worlds"] if _nearest(point["passes"]) == passes]
+        for point in points:
+            _point(axes, point)
+        _names(axes, [point for point in points if point["told"] == "prompts"])
         axes.axhline(1, color="#9a9a9a", linewidth=0.8)
         axes.set_title(f"{passes:g} passes over the pool", fontsize=10)
         axes.set_xlabel("share of tasks never solved in 8 rollouts")
@@ -270,8 +270,10 @@ def plot(found: Mapping[str, Any], path: Path) -> None:
         axes.minorticks_off()
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("TTB(100%) of auto against uniform; 1: no faster")
-    lines = {line.get_label(): line for axes in panels for line in axes.get_lines()}
-    shown = {name: line for name, line in lines.items() if not name.startswith("_")}
+    shown = {}
+    for axes in panels:
+        handles, labels = axes.get_legend_handles_labels()
+        shown |= dict(zip(labels, handles, strict=True))
     figure.legend(shown.values(), shown.keys(), loc="lower center", ncol=3, fontsize=8,
                   frameon=False)  # fmt: skip
     figure.tight_layout(rect=(0, 0.1, 1, 1))
@@ -296,6 +298,11 @@ def _line(axes: Any, cells: Sequence[Mapping[str, Any]], colour: str, dash: str,
     axes.fill_between(x, low, high, color=colour, alpha=0.18)
 
 
+def _nearest(passes: float) -> float:
+    """That of PASSES, in proportion."""
+    return min(PASSES, key=lambda one: abs(np.log(one / passes)))
+
+
 def _point(axes: Any, point: Mapping[str, Any]) -> None:
     told = {"prompts": ("s", "#000000"), "references": ("^", "#9a9a9a")}
     marker, colour = told[point["told"]]
@@ -303,10 +310,21 @@ def _point(axes: Any, point: Mapping[str, Any]) -> None:
     bars = [[ttb["value"] - ttb["low"]], [ttb["high"] - ttb["value"]]]
     axes.errorbar([point["never"]], [ttb["value"]], yerr=np.maximum(bars, 0), fmt=marker,
                   color=colour, markersize=4, linewidth=0.8,
-                  label=f"worlds, auto told {point['told']}")  # fmt: skip
-    if point["told"] == "prompts":
-        axes.annotate(point["world"], (point["never"], ttb["value"]), fontsize=7,
-                      xytext=(5, -3), textcoords="offset points")  # fmt: skip
+                  label=f"worlds, auto given the {point['told']}")  # fmt: skip
+
+
+_DECADE = 90  # points of a decade of the figure, about
+_LINE = 9  # points between two names
+
+
+def _names(axes: Any, points: Sequence[Mapping[str, Any]]) -> None:
+    """The names of the worlds beside their points, none over another."""
+    lowest = np.inf
+    for point in sorted(points, key=lambda one: -one["ttb"]["value"]):
+        at = _DECADE * np.log10(point["ttb"]["value"])
+        lowest = min(at, lowest - _LINE)
+        axes.annotate(point["world"], (point["never"], point["ttb"]["value"]), fontsize=7,
+                      xytext=(5, lowest - at - 3), textcoords="offset points")  # fmt: skip
 
 
 if __name__ == "__main__":

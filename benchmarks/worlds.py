@@ -2,15 +2,17 @@
 
 Run: bots-jax bench worlds --out runs/bench/worlds
      python -m benchmarks.worlds runs/bench/worlds/results.jsonl
+     python -m benchmarks.worlds runs/bench/worlds_free/results.jsonl --table free
 
 In: the cells of the matrix `selection/worlds.toml`. Out, in selection/results/worlds: table.md,
-heldout.png (mean and 95% band of the mean over seeds, a panel a world) and curves.json.
+heldout.png (mean and 95% band of the mean over seeds, a panel a world) and curves.json. With
+`--table NAME`, for other matrices (`worlds_free`, `worlds_ceiling`): NAME.md alone.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,7 +38,7 @@ STYLES = {
 }
 OTHER = ("#000000", ":")
 HEAD = (
-    "told", "held-out at the end", "less uniform", "less epochs", "TTB(100%), uniform",
+    "given", "held-out at the end", "minus uniform", "minus epochs", "TTB(100%), uniform",
     "TTB(100%), epochs", "in tokens", "ETR", "effective tasks", "largest fall",
 )  # fmt: skip
 
@@ -44,14 +46,20 @@ Records = Sequence[Mapping[str, Any]]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Write the three files."""
-    path = (sys.argv[1:] if argv is None else argv)[0]
+    """Write the three files, or one table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("results", help="results.jsonl of a matrix of worlds")
+    parser.add_argument("--table", metavar="NAME", help="write NAME.md alone")
+    given = parser.parse_args(argv)
     by_world: dict[str, list[Mapping[str, Any]]] = {}
-    for record in Store(path).read().values():
+    for record in Store(given.results).read().values():
         by_world.setdefault(record["environment"], []).append(record)
     OUT.mkdir(parents=True, exist_ok=True)
     parts = [f"## {world}\n\n{table(records)}" for world, records in by_world.items()]
-    (OUT / "table.md").write_text("# Learning in worlds\n\n" + "\n".join(parts))
+    text = "# Learning in worlds\n\n" + "\n".join(parts)
+    (OUT / f"{given.table or 'table'}.md").write_text(text)
+    if given.table:
+        return
     curves = {world: as_curves(records) for world, records in by_world.items()}
     (OUT / "curves.json").write_text(json.dumps(curves, indent=None, separators=(",", ":")) + "\n")
     plot(curves, OUT / "heldout.png")

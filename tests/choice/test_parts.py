@@ -60,8 +60,9 @@ def test_domains_without_quotas_and_one_quota_are_no_matter() -> None:
     assert np.all(ALLOWED[plain[0]] & plain[2])
 
 
-@pytest.mark.parametrize("quotas", [(2, 3, 3), (1, 0, 12)])
-@pytest.mark.parametrize("exploration", [0.0, 0.3])
+@pytest.mark.parametrize(
+    ("quotas", "exploration"), [((2, 3, 3), 0.3), ((1, 0, 12), 0.0), ((0, 1, 7), 0.3)]
+)
 def test_quotas_are_filled_domain_by_domain(quotas: tuple[int, ...], exploration: float) -> None:
     """Places that a domain cannot fill go to the best of those left, of any domain."""
     plan = make_plan(sum(quotas), exploration, quotas)

@@ -375,7 +375,7 @@ def test_enough_steps_reach_the_mode(
         np.testing.assert_allclose(estimator.capability(params), sigmoid(level), rtol=1e-6)
 
 
-@pytest.mark.parametrize(("more", "domains"), [(0, False), (2, True), (9, False), (9, True)])
+@pytest.mark.parametrize(("more", "domains"), [(0, False), (2, True), (9, True)])
 def test_the_regression_infers(more: int, domains: bool) -> None:
     """Mean, variance and counts by dense matrices, of few features and of many.
 

@@ -37,6 +37,13 @@ class Filter:
         self.ahead = (self.counts / self.counts.sum(axis=0)) @ now
 
 
+def test_priors() -> None:
+    """A pseudo-count each; half of one for a step back (progress), or any change (stability)."""
+    assert np.array_equal(PRIORS["uniform"], np.ones((3, 3)))
+    assert np.array_equal(PRIORS["progress"], 0.5 + 0.5 * np.tri(3))
+    assert np.array_equal(PRIORS["stability"], 0.5 + 0.5 * np.eye(3))
+
+
 @pytest.mark.parametrize("prior", sorted(PRIORS))
 @pytest.mark.parametrize("decay", [0.5, 1.0])
 def test_filter_against_numpy(prior: str, decay: float) -> None:
