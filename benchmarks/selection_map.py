@@ -270,11 +270,11 @@ def plot(found: Mapping[str, Any], path: Path) -> None:
         axes.minorticks_off()
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("TTB(100%) of auto against uniform; 1: no faster")
-    shown = {}
+    shown: dict[str, Any] = {}
     for axes in panels:
         handles, labels = axes.get_legend_handles_labels()
         shown |= dict(zip(labels, handles, strict=True))
-    figure.legend(shown.values(), shown.keys(), loc="lower center", ncol=3, fontsize=8,
+    figure.legend(list(shown.values()), list(shown), loc="lower center", ncol=3, fontsize=8,
                   frameon=False)  # fmt: skip
     figure.tight_layout(rect=(0, 0.1, 1, 1))
     figure.savefig(path, dpi=110)
