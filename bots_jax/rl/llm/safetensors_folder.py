@@ -47,6 +47,11 @@ _WHOLE = {
     "logits": "lm_head.weight",
     "final_norm": "model.norm.weight",
 }
+_FLOATS = ("F64", "F32", "F16", "BF16")
+_NEEDED = (
+    "num_attention_heads", "hidden_size", "num_hidden_layers", "intermediate_size", "vocab_size",
+    "rms_norm_eps",
+)  # fmt: skip
 
 
 class SafetensorsFolder:
@@ -68,6 +73,7 @@ class SafetensorsFolder:
         self._biased, self._normed = _KINDS[kind]
         self._refuse_unknown()
         self._shards = self._find_shards()
+        self._refuse_unread()
 
     def _refuse_unknown(self) -> None:
         sizes = self._sizes
@@ -81,10 +87,31 @@ class SafetensorsFolder:
             "sliding windows": sliding,
             "attention_bias": kind != "qwen2" and sizes.get("attention_bias"),
             "mlp_bias": sizes.get("mlp_bias"),
+            "quantization_config": sizes.get("quantization_config"),
             f"hidden_act={sizes.get('hidden_act')!r}": sizes.get("hidden_act", "silu") != "silu",
         }
         for what in (name for name, there in found.items() if there):
             raise ValueError(f"{self.path}: config.json asks for {what}, which is not implemented")
+        missing = [name for name in _NEEDED if name not in sizes]
+        if missing:
+            raise ValueError(f"{self.path}: config.json does not say {', '.join(missing)}")
+
+    def _refuse_unread(self) -> None:
+        """A tensor that would be left out, because the numbers would then be another model's."""
+        parts = [part for part in _LAYER if self._normed or part not in ("query_norm", "key_norm")]
+        known = set(_WHOLE.values())
+        for layer in range(self._sizes["num_hidden_layers"]):
+            begin = f"model.layers.{layer}."
+            known |= {f"{begin}{_LAYER[part]}.weight" for part in parts}
+            if self._biased:
+                known |= {f"{begin}{_LAYER[p]}.bias" for p in ("query", "key", "value")}
+        # Old files keep the frequencies of the rotation, which follow from its base.
+        left = [n for n in self._shards if n not in known and not n.endswith("rotary_emb.inv_freq")]
+        if left:
+            raise ValueError(
+                f"{self.path}: {len(left)} tensors have no place in the model of config.json, "
+                f"such as {min(left)!r}: use the config.json that belongs to the weights"
+            )
 
     def _rotation(self) -> dict[str, Any]:
         return self._sizes.get("rope_parameters") or self._sizes.get("rope_scaling") or {}
@@ -93,9 +120,10 @@ class SafetensorsFolder:
         """The file of each tensor."""
         index, single = (self.path / f"model.safetensors{end}" for end in (".index.json", ""))
         if index.exists():
-            return {
-                name: self.path / file for name, file in _read_json(index)["weight_map"].items()
-            }
+            told = _read_json(index).get("weight_map")
+            if not told:
+                raise ValueError(f"{index} has no weight_map: fetch it again")
+            return {name: self.path / file for name, file in told.items()}
         return dict.fromkeys(_open(single).keys(), single)
 
     def config(self) -> LlamaConfig:
@@ -134,7 +162,18 @@ class SafetensorsFolder:
     def _tensor(self, name: str) -> np.ndarray:
         if name not in self._shards:
             raise ValueError(f"{self.path}: there is no tensor {name!r}: it is cut or foreign")
-        return np.asarray(_open(self._shards[name]).get_tensor(name), np.float32)
+        file = _open(self._shards[name])
+        if name not in file.keys():  # noqa: SIM118, it is no dict
+            raise ValueError(
+                f"{self._shards[name]}: there is no tensor {name!r}, although the index says so"
+            )
+        dtype = file.get_slice(name).get_dtype()
+        if dtype not in _FLOATS:
+            raise ValueError(
+                f"{self.path}: {name} is {dtype}, and only {', '.join(_FLOATS)} can be read: "
+                "use weights that are not quantised"
+            )
+        return np.asarray(file.get_tensor(name), np.float32)
 
     def vocabulary(self) -> Vocabulary:
         """See `weights.Weights`."""
@@ -188,11 +227,14 @@ class SafetensorsFolder:
 
 
 def _open(path: Path) -> Any:
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
     if not path.exists():
         raise FileNotFoundError(f"{path}: there is no such file of weights")
-    return safe_open(path, framework="numpy")
+    try:
+        return safe_open(path, framework="numpy")
+    except SafetensorError as error:
+        raise ValueError(f"{path} is cut or no safetensors, fetch it again: {error}") from None
 
 
 def _read_json(path: Path) -> Any:

@@ -21,6 +21,7 @@ pytest.importorskip("transformers")
 
 import torch
 import transformers
+from safetensors.torch import load, save_file
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Base
 
@@ -155,6 +156,8 @@ def test_what_is_not_implemented_is_refused(tmp_path: Path) -> None:
         ({"layer_types": ["sliding_attention"] * 2}, "sliding windows"),
         ({"attention_bias": True}, "attention_bias"),
         ({"hidden_act": "gelu"}, "hidden_act='gelu'"),
+        ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config"),
+        ({"num_hidden_layers": 1}, "have no place.*layers.1"),
     ):
         change(tmp_path, **values)
         with pytest.raises(ValueError, match=told):
@@ -168,3 +171,35 @@ def test_what_is_not_implemented_is_refused(tmp_path: Path) -> None:
         load_weights(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"config\.json"):
         open_weights(tmp_path.parent)
+
+
+def test_damaged_and_foreign_files_are_named(tmp_path: Path) -> None:
+    make_model("Llama", {"tie_word_embeddings": False}).save_pretrained(tmp_path)
+    save_tokenizer(tmp_path)
+    file, index = (tmp_path / f"model.safetensors{end}" for end in ("", ".index.json"))
+    kept, up = file.read_bytes(), "model.layers.0.mlp.up_proj.weight"
+    tensors = load(kept)  # not mapped: the file is written over below
+
+    def refused(told: str) -> None:
+        with pytest.raises(ValueError, match=told):
+            load_weights(tmp_path)
+
+    file.write_bytes(kept[: len(kept) // 2])
+    refused("model.safetensors is cut")
+    for dtype, name in ((torch.int8, "I8"), (torch.float8_e4m3fn, "F8_E4M3")):
+        save_file({**tensors, up: torch.ones(48, 32).to(dtype)}, file)
+        refused(f"up_proj.weight is {name}")
+    save_file({**tensors, "model.layers.0.self_attn.q_norm.weight": torch.ones(8)}, file)
+    refused("have no place.*q_norm")
+    save_file({name: tensor for name, tensor in tensors.items() if name != up}, file)
+    refused("there is no tensor.*up_proj")
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(tensors, file.name)}))
+    refused("there is no tensor.*up_proj.*index")
+    index.write_text("{}")
+    refused("no weight_map")
+    index.unlink()
+    file.write_bytes(kept)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["rms_norm_eps"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    refused("does not say rms_norm_eps")
