@@ -13,7 +13,6 @@ Run: python -m benchmarks.llm     (needs the extras `llm` and `plots`, and the w
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import json
 from pathlib import Path
@@ -120,9 +119,10 @@ def main() -> None:
         config = dataclasses.replace(config, weights=str(installed_weights()))
         folder.open(config.saved(), resume=True, overwrite=False, may_differ=finetune.MAY_DIFFER)
         watcher = Printer()
-        problem = prepare(config, folder.path, watcher)
-        with contextlib.suppress(StoppedError):
-            finetune.compare(config, problem, folder, watcher)
+        try:
+            finetune.compare(config, prepare(config, folder.path, watcher), folder, watcher)
+        except (KeyboardInterrupt, StoppedError):
+            print("stopped: the same command goes on from the last checkpoint", flush=True)
     report(config, folder, "llm" if args.size == "cores" else f"llm_{args.size}")
 
 
