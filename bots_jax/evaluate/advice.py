@@ -340,5 +340,8 @@ def as_text(found: Mapping[str, Any]) -> str:
         lines.append("  (a column domain would tell which may be guesses)")
     lines += ["", *(f"- {line}" for line in found["advice"])]
     lines.append("")
-    lines.append("By a simulated policy, fitted to five small worlds: docs/when_selection_pays.md.")
+    _, _, worlds = fit(read_map())
+    lines.append(
+        f"By a simulated policy, fitted to {worlds} small worlds: docs/when_selection_pays.md."
+    )
     return "\n".join(lines)

@@ -200,22 +200,28 @@ def test_glm_is_the_posterior_of_a_dense_regression(
         np.testing.assert_allclose(told.concentration, expected, rtol=0.1)
 
 
-def trusted(told: Floats, precision: Floats, trust: float, size: int) -> tuple[Floats, float]:
-    """Mean and a after the embeddings' prior was weighed anew.
+def trust_of(told: Floats, precision: Floats, before: float, mine: Floats) -> float:
+    """The mean of log a over the grid by the likelihood of each a, for the weights `mine`.
 
     The integral over all weights and domains of exp(h w - w J w / 2) N(w; m0, P_a^-1), for the
-    (J, h) that the evidence told, by dense determinants. Embeddings come last.
+    (J, h) that the evidence told, by dense determinants.
     """
-    block = np.zeros(len(told))
-    block[-size:] = 1
-    grid = size / 4.0 ** np.arange(-4, 2)
+    count = mine.sum()
+    grid = max(count, 1) / 4.0 ** np.arange(-4, 2)
     values = []
     for a in grid:
-        whole = precision + np.diag((a - trust) * block)
+        whole = precision + np.diag((a - before) * mine)
         _, log_whole = np.linalg.slogdet(whole)
-        values.append((size * np.log(a) - log_whole + told @ np.linalg.solve(whole, told)) / 2)
+        values.append((count * np.log(a) - log_whole + told @ np.linalg.solve(whole, told)) / 2)
     weights = np.exp(np.array(values) - max(values))
-    new = float(np.exp(weights @ np.log(grid) / weights.sum()))
+    return float(np.exp(weights @ np.log(grid) / weights.sum()))
+
+
+def trusted(told: Floats, precision: Floats, trust: float, size: int) -> tuple[Floats, float]:
+    """Mean and a after the prior of the embeddings, which come last, was weighed anew."""
+    block = np.zeros(len(told))
+    block[-size:] = 1
+    new = trust_of(told, precision, trust, block)
     after = precision + np.diag((new - trust) * block)
     return np.linalg.solve(after, told), new
 

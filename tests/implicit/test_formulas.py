@@ -17,7 +17,7 @@ from bots_jax.implicit.contract import TaskCounts
 from bots_jax.implicit.overdispersion import Overdispersion, Predicted
 from bots_jax.pool.reference import Reference
 from bots_jax.pool.visits import StepEvidence
-from tests.implicit.test_estimators import Batches, dense, glm_oracle, sigmoid
+from tests.implicit.test_estimators import Batches, dense, glm_oracle, sigmoid, trust_of
 
 Floats = np.ndarray
 TASKS, DOMAINS = 30, 3
@@ -481,19 +481,6 @@ def test_the_prior_is_what_it_is_said_to_be(models: int, kinds: Any) -> None:
     mean = [0.0, *[1 / max(models, 1)] * models, *[0.0] * (4 + count)]
     np.testing.assert_allclose(whole, mean)
     np.testing.assert_allclose(grid, 4 / (1.5**2 * 4.0 ** np.arange(-4, 2)))
-
-
-def trust_of(told: Floats, precision: Floats, before: float, mine: Floats) -> float:
-    """The mean of log a over the grid by the likelihood of each a, for the weights `mine`."""
-    count = mine.sum()
-    grid = max(count, 1) / 4.0 ** np.arange(-4, 2)
-    values = []
-    for a in grid:
-        whole = precision + np.diag((a - before) * mine)
-        _, log_whole = np.linalg.slogdet(whole)
-        values.append((count * np.log(a) - log_whole + told @ np.linalg.solve(whole, told)) / 2)
-    weights = np.exp(np.array(values) - max(values))
-    return float(np.exp(weights @ np.log(grid) / weights.sum()))
 
 
 def test_kinds_and_numbers_are_trusted_apart() -> None:
