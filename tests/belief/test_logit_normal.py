@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.special import expit as sigmoid
+from scipy.special import logit
 
 from bots_jax import Settings
 from bots_jax.belief import logit_normal
@@ -27,14 +29,6 @@ Floats = np.ndarray
 TASKS, DOMAINS = 24, 3
 RHO, LAMBDA, PRIOR = 0.7, 0.05, (2.0, 3.0)
 TRUSTS, SPEEDS = (0.25, 0.5, 1, 2, 4, 8), (1 / 16, 1 / 4, 1, 4, 16)
-
-
-def sigmoid(x: Any) -> Any:
-    return 1 / (1 + np.exp(-x))
-
-
-def logit(p: Any) -> Any:
-    return np.log(p / (1 - p))
 
 
 class Told(NamedTuple):

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.special import expit as sigmoid
 
 from bots_jax import Evidence, Settings, bots
 from bots_jax.implicit import glm, linear_ls, logit, overdispersion
@@ -17,10 +18,6 @@ from bots_jax.pool.visits import StepEvidence
 
 SETTINGS = Settings(0.5, 8.0, 0.1, 0.1, 0.9, 0.0, 1.0, 1.0)
 Floats = np.ndarray
-
-
-def sigmoid(x: Any) -> Any:
-    return 1 / (1 + np.exp(-x))
 
 
 class Batches:

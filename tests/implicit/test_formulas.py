@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import special
 
 from bots_jax import Settings
 from bots_jax.implicit import features, glm, linear, linear_ls, logit, overdispersion
@@ -17,14 +18,10 @@ from bots_jax.implicit.contract import TaskCounts
 from bots_jax.implicit.overdispersion import Overdispersion, Predicted
 from bots_jax.pool.reference import Reference
 from bots_jax.pool.visits import StepEvidence
-from tests.implicit.test_estimators import Batches, dense, glm_oracle, sigmoid, trust_of
+from tests.implicit.test_estimators import Batches, dense, glm_oracle, trust_of
 
 Floats = np.ndarray
 TASKS, DOMAINS = 30, 3
-
-
-def logit_of(p: Any) -> Any:
-    return np.log(p / (1 - p))
 
 
 def given(models: int, seed: int = 0) -> tuple[Floats, Floats]:
@@ -93,7 +90,7 @@ def test_logistic_and_the_curvature_below_it() -> None:
     v = np.linspace(0, 20, len(x))
     with jax.enable_x64(True):
         at, wide = jnp.asarray(x), jnp.asarray(v)
-        np.testing.assert_allclose(features.logistic(at), sigmoid(x), rtol=1e-6, atol=1e-15)
+        np.testing.assert_allclose(features.logistic(at), special.expit(x), rtol=1e-6, atol=1e-15)
         found = np.asarray(features.curvature(at))
         shrink, back = features.shrink(at, wide), features.unshrink(features.shrink(at, wide), wide)
         rows = [np.asarray(features.sum_rows(jnp.ones((size, 4)))) for size in (0, 1, 6, 7)]
@@ -166,7 +163,7 @@ def test_overdispersion(sums: tuple[float, float], with_history: bool) -> None:
         change = np.linspace(-3, 3, TASKS)
         moved = overdispersion.follow(told, jnp.asarray(explained), jnp.asarray(change))
         inner = np.clip(q, 1e-6, 1 - 1e-6)
-        new = sigmoid(logit_of(inner) + (1 - explained) * change)
+        new = special.expit(special.logit(inner) + (1 - explained) * change)
         np.testing.assert_allclose(moved.mean, new, rtol=1e-9)
         np.testing.assert_allclose(moved.slope, (1 - explained) * new * (1 - new), rtol=1e-9)
         np.testing.assert_allclose(moved.information, worth, rtol=1e-12)
@@ -337,7 +334,7 @@ def test_logit_infers_with_its_uncertainty(domains: bool) -> None:
         lo, hi = (shrunk(rates[k, task], attempts[k, task]) for k in (0, 2))
         variance = wide[domain[task]] * (hi - lo) ** 2
         eta = lo + theta[domain[task]] * (hi - lo)
-        p = sigmoid(eta / np.sqrt(1 + np.pi / 8 * variance))
+        p = special.expit(eta / np.sqrt(1 + np.pi / 8 * variance))
         assert told.variance[task] == pytest.approx(variance, rel=1e-10)
         assert told.mean[task] == pytest.approx(p, rel=1e-10)
         assert told.concentration[task] == pytest.approx(
@@ -372,7 +369,7 @@ def test_enough_steps_reach_the_mode(
         sums = params.dispersion
         assert float(sums.excess / sums.room) == pytest.approx(phi, rel=1e-6)
         level = mean[0] + (mean[size:] if domains else np.zeros(1))
-        np.testing.assert_allclose(estimator.capability(params), sigmoid(level), rtol=1e-6)
+        np.testing.assert_allclose(estimator.capability(params), special.expit(level), rtol=1e-6)
 
 
 @pytest.mark.parametrize(("more", "domains"), [(0, False), (2, True), (9, True)])
@@ -412,7 +409,7 @@ def test_the_regression_infers(more: int, domains: bool) -> None:
     ]
     roughly = np.einsum("fi,fg,gi->i", x, sparse, x)
     for found, wide in ((told, variance), (rough, roughly)):
-        mean = sigmoid(whole @ x / np.sqrt(1 + np.pi / 8 * wide))
+        mean = special.expit(whole @ x / np.sqrt(1 + np.pi / 8 * wide))
         np.testing.assert_allclose(found.variance, wide, rtol=1e-9)
         np.testing.assert_allclose(found.mean, mean, rtol=1e-9)
         np.testing.assert_allclose(
@@ -501,7 +498,7 @@ def test_kinds_and_numbers_are_trusted_apart() -> None:
         for _ in range(3):
             x = rng.normal(size=(5, TASKS))
             place = jnp.asarray(rng.integers(0, DOMAINS, TASKS), jnp.int32)
-            solved = rng.binomial(8, sigmoid(1.5 * x[0] - x[2] + 0.2 * x[1])) + 0.0
+            solved = rng.binomial(8, special.expit(1.5 * x[0] - x[2] + 0.2 * x[1])) + 0.0
             before = np.asarray(params.trust)
             rates = rng.integers(0, 9, (1, TASKS)) / 8
             params = fit(params, *(jnp.asarray(part) for part in (x, rates, solved)), place)

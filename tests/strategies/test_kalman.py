@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.special import expit as sigmoid
 
 from bots_jax import Settings
 from bots_jax.pool.reference import Reference
@@ -16,10 +17,6 @@ from bots_jax.pool.visits import StepEvidence
 from bots_jax.strategies.kalman import SCALES, kalman_belief
 
 TASKS, NOISE, ADAPTATION = 12, 0.03, 0.2
-
-
-def sigmoid(x: Any) -> Any:
-    return 1 / (1 + np.exp(-x))
 
 
 class Filter:
