@@ -66,6 +66,7 @@ def auto(
     worth: str | WorthFn = "mixed",
     target: ArrayLike | None = None,
     floor: float | None = None,
+    spread: float | None = None,
     per_token: bool = False,
     representation: str = "auto",
     tolerance: float | None = None,
@@ -101,6 +102,9 @@ def auto(
       target: * p*, for choice="thompson" and "mean" [0.5].
       floor: passes over the pool within which every task is visited again, for choice="mixed";
         static [100].
+      spread: s >= 0, share of what is not known of a task by which its rate is drawn at each step,
+        for choice="mixed"; 0: none is drawn, of what is not known the best is hoped; static [0.5
+        where there are features that are numbers, else 0].
       per_token: divide what a task is worth by the tokens that it is expected to generate,
         learned from `Evidence.tokens`, for choice="mixed"; static.
       representation: "dense", "grouped" or "auto", as in `bots`.
@@ -129,19 +133,20 @@ def auto(
     )  # fmt: skip
     check_settings(given)
     value = find_worth(worth)
-    _refuse_unused(choice, given, value, floor=floor, per_token=per_token)
+    _refuse_unused(choice, given, value, floor=floor, per_token=per_token, spread=spread)
     settings = merge_settings(AUTO_DEFAULTS, given)
     noisy = is_noisy(settings)
     floor = check_number("floor", first_given(floor, _FLOOR), 1, 1e9)
+    spread = None if spread is None else check_number("spread", spread, 0, 100)
     plan = plan_of(batch_size, shared)
     config = _config(estimator, given, plan.batch_size, per_token)
     dense = compose(
         name="auto",
         model=logit_normal_belief(config),
-        choice=_choice(config, choice, noisy, floor, value),
+        choice=_choice(config, choice, noisy, floor, value, spread),
         settings=settings,
         batch_size=batch_size,
-        static=_described(config, choice, noisy, floor, value),
+        static=_described(config, choice, noisy, floor, value, spread),
         features_dtype=features_dtype,
         **shared,
     )
@@ -150,8 +155,8 @@ def auto(
         model=group_auto(config, floor, value),
         settings=settings,
         plan=plan,
-        can_group=choice == "mixed" and not noisy and not per_token,
-        serves="choice='mixed' without temperature, per_token",
+        can_group=choice == "mixed" and not noisy and not per_token and not spread,
+        serves="choice='mixed' without temperature, spread, per_token",
         tolerance=check_tolerance(first_given(tolerance, AUTO_TOLERANCE)),
         slots=check_slots(slots),
         shared=shared,
@@ -172,7 +177,12 @@ def _config(
 
 
 def _described(
-    config: AutoConfig, choice: str, noisy: bool, floor: float, worth: Worth
+    config: AutoConfig,
+    choice: str,
+    noisy: bool,
+    floor: float,
+    worth: Worth,
+    spread: float | None,
 ) -> dict[str, Any]:
     """The static settings."""
     return {
@@ -181,6 +191,7 @@ def _described(
         "worth": worth.name,
         "noisy": noisy,
         "floor": floor,
+        "spread": spread,
         "learn_trust": config.learn_trust,
         "learn_speed": config.learn_speed,
         "per_token": config.per_token,
@@ -225,8 +236,13 @@ def _with_tokens(selector: Selector) -> Selector:
 
 
 def _choice(
-    rules: AutoConfig, choice: str, noisy: bool, floor: float | None, worth: Worth
+    rules: AutoConfig,
+    choice: str,
+    noisy: bool,
+    floor: float | None,
+    worth: Worth,
+    spread: float | None,
 ) -> Choice:
     if choice == "mixed":
-        return mixed_groups(rules, floor, noisy, worth)
+        return mixed_groups(rules, floor, noisy, worth, spread)
     return nearest_draws(rules, choice, noisy)

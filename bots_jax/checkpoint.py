@@ -33,7 +33,9 @@ from bots_jax.types import PyTree, Selector, Settings, State
 VERSION = 2  # 2: names of generators, what a sampler needs to tell another pool
 # How a batch is chosen and put together: nothing that is believed depends on it, so a run may go on
 # with another batch size, other quotas, another share of exploration, another rule or worth.
-CHOICE_ONLY = frozenset({"batch_size", "exploration", "quotas", "choice", "noisy", "worth"})
+CHOICE_ONLY = frozenset(
+    {"batch_size", "exploration", "quotas", "choice", "noisy", "worth", "spread"}
+)
 _STEP_NAME = re.compile(r"step_(\d+)")
 
 

@@ -414,11 +414,10 @@ def optimistic_rate(expected: Expected, best: Array | None = None) -> Array:
     return jax.nn.sigmoid(logit * scale if best is None else best + (logit - best) * scale)
 
 
-def draw_rate(rng_key: Array, expected: Expected) -> Array:
-    """One draw of each p."""
-    noise = jax.random.normal(rng_key, expected.shared.shape, expected.shared.dtype)
-    spread = jnp.sqrt(_whole_variance(expected))
-    return jax.nn.sigmoid(expected.shared + expected.offset + noise * spread)
+def draw_rate(noise: Array, expected: Expected, share: float = 1.0) -> Array:
+    """One draw of each p, from standard normal f[...], at so much of the standard deviation."""
+    deviation = share * jnp.sqrt(_whole_variance(expected))
+    return jax.nn.sigmoid(expected.shared + expected.offset + noise * deviation)
 
 
 def _whole_variance(expected: Expected) -> Array:
@@ -484,12 +483,21 @@ def _log_predictive(
     return totals(jnp.where(batch.trials[:, None] > 0, each, 0).T)
 
 
-def _own(prior: _Prior, expected: Expected, explained_fraction: Array) -> TaskCounts:
-    """The history as counts beside the c of p~, for the fit of the estimator."""
-    mean, counts = as_belief(expected)
-    counts = jnp.maximum(counts, prior.counts)
-    own = counts - prior.counts
-    return TaskCounts(counts * mean - prior.counts * prior.mean, own, explained_fraction)
+def _own(
+    prior: _Prior, expected: Expected, prior_weight: Array, explained_fraction: Array
+) -> TaskCounts:
+    """The history as counts beside the c of p~, for the fit of the estimator.
+
+    What it has added to the information about logit p, over that of one trial, p (1 - p). A task
+    without a history has none: counts that it does not have would make every error of p~ look like
+    a spread of the tasks, phi would grow, and the more it grows the more such counts there were.
+    """
+    mean = mean_rate(expected)
+    told = 1 / expected.variance - 1 / _most_variance(prior_weight, prior.counts)
+    own = jnp.maximum(told, 0) / jnp.maximum(mean * (1 - mean), _LEAST_RATE)
+    return TaskCounts(
+        (prior.counts + own) * mean - prior.counts * prior.mean, own, explained_fraction
+    )
 
 
 def _visited(expected: Expected, successes: Array, trials: Array) -> tuple[Array, Array]:
@@ -552,7 +560,9 @@ def logit_normal_belief(rules: AutoConfig) -> BeliefModel:
         return jax.tree.map(lambda values: values.reshape(rows.shape), flat)
 
     def draw(rng_key: Array, state: State) -> Array:
-        return draw_rate(rng_key, look(state))
+        expected = look(state)
+        shape, dtype = expected.shared.shape, expected.shared.dtype
+        return draw_rate(jax.random.normal(rng_key, shape, dtype), expected)
 
     return BeliefModel(init, fuse, predict, draw)
 
@@ -630,7 +640,8 @@ def _learn(
     pairs = in_force(rules, settings, shared)
     before = Expected(prior.line, *_aged(history, clock, pairs, prior.counts))
     few = StepEvidence(batch.successes, batch.trials, domain, fused.num_domains)
-    own = _own(prior, before, _explained_fraction(history, clock, pairs))
+    absorbed = _explained_fraction(history, clock, pairs)
+    own = _own(prior, before, pairs.prior_weight, absorbed)
     params = rules.estimator.fit(shared.estimator, settings, known, few, own)
     tried = batch.trials > 0
     off = jnp.abs(prior.mean - safe_ratio(batch.successes, batch.trials))

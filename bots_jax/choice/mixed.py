@@ -11,6 +11,13 @@ known of the task, because what looks solved or hopeless may not be (optimism in
 uncertainty). V is flat in the middle, so nothing is gained by narrowing to 1/2. t_k, where asked
 for, are the tokens that the task is expected to generate relative to the average task.
 
+Where numbers tell what a task is like (features of its text, hidden states), all tasks of the
+likeliest kind stand at the top together, and would fill every batch. There q is drawn instead,
+
+    logit q_k ~ N(eta_k + u_k, s^2 v_k),    s the `spread`,
+
+anew at each step: the better known a kind, the narrower its tasks stand together.
+
 c is the price of breadth, and moves along the frontier of mixed groups and breadth. v_k are a
 task's recent visits. What is to be spread evenly are the visits of the whole run, those to come
 too. So of two tasks alike the easier comes first: as the policy improves it will soon be solved,
@@ -59,8 +66,15 @@ _AMONG = 4
 _FIRST = 1e4
 
 
+SPREAD = 0.5  # with features that are numbers
+
+
 def mixed_groups(
-    rules: AutoConfig, floor: float | None, noisy: bool, worth: Worth = MIXED
+    rules: AutoConfig,
+    floor: float | None,
+    noisy: bool,
+    worth: Worth = MIXED,
+    spread: float | None = None,
 ) -> Choice:
     """The equation above.
 
@@ -68,7 +82,22 @@ def mixed_groups(
       floor: passes over the pool; None for no floor.
       noisy: whether Gumbel noise times the temperature is added, as in `nearest_target`.
       worth: V, or what stands in its place.
+      spread: s; 0 for the optimistic rate; None: `SPREAD` with features that are numbers, else 0.
     """
+
+    def draw(rng_key: Array, state: State, expected: Expected, rows: Any) -> Array | None:
+        """f[...]: drawn rates, or None where the optimistic ones are used."""
+        reference = state.reference
+        if spread == 0 or (spread is None and reference.embeddings is None):
+            return None
+        capacity = state.pool.active.shape[0]
+        noise = jax.random.normal(rng_key, (capacity,), expected.shared.dtype)[rows]
+        share = SPREAD if spread is None else spread
+        drawn = draw_rate(noise, expected, share)
+        if spread is not None or reference.code is None:
+            return drawn
+        hoped = optimistic(worth, expected, group_in_force(state.settings))
+        return jnp.where(jnp.all(reference.code.is_kind), hoped, drawn)
 
     def rates(state: State, rows: Any = slice(None)) -> Array:
         belief, domain = state.belief, state.pool.domain
@@ -79,6 +108,7 @@ def mixed_groups(
         rng_key: Array, state: State, rows: Array | None = None, roughly: bool = False
     ) -> Array:
         noise_key, lottery_key = jax.random.split(rng_key)
+        noise_key, draw_key = jax.random.split(noise_key)
         belief, settings, tasks = state.belief, state.settings, state.pool
         picked = slice(None) if rows is None else rows
         expected = expect(
@@ -87,7 +117,10 @@ def mixed_groups(
         capacity = tasks.active.shape[0]
         task_ids = jnp.arange(capacity, dtype=jnp.int32) if rows is None else rows
         belief = belief.of_rows(rows)
-        scores = weigh_tasks(lottery_key, rules, worth, belief, settings, expected, task_ids)
+        scores = weigh_tasks(
+            lottery_key, rules, worth, belief, settings, expected, task_ids,
+            drawn=draw(draw_key, state, expected, picked),
+        )  # fmt: skip
         if noisy:
             noise = gumbel(noise_key, (capacity,), scores.dtype)
             scores -= settings.temperature * noise[picked]
@@ -128,13 +161,15 @@ def weigh_tasks(
     expected: Expected,
     task_ids: Array,
     least: Array | float = 0.0,
+    drawn: Array | None = None,
 ) -> Array:
     """f[C]: 1 - V + c log(1 + (1 - .8 q) visits) + lottery, less `least`; the lowest are chosen.
 
-    `expected` is of all rows of the belief, `task_ids` i32[C] the tasks that stand in them.
+    `expected` is of all rows of the belief, `task_ids` i32[C] the tasks that stand in them; `drawn`
+    are their q, where these are drawn.
     """
     group = group_in_force(settings)
-    hoped = optimistic(worth, expected, group)
+    hoped = optimistic(worth, expected, group) if drawn is None else drawn
     cost = worth.lack(hoped, group)
     if belief.lengths is not None:
         cost = -(1 - cost) / relative_length(belief.lengths, expected.shared)
@@ -201,7 +236,11 @@ def nearest_draws(rules: AutoConfig, base: str, noisy: bool) -> Choice:
         draw_key, noise_key = jax.random.split(rng_key)
         domain = state.pool.domain
         expected = expect(rules, state.belief, state.settings, state.reference, domain)
-        rate = draw_rate(draw_key, expected) if base == "thompson" else mean_rate(expected)
+        if base == "thompson":
+            shape, dtype = expected.shared.shape, expected.shared.dtype
+            rate = draw_rate(jax.random.normal(draw_key, shape, dtype), expected)
+        else:
+            rate = mean_rate(expected)
         distance = jnp.abs(rate - state.settings.target)
         if noisy:
             noise = gumbel(noise_key, distance.shape, distance.dtype)

@@ -379,15 +379,10 @@ def _to_domains(values: Array, domain: Array | None, effects: int) -> Array:
 def _forget(
     params: Regression, at_first: tuple[Coefficients, Precision], keep: float
 ) -> tuple[Coefficients, Precision]:
-    """The posterior mixed with the prior: m0', L0'."""
-    mean, first = at_first
-    pulled = jax.tree.map(
-        lambda old, new: keep * old + (1 - keep) * new,
-        _apply(params.precision, params.mean),
-        _apply(first, mean),
-    )
+    """As sure again as the prior, by a share of 1 - keep, of what was believed: m0', L0'."""
+    _, first = at_first
     mixed = jax.tree.map(lambda a, b: keep * a + (1 - keep) * b, params.precision, first)
-    return _solve(mixed, pulled), mixed
+    return params.mean, mixed
 
 
 def _line(mean: Coefficients, x: Array | list[Array], domain: Array | None) -> Array:

@@ -16,11 +16,12 @@ import pytest
 from scipy.special import expit as sigmoid
 from scipy.special import logit
 
-from bots_jax import Settings
+from bots_jax import Settings, auto
 from bots_jax.belief import logit_normal
 from bots_jax.belief.logit_normal import AutoBelief, AutoConfig, Expected, logit_normal_belief
 from bots_jax.compose import BeliefInfo
 from bots_jax.implicit.contract import Estimator, Inferred
+from bots_jax.implicit.overdispersion import phi_of
 from bots_jax.pool.reference import Reference
 from bots_jax.pool.visits import StepEvidence
 from bots_jax.types import State
@@ -147,8 +148,8 @@ class Oracle:
         rho, kappa = self.in_force()
         u, v = self.aged(rho, kappa)
         p = sigmoid((eta + u) / np.sqrt(1 + np.pi / 8 * v))
-        whole = np.maximum(1 / (v * np.maximum(p * (1 - p), 1e-6)), counts)
-        own = whole * p - counts * mean, whole - counts, self.explained(kappa)
+        more = np.maximum(1 / v - 1 / self.most(rho, counts), 0) / np.maximum(p * (1 - p), 1e-6)
+        own = (counts + more) * p - counts * mean, more, self.explained(kappa)
         self.sums = self.sums + [float(np.sum(x * n)) for x in (*own, self.domain, self.rates[1])]
         self.shift += np.sum(s - n / 2) / 200
 
@@ -359,3 +360,29 @@ def test_pairs_are_compared_on_evenly_spaced_tasks(rows: int) -> None:
         assert np.all(gaps == gaps[0])
         assert found[-1] < first <= found[-1] + gaps[0]
         assert min(first, least) <= len(found) < 2 * least
+
+
+def test_what_is_chosen_by_features_does_not_unlearn_them() -> None:
+    """Batches of likely mixed tasks alone: phi and the trust in features stay near the truth's.
+
+    Tasks without a history once had counts of their own, by which phi ran to its bound of .95 and
+    the features were given up; and forgetting pulled the weights to 0 that such batches say
+    nothing of. 8 runs; the log loss of the belief is .39 on average, of one rate for all .69.
+    """
+    losses, phis = [], []
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        x = rng.normal(size=(3000, 8))
+        rates = sigmoid(2.5 * x[:, 0] - 1.5 * x[:, 1] + rng.normal(0, 1, 3000))
+        rule = auto(batch_size=16, rollouts=8, spread=0)
+        state, told = rule.init(features=x), jax.jit(rule.update)
+        select = jax.jit(rule.select)
+        for step in range(80):
+            state, batch = select(jax.random.key(step), state)
+            rewards = rng.random((16, 8)) < rates[np.asarray(batch.task_ids)][:, None]
+            state, _ = told(state, batch.evidence(rewards))
+        mean = np.clip(rule.predict(state).mean, 1e-6, 1 - 1e-6)
+        losses.append(-np.mean(rates * np.log(mean) + (1 - rates) * np.log(1 - mean)))
+        phis.append(float(phi_of(state.belief.shared.estimator.dispersion)))
+    assert np.mean(losses) < 0.45
+    assert max(phis) < 0.5

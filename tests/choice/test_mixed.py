@@ -9,11 +9,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import special, stats
 
-from bots_jax import Settings
+from bots_jax import Settings, auto
 from bots_jax.belief.lengths import Line, no_lengths, relative_length
-from bots_jax.belief.logit_normal import AutoBelief, AutoConfig, Expected, History, Shared
+from bots_jax.belief.logit_normal import (
+    AutoBelief,
+    AutoConfig,
+    Expected,
+    History,
+    Shared,
+    draw_rate,
+)
 from bots_jax.choice import mixed
 from bots_jax.choice.worth import MIXED, WORTHS, find_worth
 from bots_jax.implicit import none
@@ -73,6 +80,41 @@ def test_scores_are_worth_price_and_lottery(per_token: bool) -> None:
     kept = np.exp(np.log(1 - FORGETTING) * (CLOCK - np.asarray(belief.history.seen)))
     price = BREADTH * np.log1p((1 - 0.8 * hoped) * np.asarray(belief.history.visits) * kept)
     np.testing.assert_allclose(found, cost - 0.25 + price, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("share", [0.5, 2.0])
+def test_rates_are_drawn_by_a_share_of_what_is_not_known(share: float) -> None:
+    with jax.enable_x64(True):
+        _, _, expected = belief_and_settings(False)
+        expected = expected._replace(of_line=jnp.linspace(0, 3, TASKS))
+        noise = jax.random.normal(jax.random.key(1), (TASKS,), float)
+        drawn = np.asarray(draw_rate(noise, expected, share))
+    width = np.sqrt(np.asarray(expected.variance) + np.linspace(0, 3, TASKS))
+    line = np.asarray(expected.shared + expected.offset)
+    np.testing.assert_allclose(drawn, special.expit(line + share * width * np.asarray(noise)))
+
+
+def chosen_by(features: Any, **settings: Any) -> list[list[int]]:
+    """Batches of some steps in a pool whose features tell the rates."""
+    rule = auto(batch_size=8, rollouts=8, **settings)
+    state = rule.init(num_tasks=300, features=features)
+    rates, told = np.linspace(0.02, 0.98, 300), []
+    for step in range(6):
+        state, batch = rule.select(jax.random.key(step), state)
+        told.append(np.asarray(batch.task_ids).tolist())
+        rewards = np.random.default_rng(step).random((8, 8)) < rates[told[-1]][:, None]
+        state, _ = rule.update(state, batch.evidence(rewards))
+    return told
+
+
+def test_rates_are_drawn_where_numbers_tell_of_tasks() -> None:
+    """Neither without features nor with kinds alone, unless it is asked for."""
+    numbers, kinds = np.linspace(-2, 2, 300)[:, None], np.arange(300) // 50
+    assert chosen_by(numbers) == chosen_by(numbers, spread=mixed.SPREAD)
+    assert chosen_by(numbers) != chosen_by(numbers, spread=0)
+    for features in (None, kinds):
+        assert chosen_by(features) == chosen_by(features, spread=0)
+        assert chosen_by(features) != chosen_by(features, spread=1)
 
 
 def test_lengths_are_those_of_a_ridge_line() -> None:

@@ -158,8 +158,7 @@ def glm_oracle(
         x = np.concatenate([np.ones((1, len(s))), values])
         if domains:
             x = np.concatenate([x, (domain == np.arange(3)[:, None]).astype(float)])
-        mixed = keep * precision + (1 - keep) * first
-        start = np.linalg.solve(mixed, keep * precision @ mean + (1 - keep) * first @ first_mean)
+        mixed, start = keep * precision + (1 - keep) * first, mean
         mean, precision = mode(x, start, mixed, spread, s, n, own)
         spread.learn(sigmoid(start @ x), s, n, own[:2], 0.98)
     return mean, np.linalg.inv(precision), spread.phi

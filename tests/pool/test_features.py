@@ -253,9 +253,13 @@ def correlated(tasks: int, size: int) -> tuple[np.ndarray, np.ndarray]:
     return x, 1 / (1 + np.exp(-0.3 * x @ rng.normal(size=size)))
 
 
+@pytest.mark.parametrize("spread", [0.0, None])
 @pytest.mark.parametrize("told", ["features", "references, domains and features"])
-def test_rough_scores_change_no_selection(told: str) -> None:
-    """In a large pool all tasks are scored by a rough variance, and the best by the exact one."""
+def test_rough_scores_change_no_selection(told: str, spread: float | None) -> None:
+    """In a large pool all tasks are scored by a rough variance, and the best by the exact one.
+
+    Where rates are drawn, thousands are as good as the last one chosen, and some change places.
+    """
     tasks = 40_000
     x, rate = correlated(tasks, 8)
     known: dict[str, object] = {"features": x}
@@ -263,7 +267,7 @@ def test_rough_scores_change_no_selection(told: str) -> None:
         reference = np.clip(rate[None] + np.array([[0.1], [-0.1]]), 0, 1)
         known |= {"reference": reference, "domains": np.arange(tasks) % 3}
     selectors = [
-        bots_jax.auto(batch_size=32, rollouts=8, estimator=estimator)
+        bots_jax.auto(batch_size=32, rollouts=8, estimator=estimator, spread=spread)
         for estimator in ("glm", glm(least_counts=0.0)._replace(infer_roughly=None))
     ]
     states = [selector.init(**known) for selector in selectors]
@@ -276,8 +280,12 @@ def test_rough_scores_change_no_selection(told: str) -> None:
             states[at], _ = selector.update(states[at], batch.evidence(rewards[batch.task_ids]))
             order = np.argsort(batch.task_ids)  # scores that differ by rounding may change places
             batches.append((np.asarray(batch.task_ids)[order], np.asarray(batch.rate)[order]))
-        np.testing.assert_array_equal(batches[0][0], batches[1][0])
-        np.testing.assert_allclose(batches[0][1], batches[1][1], rtol=1e-4)
+        common = np.intersect1d(batches[0][0], batches[1][0])
+        assert len(common) >= (32 if spread == 0 else 16)
+        if spread is None:
+            states[1] = states[0]
+        else:
+            np.testing.assert_allclose(batches[0][1], batches[1][1], rtol=1e-4)
 
 
 def rough_and_exact(selector: bots_jax.Selector, state: bots_jax.State) -> list[np.ndarray]:

@@ -18,8 +18,9 @@ many strategies need them); `hidden`, what the base policy's hidden states make 
 can be guessed: an oracle that knows which families teach; `truth`, for the oracles of the package
 alone, the true pass rate of every task under the policy as it is, looked up every few steps;
 `truth-teaching`, both; `truth-kinds`, what the tasks of each family and size are worth on average,
-which is the most that can be known of a task by its kind; and `truth-rough`, the true rates with an
-error of 1.5 in their logits.
+one number for all of them; `truth-shuffled`, the true rates of each family and size, dealt out
+anew among its tasks: how its tasks are spread, and nothing of any single one; and `truth-rough`,
+the true rates with an error of 1.5 in their logits.
 """
 
 from __future__ import annotations
@@ -50,8 +51,8 @@ from bots_jax.evaluate.metrics import Curve
 from bots_jax.pool.reference import TaskFeatures
 
 TRUTH, TEACHING, TRUTH_TEACHING = "truth", "teaching", "truth-teaching"
-TRUTH_KINDS, TRUTH_ROUGH = "truth-kinds", "truth-rough"
-TRUTHS = (TRUTH, TRUTH_TEACHING, TRUTH_KINDS, TRUTH_ROUGH)
+TRUTH_KINDS, TRUTH_SHUFFLED, TRUTH_ROUGH = "truth-kinds", "truth-shuffled", "truth-rough"
+TRUTHS = (TRUTH, TRUTH_TEACHING, TRUTH_KINDS, TRUTH_SHUFFLED, TRUTH_ROUGH)
 TELLS = ("nothing", "prompts", "references", "hidden", "everything", TEACHING, *TRUTHS)
 ROUGHLY = 1.5  # logits, of the error in `truth-rough`
 TRUTH_EVERY = 20  # steps; a look at 6,000 tasks costs what some thirty steps do
@@ -172,9 +173,11 @@ def first_state(selector: Any, data: Any, told: str, name: str, text: Any = None
 
 def view_of(told: str, pool: Any) -> Callable[[jax.Array, jax.Array], jax.Array] | None:
     """What an oracle sees of the true rates f[N]; None where it sees them as they are."""
-    if told == TRUTH_KINDS:
+    if told in (TRUTH_KINDS, TRUTH_SHUFFLED):
         kinds = np.stack([np.asarray(pool.family), np.asarray(pool.size)], axis=1)
         of_task = np.unique(kinds, axis=0, return_inverse=True)[1].ravel()
+        if told == TRUTH_SHUFFLED:
+            return functools.partial(_shuffled, of_task)
         return functools.partial(_by_kind, of_task, np.bincount(of_task))
     return _roughly if told == TRUTH_ROUGH else None
 
@@ -188,6 +191,12 @@ def _by_kind(
     """
     worth = jax.ops.segment_sum(4 * rates * (1 - rates), kind, len(sizes)) / sizes
     return (0.5 * (1 - jnp.sqrt(jnp.maximum(1 - worth, 0))))[kind]
+
+
+def _shuffled(kind: np.ndarray, rng_key: jax.Array, rates: jax.Array) -> jax.Array:
+    """f[N]: the rates of each kind, dealt out anew among its tasks at each look."""
+    order = jnp.lexsort((jax.random.uniform(rng_key, rates.shape), jnp.asarray(kind)))
+    return jnp.zeros_like(rates).at[np.argsort(kind, kind="stable")].set(rates[order])
 
 
 def _roughly(rng_key: jax.Array, rates: jax.Array) -> jax.Array:
