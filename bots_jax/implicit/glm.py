@@ -7,11 +7,11 @@ tasks. Out:
 
 x_k = (1, the logit of each reference, embeddings if any). A missing logit stands where its
 model is on average, moved by how far the task's known ones are from theirs (`features.fill`). A
-step is Bayes' rule about the mode (West and Harrison 1997, section 14.4), after forgetting that
-mixes the posterior with the prior (Kulhavy and Zarrop 1993), so that what is not observed any
-more drifts back:
+step is Bayes' rule about the mode (West and Harrison 1997, section 14.4), after forgetting that lets
+go of certainty down to the prior's, and of no mean: batches chosen by features say nothing of some
+directions, and a mean that returned to the prior would forget those:
 
-    L0' = (1 - f) L + f L0,    m0' = L0'^-1 ((1 - f) L m + f L0 m0)
+    L0' = (1 - f) L + f L0,    m0' = m
     m <- argmax log N(m; m0', L0'^-1) + sum_k w_k log-likelihood of task k
     L <- L0' + sum_k w_k p_k (1 - p_k) x_k x_k'
 
