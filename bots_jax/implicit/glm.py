@@ -7,9 +7,9 @@ tasks. Out:
 
 x_k = (1, the logit of each reference, embeddings if any). A missing logit stands where its
 model is on average, moved by how far the task's known ones are from theirs (`features.fill`). A
-step is Bayes' rule about the mode (West and Harrison 1997, section 14.4), after forgetting that lets
-go of certainty down to the prior's, and of no mean: batches chosen by features say nothing of some
-directions, and a mean that returned to the prior would forget those:
+step is Bayes' rule about the mode (West and Harrison 1997, section 14.4), after forgetting that
+lets go of certainty down to the prior's, and of no mean: batches chosen by features say nothing of
+some directions, and a mean that returned to the prior would forget those:
 
     L0' = (1 - f) L + f L0,    m0' = m
     m <- argmax log N(m; m0', L0'^-1) + sum_k w_k log-likelihood of task k
