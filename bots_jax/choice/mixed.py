@@ -85,20 +85,6 @@ def mixed_groups(
       spread: s; 0 for the optimistic rate; None: `SPREAD` with features that are numbers, else 0.
     """
 
-    def draw(rng_key: Array, state: State, expected: Expected, rows: Any) -> Array | None:
-        """f[...]: drawn rates, or None where the optimistic ones are used."""
-        reference = state.reference
-        if spread == 0 or (spread is None and reference.embeddings is None):
-            return None
-        capacity = state.pool.active.shape[0]
-        noise = jax.random.normal(rng_key, (capacity,), expected.shared.dtype)[rows]
-        share = SPREAD if spread is None else spread
-        drawn = draw_rate(noise, expected, share)
-        if spread is not None or reference.code is None:
-            return drawn
-        hoped = optimistic(worth, expected, group_in_force(state.settings))
-        return jnp.where(jnp.all(reference.code.is_kind), hoped, drawn)
-
     def rates(state: State, rows: Any = slice(None)) -> Array:
         belief, domain = state.belief, state.pool.domain
         expected = expect(rules, belief, state.settings, state.reference, domain, rows)
@@ -119,7 +105,7 @@ def mixed_groups(
         belief = belief.of_rows(rows)
         scores = weigh_tasks(
             lottery_key, rules, worth, belief, settings, expected, task_ids,
-            drawn=draw(draw_key, state, expected, picked),
+            drawn=_drawn(draw_key, state, expected, picked, worth, spread),
         )  # fmt: skip
         if noisy:
             noise = gumbel(noise_key, (capacity,), scores.dtype)
@@ -150,6 +136,22 @@ def mixed_groups(
         return ids, rates(state, jnp.minimum(ids, last)), valid
 
     return Choice(score, best)
+
+
+def _drawn(
+    rng_key: Array, state: State, expected: Expected, rows: Any, worth: Worth, spread: float | None
+) -> Array | None:
+    """f[...]: drawn rates, or None where the optimistic ones are used."""
+    reference = state.reference
+    if spread == 0 or (spread is None and reference.embeddings is None):
+        return None
+    capacity = state.pool.active.shape[0]
+    noise = jax.random.normal(rng_key, (capacity,), expected.shared.dtype)[rows]
+    drawn = draw_rate(noise, expected, SPREAD if spread is None else spread)
+    if spread is not None or reference.code is None:
+        return drawn
+    hoped = optimistic(worth, expected, group_in_force(state.settings))
+    return jnp.where(jnp.all(reference.code.is_kind), hoped, drawn)
 
 
 def weigh_tasks(
