@@ -45,8 +45,8 @@ ALONE = ("compose", "growth", "bots_selector", "auto_selector")
 # Slow, or of other rooms.
 NOT_RUN = {
     "adapters", "bench", "evaluate", "features", "test_notebooks.py", "test_simulator.py",
-    "test_compiled_bytes.py",
     "test_size.py", "test_rooms.py", "test_sharding.py", "test_readme.py", "test_levels.py",
+    "test_compiled_bytes.py",
 }  # fmt: skip
 AT_IMPORT = "called at import"
 OF_DEFAULTS = "tests/test_interface.py"  # what notices another default

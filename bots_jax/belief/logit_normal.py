@@ -414,10 +414,11 @@ def optimistic_rate(expected: Expected, best: Array | None = None) -> Array:
     return jax.nn.sigmoid(logit * scale if best is None else best + (logit - best) * scale)
 
 
-def draw_rate(noise: Array, expected: Expected, share: float = 1.0) -> Array:
-    """One draw of each p, from standard normal f[...], at so much of the standard deviation."""
-    deviation = share * jnp.sqrt(_whole_variance(expected))
-    return jax.nn.sigmoid(expected.shared + expected.offset + noise * deviation)
+def draw_rate(rng_key: Array, expected: Expected) -> Array:
+    """One draw of each p."""
+    noise = jax.random.normal(rng_key, expected.shared.shape, expected.shared.dtype)
+    spread = jnp.sqrt(_whole_variance(expected))
+    return jax.nn.sigmoid(expected.shared + expected.offset + noise * spread)
 
 
 def _whole_variance(expected: Expected) -> Array:
@@ -560,9 +561,7 @@ def logit_normal_belief(rules: AutoConfig) -> BeliefModel:
         return jax.tree.map(lambda values: values.reshape(rows.shape), flat)
 
     def draw(rng_key: Array, state: State) -> Array:
-        expected = look(state)
-        shape, dtype = expected.shared.shape, expected.shared.dtype
-        return draw_rate(jax.random.normal(rng_key, shape, dtype), expected)
+        return draw_rate(rng_key, look(state))
 
     return BeliefModel(init, fuse, predict, draw)
 

@@ -54,7 +54,7 @@ from bots_jax.belief.logit_normal import (
 from bots_jax.choice.batch import lowest
 from bots_jax.choice.worth import MIXED, Worth, optimistic
 from bots_jax.compose import BeliefModel, Choice
-from bots_jax.numerics.random_bits import gumbel, open_uniform
+from bots_jax.numerics.random_bits import gumbel, normal, open_uniform
 from bots_jax.numerics.short_lists import hash_bits
 from bots_jax.settings import group_in_force
 from bots_jax.types import Array, Settings, State
@@ -64,8 +64,6 @@ from bots_jax.types import Array, Settings, State
 _AMONG = 4
 # Puts what is overdue before all else: V / t - c log v is far above minus this.
 _FIRST = 1e4
-
-
 SPREAD = 0.5  # with features that are numbers
 
 
@@ -105,7 +103,7 @@ def mixed_groups(
         belief = belief.of_rows(rows)
         scores = weigh_tasks(
             lottery_key, rules, worth, belief, settings, expected, task_ids,
-            drawn=_drawn(draw_key, state, expected, picked, worth, spread),
+            drawn=_drawn(draw_key, state, expected, task_ids, worth, spread),
         )  # fmt: skip
         if noisy:
             noise = gumbel(noise_key, (capacity,), scores.dtype)
@@ -139,15 +137,22 @@ def mixed_groups(
 
 
 def _drawn(
-    rng_key: Array, state: State, expected: Expected, rows: Any, worth: Worth, spread: float | None
+    rng_key: Array,
+    state: State,
+    expected: Expected,
+    task_ids: Array,
+    worth: Worth,
+    spread: float | None,
 ) -> Array | None:
-    """f[...]: drawn rates, or None where the optimistic ones are used."""
+    """f[M]: drawn rates, or None where the optimistic ones are used."""
     reference = state.reference
     if spread == 0 or (spread is None and reference.embeddings is None):
         return None
-    capacity = state.pool.active.shape[0]
-    noise = jax.random.normal(rng_key, (capacity,), expected.shared.dtype)[rows]
-    drawn = draw_rate(noise, expected, SPREAD if spread is None else spread)
+    turn = jax.random.bits(rng_key, (), jnp.uint32)
+    noise = normal(hash_bits(task_ids.astype(jnp.uint32) ^ turn), expected.shared.dtype)
+    # Of the offset alone: what is uncertain of eta beside it costs as much as all of the rest.
+    deviation = (SPREAD if spread is None else spread) * jnp.sqrt(expected.variance)
+    drawn = jax.nn.sigmoid(expected.shared + expected.offset + noise * deviation)
     if spread is not None or reference.code is None:
         return drawn
     hoped = optimistic(worth, expected, group_in_force(state.settings))
@@ -238,11 +243,7 @@ def nearest_draws(rules: AutoConfig, base: str, noisy: bool) -> Choice:
         draw_key, noise_key = jax.random.split(rng_key)
         domain = state.pool.domain
         expected = expect(rules, state.belief, state.settings, state.reference, domain)
-        if base == "thompson":
-            shape, dtype = expected.shared.shape, expected.shared.dtype
-            rate = draw_rate(jax.random.normal(draw_key, shape, dtype), expected)
-        else:
-            rate = mean_rate(expected)
+        rate = draw_rate(draw_key, expected) if base == "thompson" else mean_rate(expected)
         distance = jnp.abs(rate - state.settings.target)
         if noisy:
             noise = gumbel(noise_key, distance.shape, distance.dtype)

@@ -153,10 +153,10 @@ def glm(
         own: TaskCounts | None = None,
     ) -> Regression:
         each = _of_each(params.trust, params.is_kind)
-        at_first = _prior(scales, reference, fused.num_domains, each)
+        _, first = _prior(scales, reference, fused.num_domains, each)
         levels = learn_levels(params.levels, reference, fused.trials > 0)
         x = _features(levels, reference)
-        before = _forget(params, at_first, keep)
+        before = params.mean, _forget(params.precision, first, keep)
         after = _learn(before, params.dispersion, levels, x, fused, own)
         if params.trust is None:
             return after
@@ -376,13 +376,9 @@ def _to_domains(values: Array, domain: Array | None, effects: int) -> Array:
 # --- a step ---------------------------------------------------------------------------------
 
 
-def _forget(
-    params: Regression, at_first: tuple[Coefficients, Precision], keep: float
-) -> tuple[Coefficients, Precision]:
-    """As sure again as the prior, by a share of 1 - keep, of what was believed: m0', L0'."""
-    _, first = at_first
-    mixed = jax.tree.map(lambda a, b: keep * a + (1 - keep) * b, params.precision, first)
-    return params.mean, mixed
+def _forget(precision: Precision, first: Precision, keep: float) -> Precision:
+    """L0', between that of the posterior and that of the prior."""
+    return jax.tree.map(lambda a, b: keep * a + (1 - keep) * b, precision, first)
 
 
 def _line(mean: Coefficients, x: Array | list[Array], domain: Array | None) -> Array:

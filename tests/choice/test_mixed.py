@@ -19,7 +19,6 @@ from bots_jax.belief.logit_normal import (
     Expected,
     History,
     Shared,
-    draw_rate,
 )
 from bots_jax.choice import mixed
 from bots_jax.choice.worth import MIXED, WORTHS, find_worth
@@ -84,14 +83,25 @@ def test_scores_are_worth_price_and_lottery(per_token: bool) -> None:
 
 @pytest.mark.parametrize("share", [0.5, 2.0])
 def test_rates_are_drawn_by_a_share_of_what_is_not_known(share: float) -> None:
+    """Others at each step, wherever a task stands; 40 draws of 400 tasks, limits of 5 sigma."""
     with jax.enable_x64(True):
         _, _, expected = belief_and_settings(False)
-        expected = expected._replace(of_line=jnp.linspace(0, 3, TASKS))
-        noise = jax.random.normal(jax.random.key(1), (TASKS,), float)
-        drawn = np.asarray(draw_rate(noise, expected, share))
-    width = np.sqrt(np.asarray(expected.variance) + np.linspace(0, 3, TASKS))
+        state = auto(batch_size=8, rollouts=8).init(features=np.zeros((TASKS, 1)))
+        ids = jnp.arange(TASKS, dtype=jnp.int32)
+
+        def draw(seed: int, rows: slice = slice(None)) -> np.ndarray:
+            some = jax.tree.map(lambda x: x[rows], expected)
+            key = jax.random.key(seed)
+            return np.asarray(mixed._drawn(key, state, some, ids[rows], MIXED, share))
+
+        drawn = np.stack([draw(seed) for seed in range(40)])
+        np.testing.assert_allclose(draw(0, slice(0, None, 9)), drawn[0, ::9], rtol=1e-12)
     line = np.asarray(expected.shared + expected.offset)
-    np.testing.assert_allclose(drawn, special.expit(line + share * width * np.asarray(noise)))
+    z = (special.logit(drawn) - line) / (share * np.sqrt(np.asarray(expected.variance)))
+    assert abs(z.mean()) < 5 / np.sqrt(z.size)
+    assert abs(z.std() - 1) < 5 / np.sqrt(2 * z.size)
+    assert stats.kstest(z.ravel(), "norm").pvalue > 1e-6
+    assert abs(np.corrcoef(z[0], z[1])[0, 1]) < 5 / np.sqrt(TASKS)
 
 
 def chosen_by(features: Any, **settings: Any) -> list[list[int]]:

@@ -226,6 +226,14 @@ def test_oracles_may_see_kinds_alone_or_roughly(data: worlds.WorldData) -> None:
         mine = (family == kind % 3) & (size == kind // 3)
         worth = np.mean(4.0 * rates[mine] * (1 - rates[mine]))
         np.testing.assert_allclose(4 * by_kind[mine] * (1 - by_kind[mine]), worth, rtol=1e-4)
+    shuffle = environments.view_of("truth-shuffled", pool)
+    dealt = [np.asarray(shuffle(jax.random.key(at), jnp.asarray(rates))) for at in range(2)]
+    for kind in range(6):
+        mine = (family == kind % 3) & (size == kind // 3)
+        for one in dealt:
+            np.testing.assert_array_equal(np.sort(one[mine]), np.sort(rates[mine]))
+            assert abs(np.corrcoef(one[mine], rates[mine])[0, 1]) < 0.4  # 4 standard errors
+    assert np.mean(dealt[0] == dealt[1]) < 0.1
     rough = np.asarray(environments.view_of("truth-rough", pool)(key, jnp.full(600, 0.3)))
     error = np.log(rough / (1 - rough)) - np.log(0.3 / 0.7)
     assert abs(error.mean()) < 0.3  # 5 standard errors

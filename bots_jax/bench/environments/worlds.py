@@ -173,13 +173,18 @@ def first_state(selector: Any, data: Any, told: str, name: str, text: Any = None
 
 def view_of(told: str, pool: Any) -> Callable[[jax.Array, jax.Array], jax.Array] | None:
     """What an oracle sees of the true rates f[N]; None where it sees them as they are."""
-    if told in (TRUTH_KINDS, TRUTH_SHUFFLED):
-        kinds = np.stack([np.asarray(pool.family), np.asarray(pool.size)], axis=1)
-        of_task = np.unique(kinds, axis=0, return_inverse=True)[1].ravel()
-        if told == TRUTH_SHUFFLED:
-            return functools.partial(_shuffled, of_task)
+    if told == TRUTH_KINDS:
+        of_task = _kinds(pool)
         return functools.partial(_by_kind, of_task, np.bincount(of_task))
+    if told == TRUTH_SHUFFLED:
+        return functools.partial(_shuffled, _kinds(pool))
     return _roughly if told == TRUTH_ROUGH else None
+
+
+def _kinds(pool: Any) -> np.ndarray:
+    """i64[N]: a number for each family and size."""
+    kinds = np.stack([np.asarray(pool.family), np.asarray(pool.size)], axis=1)
+    return np.unique(kinds, axis=0, return_inverse=True)[1].ravel()
 
 
 def _by_kind(
