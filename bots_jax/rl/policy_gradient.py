@@ -29,6 +29,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, get_args
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -237,9 +238,14 @@ def token_weights(mask: Array, valid: Array, estimator: Estimator) -> Array:
 def surrogate(logprobs: Array, batch: Batch, config: GradientConfig) -> tuple[Array, Metrics]:
     """The loss of the module docstring, from log-probabilities f[B, G, L] of the policy now.
 
+    Raises:
+      AssertionError: while it is traced, where shapes differ. Rewards f[1, G] would broadcast, and
+        train every group on those of one.
+
     D is the estimator k3, exp(d) - d - 1 with d = log pi_base - log pi (2402.03300, eq. 4).
     Masked tokens are replaced before the exponential, so that their gradient is 0, not NaN.
     """
+    _check_shapes(logprobs, batch)
     weights = token_weights(batch.mask, batch.valid, config.estimator)
     counted = weights > 0
     ratio = jnp.exp(jnp.where(counted, logprobs - batch.logprobs, 0.0))
@@ -252,6 +258,17 @@ def surrogate(logprobs: Array, batch: Batch, config: GradientConfig) -> tuple[Ar
     zero = jnp.zeros((), loss.dtype)
     outside = jnp.sum(counted & (ratio != clipped)) / tokens
     return loss, Metrics(loss, zero, jnp.sum(divergence) / tokens, outside)
+
+
+def _check_shapes(logprobs: Array, batch: Batch) -> None:
+    """What is given once a token, a completion or a prompt, where all of it is traced."""
+    chex.assert_rank(batch.tokens, 3)
+    of_tokens = [logprobs, batch.tokens, batch.mask, batch.logprobs]
+    if batch.base_logprobs is not None:
+        of_tokens.append(batch.base_logprobs)
+    chex.assert_equal_shape(of_tokens)
+    chex.assert_shape(batch.rewards, batch.tokens.shape[:2])
+    chex.assert_shape(batch.valid, batch.tokens.shape[:1])
 
 
 def _divergence(logprobs: Array, batch: Batch, counted: Array, config: GradientConfig) -> Array:

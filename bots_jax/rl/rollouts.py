@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -69,6 +70,8 @@ def rollout(
     The loop stops when all have ended. That changes no result: step t draws from the key
     folded with t, and what comes after EOS is PAD anyway.
     """
+    chex.assert_rank(prompts, 2)
+    chex.assert_type(prompts, int)
     cache = prefill(graphdef, params, prompts, group_size, max_new_tokens)
     shape = (len(prompts), group_size)
     start = _Progress(

@@ -78,6 +78,18 @@ def test_loss_agrees_with_the_equation(estimator: str, kl_weight: float) -> None
     assert 0 < float(metrics.clip_fraction) < 1
 
 
+@pytest.mark.parametrize(
+    ("field", "shape"),
+    [("rewards", (1, 4)), ("rewards", (3, 1)), ("valid", (1,)), ("mask", (3, 1, 5)),
+     ("logprobs", (1, 4, 5)), ("base_logprobs", (3, 4, 1))],
+)  # fmt: skip
+def test_what_would_broadcast_is_refused(field: str, shape: tuple[int, ...]) -> None:
+    batch = batch_of(np.random.default_rng(0), estimator_base=True)
+    wrong = batch._replace(**{field: jnp.ones(shape, getattr(batch, field).dtype)})
+    with pytest.raises(AssertionError, match="shape"):
+        jax.eval_shape(lambda x: surrogate(x.logprobs, x, GradientConfig())[0], wrong)
+
+
 def test_advantages_by_hand() -> None:
     rewards = jnp.asarray([[1.0, 0.0, 0.0, 1.0], [1.0, 1.0, 1.0, 1.0]])
     np.testing.assert_allclose(advantages(rewards, "grpo")[0], [1, -1, -1, 1], rtol=1e-6)
