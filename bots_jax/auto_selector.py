@@ -102,9 +102,9 @@ def auto(
       target: * p*, for choice="thompson" and "mean" [0.5].
       floor: passes over the pool within which every task is visited again, for choice="mixed";
         static [100].
-      spread: s >= 0, share of what is not known of a task by which its rate is drawn at each step,
-        for choice="mixed"; 0: none is drawn, of what is not known the best is hoped; static [0.5
-        where there are features that are numbers, else 0].
+      spread: s >= 0, standard deviations of what is not known of a task within which its rate is
+        drawn at each step, for choice="mixed"; 0: none is drawn, of what is not known the best is
+        hoped; static [1 where there are references, features or domains, in dense pools, else 0].
       per_token: divide what a task is worth by the tokens that it is expected to generate,
         learned from `Evidence.tokens`, for choice="mixed"; static.
       representation: "dense", "grouped" or "auto", as in `bots`.

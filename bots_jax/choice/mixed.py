@@ -11,12 +11,14 @@ known of the task, because what looks solved or hopeless may not be (optimism in
 uncertainty). V is flat in the middle, so nothing is gained by narrowing to 1/2. t_k, where asked
 for, are the tokens that the task is expected to generate relative to the average task.
 
-Where numbers tell what a task is like (features of its text, hidden states), all tasks of the
+Where anything tells what a task is like (references, features, domains), all tasks of the
 likeliest kind stand at the top together, and would fill every batch. There q is drawn instead,
 
-    logit q_k ~ N(eta_k + u_k, s^2 v_k),    s the `spread`,
+    logit q_k ~ U(eta_k + u_k - s sqrt(v_k), eta_k + u_k + s sqrt(v_k)),    s the `spread`,
 
-anew at each step: the better known a kind, the narrower its tasks stand together.
+anew at each step: the better known a kind, the narrower its tasks stand together. Uniform and not
+normal, because among many hopeless tasks a normal's tails would put some at the top at each step.
+(In grouped pools none is drawn: `grouped/mixed.py`.)
 
 c is the price of breadth, and moves along the frontier of mixed groups and breadth. v_k are a
 task's recent visits. What is to be spread evenly are the visits of the whole run, those to come
@@ -54,7 +56,7 @@ from bots_jax.belief.logit_normal import (
 from bots_jax.choice.batch import lowest
 from bots_jax.choice.worth import MIXED, Worth, optimistic
 from bots_jax.compose import BeliefModel, Choice
-from bots_jax.numerics.random_bits import gumbel, normal, open_uniform
+from bots_jax.numerics.random_bits import gumbel, open_uniform
 from bots_jax.numerics.short_lists import hash_bits
 from bots_jax.settings import group_in_force
 from bots_jax.types import Array, Settings, State
@@ -64,7 +66,7 @@ from bots_jax.types import Array, Settings, State
 _AMONG = 4
 # Puts what is overdue before all else: V / t - c log v is far above minus this.
 _FIRST = 1e4
-SPREAD = 0.5  # with features that are numbers
+SPREAD = 1.0  # where anything is told of a task
 
 
 def mixed_groups(
@@ -80,7 +82,8 @@ def mixed_groups(
       floor: passes over the pool; None for no floor.
       noisy: whether Gumbel noise times the temperature is added, as in `nearest_target`.
       worth: V, or what stands in its place.
-      spread: s; 0 for the optimistic rate; None: `SPREAD` with features that are numbers, else 0.
+      spread: s; 0 for the optimistic rate; None: `SPREAD` where anything is told of a
+        task, else 0.
     """
 
     def rates(state: State, rows: Any = slice(None)) -> Array:
@@ -103,7 +106,7 @@ def mixed_groups(
         belief = belief.of_rows(rows)
         scores = weigh_tasks(
             lottery_key, rules, worth, belief, settings, expected, task_ids,
-            drawn=_drawn(draw_key, state, expected, task_ids, worth, spread),
+            drawn=_drawn(draw_key, state, expected, task_ids, spread),
         )  # fmt: skip
         if noisy:
             noise = gumbel(noise_key, (capacity,), scores.dtype)
@@ -137,26 +140,21 @@ def mixed_groups(
 
 
 def _drawn(
-    rng_key: Array,
-    state: State,
-    expected: Expected,
-    task_ids: Array,
-    worth: Worth,
-    spread: float | None,
+    rng_key: Array, state: State, expected: Expected, task_ids: Array, spread: float | None
 ) -> Array | None:
     """f[M]: drawn rates, or None where the optimistic ones are used."""
-    reference = state.reference
-    if spread == 0 or (spread is None and reference.embeddings is None):
+    if spread is None:
+        reference, domain = state.reference, state.pool.domain
+        told = reference.rates.shape[0] or reference.embeddings is not None or domain is not None
+        spread = SPREAD if told else 0.0
+    if spread == 0:
         return None
     turn = jax.random.bits(rng_key, (), jnp.uint32)
-    noise = normal(hash_bits(task_ids.astype(jnp.uint32) ^ turn), expected.shared.dtype)
+    bits = hash_bits(task_ids.astype(jnp.uint32) ^ turn)
+    noise = 2 * open_uniform((bits >> 1).astype(jnp.int32), expected.shared.dtype) - 1
     # Of the offset alone: what is uncertain of eta beside it costs as much as all of the rest.
-    deviation = (SPREAD if spread is None else spread) * jnp.sqrt(expected.variance)
-    drawn = jax.nn.sigmoid(expected.shared + expected.offset + noise * deviation)
-    if spread is not None or reference.code is None:
-        return drawn
-    hoped = optimistic(worth, expected, group_in_force(state.settings))
-    return jnp.where(jnp.all(reference.code.is_kind), hoped, drawn)
+    width = spread * jnp.sqrt(expected.variance)
+    return jax.nn.sigmoid(expected.shared + expected.offset + noise * width)
 
 
 def weigh_tasks(

@@ -1,7 +1,7 @@
 """The choice of `auto` in grouped pools: the first of all lotteries, not all of them.
 
 In: the belief of `logit_normal.py`. Out: the B tasks of lowest score, distributed as if each task
-of the pool had been given its score, as in `choice/mixed.py`,
+of the pool had been given its score, as in `choice/mixed.py` with spread 0,
 
     1 - V + c log(1 + (1 - .8 q) visits) + lottery,    lottery ~ exponential of mean delta
 

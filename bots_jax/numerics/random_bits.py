@@ -1,6 +1,6 @@
 """Random integers and uniforms that are fine enough, as functions of key and counter.
 
-In: keys or counters. Out: bits, uniforms in the open interval, Gumbel and normal noise.
+In: keys or counters. Out: bits, uniforms in the open interval, Gumbel noise.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ import math
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from bots_jax.types import Array
@@ -140,10 +139,3 @@ def gumbel(rng_key: Array, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
     """
     small = open_uniform(random_bits(rng_key, shape, dtype), dtype)
     return -jnp.log(-jnp.log1p(-small))
-
-
-def normal(bits: Array, dtype: jnp.dtype) -> Array:
-    """Standard normal noise from random u32[...]: from a hash far cheaper than from a key."""
-    uniform = open_uniform((bits >> 1).astype(jnp.int32), dtype)
-    most = 1 - jnp.finfo(dtype).eps  # at 1, to which a uniform may round, it is infinite
-    return np.sqrt(2, dtype=dtype) * lax.erf_inv(jnp.clip(2 * uniform - 1, -most, most))

@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy.special import expit as sigmoid
 from scipy.special import logit
 
@@ -386,3 +388,27 @@ def test_what_is_chosen_by_features_does_not_unlearn_them() -> None:
         phis.append(float(phi_of(state.belief.shared.estimator.dispersion)))
     assert np.mean(losses) < 0.45
     assert max(phis) < 0.5
+
+
+@given(st.floats(1e-5, 1 - 1e-5), st.floats(0.05, 1e3), st.floats(0.05, 20), st.floats(0, 1))
+def test_a_task_has_the_counts_of_its_history_alone(
+    rate: float, counts: float, trust: float, narrowed: float
+) -> None:
+    """None without one, however far the regression is trusted; more, the more it has narrowed."""
+    most = min(4 / (trust * counts), logit_normal._MOST_VARIANCE)
+    with jax.enable_x64(True):
+        line, mean, claimed = (jnp.full(1, x) for x in (float(logit(rate)), rate, counts))
+        prior = logit_normal._Prior(line, mean, claimed, None)
+        told = [
+            logit_normal._own(
+                prior,
+                Expected(line, jnp.zeros(1), jnp.full(1, most * share)),
+                jnp.asarray(trust),
+                jnp.zeros(1),
+            )
+            for share in (1, 0.9, 0.9 * (0.99 * narrowed + 1e-3))
+        ]
+        nothing, less, more = (float(own.trials[0]) for own in told)
+    assert nothing < 1e-9 * counts
+    assert 1e-3 * less > nothing
+    assert less < more

@@ -37,7 +37,7 @@ def make(form: str, **settings: Any) -> Selector:
     return auto(representation=form, **given)
 
 
-DENSE, FEW = make("dense"), make("grouped", slots=2048)
+DENSE, FEW = make("dense", spread=0), make("grouped", slots=2048)
 
 
 def evidence_of(rng: np.random.Generator, rows: int, ids: Any = None) -> Evidence:

@@ -196,6 +196,35 @@ def test_glm_is_the_posterior_of_a_dense_regression(
         np.testing.assert_allclose(told.concentration, expected, rtol=0.1)
 
 
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("domains", [False, True])
+def test_steps_that_tell_nothing_widen_and_move_nothing(seed: int, domains: bool) -> None:
+    """What is known of the tasks goes back to the prior's certainty, and what is believed stays."""
+    batches, estimator = Batches(seed), glm(forgetting=0.1)
+    rates, *_, domain, _, _, _ = batches.steps[0]
+    count = 3 if domains else 1
+    none = jnp.zeros(24)
+    fused = StepEvidence(none, none, jnp.asarray(domain, jnp.int32) if domains else None, count)
+    reference = Reference(jnp.asarray(rates, jnp.float32), None)
+    start = batches.fitted(estimator, domains)
+    first = estimator.init(reference, count)
+
+    @jax.jit
+    def later(params: Any) -> Any:
+        step = lambda _, params: estimator.fit(params, SETTINGS, reference, fused)  # noqa: E731
+        return jax.lax.fori_loop(0, 20, step, params)
+
+    params, widths = start, [np.diag(start.covariance)]
+    for _ in range(4):
+        params = later(params)
+        widths.append(np.diag(params.covariance))
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), params.mean, start.mean
+        )
+    assert np.all(np.diff(widths, axis=0) > -1e-5)
+    np.testing.assert_allclose(widths[-1], np.diag(first.covariance), rtol=1e-2)
+
+
 def trust_of(told: Floats, precision: Floats, before: float, mine: Floats) -> float:
     """The mean of log a over the grid by the likelihood of each a, for the weights `mine`.
 
