@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
-from bots_jax import Settings, auto
+from bots_jax import Evidence, Settings, auto
 from bots_jax.belief.lengths import Line, no_lengths, relative_length
 from bots_jax.belief.logit_normal import (
     AutoBelief,
@@ -198,3 +198,23 @@ def test_worths_count_whole_rollouts_from_1_to_127(name: str) -> None:
         np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-8)
         if best is not None:
             assert 1 / (1 + np.exp(-best)) == pytest.approx(grid[np.argmax(gain)], abs=1e-5)
+
+
+def test_tokens_may_come_in_pieces() -> None:
+    """A group told row by row teaches the lengths that it teaches as a whole."""
+    rule = auto(batch_size=2, rollouts=4, per_token=True)
+    ids, solved, tokens = np.array([3, 1]), np.array([2.0, 1.0]), np.array([40.0, 90.0])
+    lengths = []
+    for parts in (1, 2):
+        state = rule.init(num_tasks=5)
+        told = Evidence(
+            np.tile(ids, parts), np.tile(solved / parts, parts), 4 / parts,
+            tokens=np.tile(tokens / parts, parts),
+        )  # fmt: skip
+        for _ in range(3):
+            state, _ = rule.update(state, told)
+        lengths.append(state.belief.lengths)
+    for whole, pieces in zip(*map(jax.tree.leaves, lengths), strict=True):
+        np.testing.assert_allclose(whole, pieces, rtol=1e-6)
+    np.testing.assert_array_equal(np.flatnonzero(lengths[0].visits), [1, 3])
+    assert lengths[0].residual[1] > 0 > lengths[0].residual[3]

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from bots_jax import Evidence, Selection, Selector, State, bots
 from bots_jax.adapters import TaskSampler
 from bots_jax.pool.graded import MOST_WORTH, evidence_of_rewards
+from bots_jax.pool.visits import StepEvidence, is_mixed
 
 
 @given(st.integers(0, 1000), st.integers(2, 12))
@@ -126,3 +127,19 @@ def test_sums_alone_say_no_more_than_they_did() -> None:
     assert float(selector.update(state, told)[1].effective_task_ratio) == 0.5
     told = told._replace(differ=np.array([False, False, True, False]))
     assert float(selector.update(state, told)[1].effective_task_ratio) == 0.25
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_mixed_is_what_has_both(known: bool) -> None:
+    """By successes and trials; or by the least and the most reward, where those are known."""
+    successes, trials = np.array([0.0, 4, 2, 0, 0.5]), np.array([4.0, 4, 4, 0, 1])
+    fused = StepEvidence(successes, trials, None, 1)
+    mixed = [False, False, True, False, True]
+    if known:  # of the last task all rewards were one half
+        failed, solved = [255, 0, 255, 0, 128], [0, 255, 255, 0, 127]
+        fused = fused._replace(
+            most_failed=np.array(failed, np.uint8), most_solved=np.array(solved, np.uint8)
+        )
+        mixed[4] = False
+    np.testing.assert_array_equal(is_mixed(fused), mixed)
+    np.testing.assert_array_equal(is_mixed(fused, np.array([4, 2])), [mixed[4], mixed[2]])
