@@ -180,7 +180,7 @@ def figure(found: Found, path: Path) -> None:
             panel.fill_between(at, mean - half, mean + half, alpha=0.15, color=color)
         panel.set(title=f"{pool:.0%} solvable", xlabel="thousand environment steps")
         panel.set(ylabel="held-out levels solved", ylim=(0, 1))
-    panels[1][0][0].legend(fontsize=7)
+    panels[1][0][-1].legend(fontsize=7, loc="lower right")
     panels[0].tight_layout()
     panels[0].savefig(path, dpi=110)
 
