@@ -23,6 +23,7 @@ from bots_jax.pool.evidence import (
     sound_numbers,
     validate_evidence,
 )
+from bots_jax.pool.graded import evidence_of_rewards
 from bots_jax.pool.reference import (
     ReferenceCounts,
     ReferenceGroups,
@@ -311,3 +312,22 @@ def test_what_is_on_a_device_is_not_looked_at() -> None:
     with pytest.raises(ValueError, match="evidence is a dict"):
         bots(batch_size=4).observe(state, {})  # type: ignore[arg-type]
     assert isinstance(state.pool.trials, jax.Array)
+
+
+@pytest.mark.parametrize("trials", [np.array([4.0, 6.0]), np.array([[4.0, 5, 7], [6, 8, 9]])])
+def test_new_tasks_bring_the_trials_of_their_references(trials: np.ndarray) -> None:
+    """One number a model, or one a task; those of the old tasks stay."""
+    start = bots(batch_size=4).init(RATES, reference_trials=[8.0, 16.0], capacity=N + 3)
+    state, ids = add_tasks(start, RATES[:, :3], reference_trials=trials)
+    expected = np.broadcast_to(trials if trials.ndim == 2 else trials[:, None], (2, 3))
+    assert state.reference.trials is not None
+    np.testing.assert_array_equal(state.reference.trials[:, ids], expected)
+    np.testing.assert_array_equal(state.reference.trials[:, :N], np.tile([[8.0], [16.0]], N))
+    with pytest.raises(ValueError, match="reference_trials is missing"):
+        add_tasks(start, RATES[:, :3])
+
+
+def test_rewards_of_no_rollouts_are_refused() -> None:
+    for shape in ((3, 0), (3,), (3, 2, 1)):
+        with pytest.raises(ValueError, match=r"expected \[M, n\]"):
+            evidence_of_rewards(np.arange(3), np.zeros(shape))

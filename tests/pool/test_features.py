@@ -331,6 +331,20 @@ def test_features_in_fewer_bits(dtype: str, tmp_path: Path) -> None:
     np.testing.assert_array_equal(selector.predict(restored).mean, means)
 
 
+@pytest.mark.parametrize("dtype", CLOSE)
+def test_few_features_in_fewer_bits(dtype: str) -> None:
+    """Few are read row by row, where many are converted together."""
+    x, rate = correlated(120, 2)
+    told = bots_jax.Evidence(np.arange(60), 8 * rate[:60], 8.0)
+    means = []
+    for kind in ("float32", dtype):
+        selector = bots_jax.auto(batch_size=4, rollouts=8, features_dtype=kind)
+        state = selector.init(features=100 * x)
+        means.append(selector.predict(selector.update(state, told)[0]).mean)
+    np.testing.assert_allclose(means[1], means[0], atol=CLOSE[dtype])
+    assert np.corrcoef(means[1][60:], rate[60:])[0, 1] > 0.9
+
+
 def test_features_of_many_tasks_take_half_the_room() -> None:
     selector = bots_jax.auto(batch_size=4)
     for tasks, dtype in ((199_999, np.float32), (200_000, np.float16)):
