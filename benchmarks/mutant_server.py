@@ -35,7 +35,7 @@ LONGEST_WAIT = 900.0  # seconds of the clock after which a child hangs
 def import_what_is_slow() -> None:
     """Everything but the package and its tests; no device is touched, so a fork is safe."""
     os.environ["PYTHONPATH"] = ""
-    import chex  # type: ignore[import-untyped]  # noqa: F401
+    import chex  # noqa: F401
     import flax  # noqa: F401
     import hypothesis  # noqa: F401
     import jax.numpy

@@ -87,7 +87,7 @@ OTHER: dict[Any, dict[str, Any]] = {
         "choice": "mean",
         "worth": "pass_gain",
         "floor": 1.0,
-        "spread": 1.0,
+        "spread": 0.0,
         "exploration": 0.5,
         "quotas": (4, 0),
         "expiry": 1,
