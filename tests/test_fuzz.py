@@ -23,9 +23,13 @@ ROWS = int(os.environ.get("BOTS_JAX_FUZZ_ROWS", "8000"))
 SEED = int(os.environ.get("BOTS_JAX_FUZZ_SEED", "0"))
 ROWS_OF_A_CALL, CALLS_OF_A_RUN = 32, 100
 # Their posterior is Beta(1 + successes, 1 + failures), nothing forgotten.
-COUNTING = ("uniform", "bots-no-forgetting", "epochs", "easy-to-hard", "balanced", "greso", "plr")
-# Where a run begins is drawn from these first: both representations, and beliefs of all kinds.
-FIRST = ("bots-no-forgetting", "grouped", "auto", "uniform")
+COUNTING = (
+    "uniform", "bots-no-forgetting", "epochs", "easy-to-hard", "greso", "advantage-replay",
+    "adarft", "prompt-replay", "binned-thompson", "lesson-weights", "sec",
+)  # fmt: skip
+assert set(COUNTING) <= set(STRATEGIES)
+# The first runs, every fourth of wide floats: both representations, and beliefs of all kinds.
+FIRST = ("bots-no-forgetting", "grouped", "auto", "grouped", "uniform")
 
 
 class Visit(NamedTuple):

@@ -195,7 +195,7 @@ def _choose_part(
         return ids, draws, valid
     kept = valid
     if one_more is not None:
-        kept = valid & ((jnp.arange(best) < best - 1) | ~one_more)
+        kept = valid & ((jnp.arange(best, dtype=jnp.int32) < best - 1) | ~one_more)
     noise = jax.random.uniform(uniform_key, allowed.shape, draws.dtype)
     more_ids, more_valid = lowest(tie_key, noise, _without(allowed, ids, kept), drawn)
     if one_more is not None:

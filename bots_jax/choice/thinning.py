@@ -167,7 +167,7 @@ def nearest(
         lambda result: _finish(*lax.optimization_barrier((_looped(direct), result))),
         result,
     )
-    return result.task_ids, result.draws, jnp.arange(count) < result.found
+    return result.task_ids, result.draws, jnp.arange(count, dtype=jnp.int32) < result.found
 
 
 def nearest_of_all(
@@ -400,7 +400,7 @@ def _finish(direct: _Direct, result: Result) -> Result:
     # A barrier counts as a use.
     draw_key, tie_key = jax.random.split(_looped(direct).rng_key)
     draws = draw_outside(draw_key, direct.alpha, direct.beta, direct.target, result.explored)
-    place = jnp.where(jnp.arange(count) < result.found, result.task_ids, size)
+    place = jnp.where(jnp.arange(count, dtype=jnp.int32) < result.found, result.task_ids, size)
     draws = draws.at[place].set(result.draws, mode="drop")
     ids, valid = lowest(tie_key, jnp.abs(draws - direct.target), direct.allowed, count)
     return Result(

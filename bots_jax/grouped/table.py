@@ -79,7 +79,8 @@ def place(slot_ids: Array, ids: Array, new: Array, cost: Callable[[Array], Array
         at = row[:, None] * WAYS + jnp.arange(WAYS, dtype=jnp.int32)[None]
         price = jnp.where(free, -1, cost(at))
         rank = jnp.minimum(turn, WAYS - 1)[:, None]
-        chosen = jnp.take_along_axis(jnp.argsort(price, axis=1), rank, axis=1)
+        order = jnp.argsort(price, axis=1).astype(jnp.int32)  # int64 under x64
+        chosen = jnp.take_along_axis(order, rank, axis=1)
         paid = jnp.take_along_axis(price, chosen, axis=1)[:, 0]
         room = new & (turn < WAYS) & jnp.isfinite(paid)
         crowded = jnp.sum(room & (paid >= 0), dtype=jnp.int32)

@@ -161,7 +161,7 @@ def _ranks(score: Array) -> Array:
 
 def _rank_after(score: Array, rank: Array, row: Array, new: Array) -> Array:
     """The ranks once `row` has another score, without sorting again."""
-    at = jnp.arange(score.shape[0])
+    at = jnp.arange(score.shape[0], dtype=jnp.int32)
     without = rank - (rank > rank[row]).astype(rank.dtype)
     ahead = (score > new) | ((score == new) & (at < row))
     ahead = ahead & (at != row)
@@ -171,7 +171,7 @@ def _rank_after(score: Array, rank: Array, row: Array, new: Array) -> Array:
 
 def _by_score(rule: PLR, score: Array, rank: Array, size: Array) -> Array:
     """f[C] that sum to 1 over the rows in use."""
-    used = jnp.arange(score.shape[0]) < size
+    used = jnp.arange(score.shape[0], dtype=jnp.int32) < size
     if rule.prioritisation == "rank":
         log_worth = -jnp.log(rank.astype(score.dtype))
     else:
@@ -180,7 +180,7 @@ def _by_score(rule: PLR, score: Array, rank: Array, size: Array) -> Array:
 
 
 def _mixed(rule: PLR, by_score: Array, last: Array, size: Array, count: Array) -> Array:
-    used = jnp.arange(last.shape[0]) < size
+    used = jnp.arange(last.shape[0], dtype=jnp.int32) < size
     age = jnp.where(used, count - last, 0).astype(by_score.dtype)
     # where all were drawn just now nobody is stale: all alike
     age = jnp.where(jnp.sum(age) > 0, age, used.astype(by_score.dtype))

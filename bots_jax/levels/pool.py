@@ -56,8 +56,8 @@ def sample(
     count = jnp.sum(chosen.valid)
     # valid places come first, in their order; then they repeat
     order = jnp.argsort(~chosen.valid, stable=True)
-    at = order[jnp.arange(chosen.valid.shape[0]) % jnp.maximum(count, 1)]
-    at = jnp.repeat(jnp.where(chosen.valid, jnp.arange(at.shape[0]), at), copies)
+    at = order[jnp.arange(chosen.valid.shape[0], dtype=jnp.int32) % jnp.maximum(count, 1)]
+    at = jnp.repeat(jnp.where(chosen.valid, jnp.arange(at.shape[0], dtype=jnp.int32), at), copies)
     task_ids = jnp.where(count > 0, chosen.task_ids[at], NO_LEVEL)
     visit = jnp.where(count > 0, chosen.visit[at], -1)
     level_ids = jnp.maximum(task_ids, 0)
@@ -140,7 +140,7 @@ def _accept(
     """The new levels, best first, against the rows, worst first: who gets one."""
     free = state.pool.visit[worst] < 0
     if worth is None:
-        return jnp.arange(count), free
+        return jnp.arange(count, dtype=jnp.int32), free
     values = jnp.asarray(worth)
     order = jnp.argsort(-values)
     return order, free & (values[order] > held)

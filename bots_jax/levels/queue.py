@@ -82,5 +82,5 @@ def pop(queue: Queue, playing: Playing, done: ArrayLike) -> tuple[Queue, Playing
 
 def left(queue: Queue) -> Array:
     """i32[Q]: the levels that no slot has played, for `selector.abandon`; -1 elsewhere."""
-    waiting = jnp.arange(queue.task_ids.shape[0]) >= queue.taken
+    waiting = jnp.arange(queue.task_ids.shape[0], dtype=jnp.int32) >= queue.taken
     return jnp.where(waiting, queue.task_ids, NO_LEVEL)

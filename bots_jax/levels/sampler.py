@@ -29,7 +29,7 @@ def success_rate(dones: ArrayLike, rewards: ArrayLike, episodes: int | None = 1)
       episodes: as in `record`; as many as always fit into the window, or the first alone.
     """
     dones, solved = jnp.asarray(dones), jnp.asarray(rewards) > 0
-    slots = jnp.arange(dones.shape[1])
+    slots = jnp.arange(dones.shape[1], dtype=jnp.int32)
     _, told = record(no_running(dones.shape[1]), dones, solved, slots, episodes=episodes)
     trials = jnp.asarray(told.trials)
     return jnp.where(trials > 0, told.successes / jnp.maximum(trials, 1), jnp.nan)

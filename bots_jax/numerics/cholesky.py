@@ -19,7 +19,7 @@ from bots_jax.types import Array
 def inverse(factor: Array) -> Array:
     """f[F, F]: the inverse of L L', of L f[F, F]."""
     size = factor.shape[0]
-    places = jnp.arange(size)
+    places = jnp.arange(size, dtype=jnp.int32)
 
     def next_row(at: Array, done: Array) -> Array:
         row = lax.dynamic_index_in_dim(factor, at, keepdims=False)

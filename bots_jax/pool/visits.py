@@ -188,7 +188,7 @@ def make_pool(
 
     if domain is not None:
         domain = jnp.pad(domain, (0, capacity - num_tasks))
-    active = jnp.arange(capacity) < num_tasks
+    active = jnp.arange(capacity, dtype=jnp.int32) < num_tasks
     return PoolState(
         active=active,
         domain=domain,

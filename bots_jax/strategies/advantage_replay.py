@@ -129,7 +129,7 @@ def log_replay_chances(
 def _log_rank_weights(score: Array, ties: Array, tau: Array, seen: Array) -> Array:
     """log (1 / rank) ** (1 / tau), rank 1 for the largest score of the seen tasks."""
     order = jnp.lexsort((ties, jnp.where(seen, -score, jnp.inf)))
-    place = jnp.arange(1, score.shape[0] + 1).astype(score.dtype)
+    place = jnp.arange(1, score.shape[0] + 1, dtype=jnp.int32).astype(score.dtype)
     rank = jnp.zeros_like(score).at[order].set(place)
     return -jnp.log(rank) / jnp.maximum(tau, 1e-3)
 

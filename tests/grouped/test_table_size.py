@@ -117,3 +117,16 @@ def test_of_slots_that_must_make_room_the_cheapest_go(free: int, kept: float) ->
     # The free first, then those that cost least.
     paid = np.where(held == table.FREE, -1, price)[given]
     assert np.all(np.diff(paid) >= 0)
+
+
+def test_slots_make_room_where_floats_are_wide() -> None:
+    """Under x64 a sort tells places in int64, which the rest of a state does not have."""
+    with jax.enable_x64(True):
+        held = jnp.arange(table.WAYS, dtype=jnp.int32)
+        ids = jnp.arange(10**6, 10**6 + 3, dtype=jnp.int32)
+        placed = jax.jit(
+            lambda price: table.place(held, ids, jnp.ones(3, bool), lambda at: price[at])
+        )(jnp.linspace(1.0, 0.0, table.WAYS))
+    assert placed.slots.dtype == jnp.int32
+    np.testing.assert_array_equal(placed.slots, table.WAYS - 1 - np.arange(3))
+    assert int(placed.displaced) == 3
