@@ -257,18 +257,17 @@ def test_wrong_references_lose_their_weight(reference: np.ndarray) -> None:
 
 def test_learns_to_trust_references_that_are_right() -> None:
     """Trust ends higher under true references than under shuffled ones, in each of six pools."""
-    prior_weight = np.zeros((6, 2))
+    selector = make(spread=0)  # draws widen the choice, and both learn less apart
     for seed in range(6):
         rng = np.random.default_rng(seed)
         rates = rng.beta(0.5, 0.5, TASKS).astype(np.float32)
-        for at, known in enumerate((rates, rng.permutation(rates))):
-            state = SELECTOR.init(np.stack([known, known]))
-            state, _ = play(SELECTOR, state, rates, 30, seed)
-            _, info = SELECTOR.advance(state)
-            prior_weight[seed, at] = info.implicit_weight
-    more = prior_weight[:, 0] - prior_weight[:, 1]
-    assert more.min() > 0
-    assert more.mean() > 0.15
+        prior_weight = []
+        for known in (rates, rng.permutation(rates)):
+            state = selector.init(np.stack([known, known]))
+            state, _ = play(selector, state, rates, 30, seed)
+            _, info = selector.advance(state)
+            prior_weight.append(float(info.implicit_weight))
+        assert prior_weight[0] > prior_weight[1] + 0.05
 
 
 @given(st.integers(0, 1000))

@@ -171,6 +171,17 @@ def test_sample_never_plays_the_last_level_for_want_of_others():
     assert none.level_ids.tolist() == [0] * 8
 
 
+def test_sample_repeats_levels_where_floats_are_wide():
+    """Under x64 counts, ranges and sorts tell int64, beside the int32 of a state."""
+    with jax.enable_x64(True):
+        selector = make_strategy("uniform", batch_size=4, rollouts=2)
+        state = selector.init(num_tasks=6)
+        eligible = np.array([True, True, False, False, False, False])
+        _, slots = levels.sample(selector, jax.random.key(0), state, copies=2, eligible=eligible)
+    assert slots.task_ids.dtype == slots.visit.dtype == jnp.int32
+    np.testing.assert_array_equal(np.bincount(slots.task_ids, minlength=6), [4, 4, 0, 0, 0, 0])
+
+
 def test_a_level_in_several_slots_has_one_visit():
     selector, state = make()
     state, slots = levels.sample(selector, jax.random.key(0), state, 2)

@@ -150,8 +150,7 @@ def _drawn(
     if spread == 0:
         return None
     turn = jax.random.bits(rng_key, (), jnp.uint32)
-    bits = hash_bits(task_ids.astype(jnp.uint32) ^ turn)
-    noise = 2 * open_uniform((bits >> 1).astype(jnp.int32), expected.shared.dtype) - 1
+    noise = 2 * _uniform(_bits_of(task_ids, turn), expected.shared.dtype) - 1
     # Of the offset alone: what is uncertain of eta beside it costs as much as all of the rest.
     width = spread * jnp.sqrt(expected.variance)
     return jax.nn.sigmoid(expected.shared + expected.offset + noise * width)
@@ -205,12 +204,22 @@ def lottery(task_ids: Array, turn: Array, like: Array) -> Array:
     lower ids come first.) Exponential, because then the first of many tasks alike are as easily
     drawn as one (`grouped/mixed.py`).
     """
-    return exponential(hash_bits(task_ids.astype(jnp.uint32) ^ turn), like.dtype)
+    return exponential(_bits_of(task_ids, turn), like.dtype)
 
 
 def exponential(bits: Array, dtype: jnp.dtype) -> Array:
     """f[...] of mean `LOTTERY`, from random u32[...]."""
-    return -LOTTERY * jnp.log(open_uniform((bits >> 1).astype(jnp.int32), dtype))
+    return -LOTTERY * jnp.log(_uniform(bits, dtype))
+
+
+def _bits_of(task_ids: Array, turn: Array) -> Array:
+    """u32[M] that look random: others for each task, and at each u32 turn."""
+    return hash_bits(task_ids.astype(jnp.uint32) ^ turn)
+
+
+def _uniform(bits: Array, dtype: jnp.dtype) -> Array:
+    """f[...] in (0, 1) from random u32[...]; signed integers are converted many at a time."""
+    return open_uniform((bits >> 1).astype(jnp.int32), dtype)
 
 
 def first_visit(floor: float) -> float:

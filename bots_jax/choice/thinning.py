@@ -77,6 +77,11 @@ class Result(NamedTuple):
     found: Array  # i32
     explored: Array  # f, every accepted task up to this distance was found
 
+    @property
+    def valid(self) -> Array:
+        """bool[count]: which places hold a task."""
+        return jnp.arange(self.task_ids.shape[0], dtype=jnp.int32) < self.found
+
 
 def density_bound(alpha: Array, beta: Array, target: Array, width: Array) -> Array:
     """A bound on the Beta(alpha, beta) density over [target - width, target + width].
@@ -167,7 +172,7 @@ def nearest(
         lambda result: _finish(*lax.optimization_barrier((_looped(direct), result))),
         result,
     )
-    return result.task_ids, result.draws, jnp.arange(count, dtype=jnp.int32) < result.found
+    return result.task_ids, result.draws, result.valid
 
 
 def nearest_of_all(
@@ -400,7 +405,7 @@ def _finish(direct: _Direct, result: Result) -> Result:
     # A barrier counts as a use.
     draw_key, tie_key = jax.random.split(_looped(direct).rng_key)
     draws = draw_outside(draw_key, direct.alpha, direct.beta, direct.target, result.explored)
-    place = jnp.where(jnp.arange(count, dtype=jnp.int32) < result.found, result.task_ids, size)
+    place = jnp.where(result.valid, result.task_ids, size)
     draws = draws.at[place].set(result.draws, mode="drop")
     ids, valid = lowest(tie_key, jnp.abs(draws - direct.target), direct.allowed, count)
     return Result(

@@ -184,7 +184,7 @@ def nearest(
     result = thinning.run(race_words, window, identify, target, count)
     finish = partial(_finish, rest_words, state, eligible)
     result = lazy_cond(result.found < count, finish, result)
-    place, valid = result.task_ids, jnp.arange(count, dtype=jnp.int32) < result.found
+    place, valid = result.task_ids, result.valid
     ids = jnp.where(place < slots, slot_ids[jnp.clip(place, 0, slots - 1)], place - slots)
     return jnp.where(valid, ids, PADDING), result.draws, valid
 
@@ -239,9 +239,7 @@ def _finish(words: Array, state: State, eligible: Array | None, result: Result) 
     groups, target = state.pool.groups, state.settings.target
     count, slots = result.task_ids.shape[0], state.pool.slot_ids.shape[0]
     dtype = result.draws.dtype
-    accepted = jnp.where(
-        jnp.arange(count, dtype=jnp.int32) < result.found, result.task_ids, PADDING
-    )
+    accepted = jnp.where(result.valid, result.task_ids, PADDING)
 
     def distance(places: Array, draws: Array) -> Array:
         return jnp.where(places >= 0, jnp.abs(draws - target), jnp.inf)

@@ -53,11 +53,12 @@ def sample(
     if copies < 1:
         raise ValueError(f"copies={copies} must be at least 1: slots for each selected level")
     state, chosen = selector.select(rng_key, state, eligible)
-    count = jnp.sum(chosen.valid)
+    count = jnp.sum(chosen.valid, dtype=jnp.int32)
     # valid places come first, in their order; then they repeat
-    order = jnp.argsort(~chosen.valid, stable=True)
-    at = order[jnp.arange(chosen.valid.shape[0], dtype=jnp.int32) % jnp.maximum(count, 1)]
-    at = jnp.repeat(jnp.where(chosen.valid, jnp.arange(at.shape[0], dtype=jnp.int32), at), copies)
+    own = jnp.arange(chosen.valid.shape[0], dtype=jnp.int32)
+    order = jnp.argsort(~chosen.valid, stable=True).astype(jnp.int32)
+    at = order[own % jnp.maximum(count, 1)]
+    at = jnp.repeat(jnp.where(chosen.valid, own, at), copies)
     task_ids = jnp.where(count > 0, chosen.task_ids[at], NO_LEVEL)
     visit = jnp.where(count > 0, chosen.visit[at], -1)
     level_ids = jnp.maximum(task_ids, 0)
