@@ -209,9 +209,11 @@ def test_steps_that_tell_nothing_widen_and_move_nothing(seed: int, domains: bool
     start = batches.fitted(estimator, domains)
     first = estimator.init(reference, count)
 
+    def step(_: int, params: Any) -> Any:
+        return estimator.fit(params, SETTINGS, reference, fused)
+
     @jax.jit
     def later(params: Any) -> Any:
-        step = lambda _, params: estimator.fit(params, SETTINGS, reference, fused)  # noqa: E731
         return jax.lax.fori_loop(0, 20, step, params)
 
     params, widths = start, [np.diag(start.covariance)]
