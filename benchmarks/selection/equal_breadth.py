@@ -51,7 +51,8 @@ def _told(runs: Runs, line: Sequence[Runs], ratio: str) -> str:
 def at_breadth(line: Sequence[Runs], seed: int, values: Mapping[str, float], ratio: str) -> float:
     """The line's ratio in a seed, at the breadth of `values`; beyond its ends that of the end."""
     points = sorted((runs[seed]["breadth"], runs[seed][ratio]) for runs in line)
-    return float(np.interp(values["breadth"], *zip(*points, strict=True)))
+    breadths, ratios = np.array(points).T
+    return float(np.interp(values["breadth"], breadths, ratios))
 
 
 if __name__ == "__main__":
