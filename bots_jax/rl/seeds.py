@@ -72,7 +72,8 @@ class SeedsConfig:
             )
 
 
-View = Callable[[Array, Array], Array]
+# (key, true rates f[N], features f[E, N] in the selector's state or None) -> f[N]
+View = Callable[[Array, Array, Array | None], Array]
 _VIEW = 20_011  # the seed of what views draw
 
 
@@ -107,8 +108,8 @@ def run_seeds(
       bases: the policy that each seed starts from; None: all from `task.base`.
       name: the strategy, for the records.
       eligible: bool[N], False for tasks that are never to be selected; None for all.
-      view: what an oracle is told in place of the true rates f[N], a function of a key and of
-        them; None: the rates themselves.
+      view: what an oracle is told in place of the true rates f[N], a function of a key, of them
+        and of the features in its state; None: the rates themselves.
       partial: file that keeps the runs from one evaluation to the next, so that they go on
         where they were interrupted; it is removed at the end. The caller sees to it that it
         belongs to these very arguments.
@@ -165,7 +166,8 @@ def _compile(
         rates = answer_probabilities(task.graphdef, state.train.params, prompts, answers)
         if view is not None:  # a key of its own: the step's are made of the seed and the step
             key = jax.random.fold_in(jax.random.key(_VIEW), state.seed)
-            rates = view(jax.random.fold_in(key, state.step), rates)
+            features = state.selector.reference.embeddings
+            rates = view(jax.random.fold_in(key, state.step), rates, features)
         known = state.selector.reference._replace(rates=rates[None])
         state = state._replace(selector=state.selector._replace(reference=known))
         return jax.lax.scan(step, state, length=config.truth_every)

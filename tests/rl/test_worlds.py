@@ -210,7 +210,9 @@ def test_an_oracle_sees_the_policy_as_it_is(data: worlds.WorldData) -> None:
     nearest = np.sort(away)[:4]
     for step in range(2):  # under one look
         np.testing.assert_allclose(np.sort(away[ids[step]]), nearest, atol=1e-5)
-    blind = seeds.run_seeds(rule, first, task, config, [0], view=lambda key, rates: rates * 0 + 0.5)
+    blind = seeds.run_seeds(
+        rule, first, task, config, [0], view=lambda key, rates, _: rates * 0 + 0.5
+    )
     assert np.array(blind[0]["task_ids"]).tolist() != ids.tolist()
     with pytest.raises(ValueError, match="truth_every=3 must divide eval_every=4"):
         seeds.SeedsConfig(4, 4, truth_every=3)
@@ -221,24 +223,52 @@ def test_oracles_may_see_kinds_alone_or_roughly(data: worlds.WorldData) -> None:
     pool = SimpleNamespace(family=family, size=size)
     rates = rng.beta(0.3, 0.7, 600).astype(np.float32)
     key = jax.random.key(0)
-    by_kind = np.asarray(environments.view_of("truth-kinds", pool)(key, jnp.asarray(rates)))
+    by_kind = np.asarray(environments.view_of("truth-kinds", pool)(key, jnp.asarray(rates), None))
     for kind in range(6):
         mine = (family == kind % 3) & (size == kind // 3)
         worth = np.mean(4.0 * rates[mine] * (1 - rates[mine]))
         np.testing.assert_allclose(4 * by_kind[mine] * (1 - by_kind[mine]), worth, rtol=1e-4)
     shuffle = environments.view_of("truth-shuffled", pool)
-    dealt = [np.asarray(shuffle(jax.random.key(at), jnp.asarray(rates))) for at in range(2)]
+    dealt = [np.asarray(shuffle(jax.random.key(at), jnp.asarray(rates), None)) for at in range(2)]
     for kind in range(6):
         mine = (family == kind % 3) & (size == kind // 3)
         for one in dealt:
             np.testing.assert_array_equal(np.sort(one[mine]), np.sort(rates[mine]))
             assert abs(np.corrcoef(one[mine], rates[mine])[0, 1]) < 0.4  # 4 standard errors
     assert np.mean(dealt[0] == dealt[1]) < 0.1
-    rough = np.asarray(environments.view_of("truth-rough", pool)(key, jnp.full(600, 0.3)))
+    rough = np.asarray(environments.view_of("truth-rough", pool)(key, jnp.full(600, 0.3), None))
     error = np.log(rough / (1 - rough)) - np.log(0.3 / 0.7)
     assert abs(error.mean()) < 0.3  # 5 standard errors
     assert abs(error.std() / 1.5 - 1) < 0.15
     assert environments.view_of("truth", pool) is None
+
+
+def test_an_oracle_may_see_what_a_regression_tells() -> None:
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(2, 2_000)).astype(np.float32)
+    told = 1.5 * features[0] - features[1]  # and 1 that nothing tells
+    rates = (1 / (1 + np.exp(-told - rng.normal(size=2_000)))).astype(np.float32)
+    deal = environments.view_of("truth-references", None)
+    seen = np.asarray(deal(jax.random.key(0), jnp.asarray(rates), jnp.asarray(features)))
+    np.testing.assert_array_equal(np.sort(seen), np.sort(rates))
+    logit, true = np.log(seen / (1 - seen)), np.log(rates / (1 - rates))
+    # As much as the features tell, 3.25 of 4.25 of the variance, and no more of any single task.
+    assert abs(np.corrcoef(logit, told)[0, 1] - (3.25 / 4.25) ** 0.5) < 0.03
+    assert abs(np.corrcoef(logit - told, true - told)[0, 1]) < 0.1  # 4.5 standard errors
+    again = np.asarray(deal(jax.random.key(1), jnp.asarray(rates), jnp.asarray(features)))
+    assert np.mean(seen == again) < 0.1
+
+
+def test_the_oracle_of_references_sees_the_two_references(data: worlds.WorldData) -> None:
+    rule = oracle(batch_size=4, rollouts=4, choice="mixed", worth="variance")
+    measured = np.random.default_rng(0).random((2, 120), np.float32)
+    state = environments.first_state(
+        rule, data._replace(reference=measured), "truth-references", "oracle"
+    )
+    assert state.reference.embeddings.shape == (2, 120)
+    rates = np.clip(measured[0], 0.01, 0.99)
+    column = np.asarray(state.reference.embeddings[0])
+    assert np.corrcoef(column, np.log(rates / (1 - rates)))[0, 1] > 0.999
 
 
 def test_an_interrupted_run_goes_on_to_the_same_numbers(

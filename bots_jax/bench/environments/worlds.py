@@ -19,8 +19,10 @@ can be guessed: an oracle that knows which families teach; `truth`, for the orac
 alone, the true pass rate of every task under the policy as it is, looked up every few steps;
 `truth-teaching`, both; `truth-kinds`, what the tasks of each family and size are worth on average,
 one number for all of them; `truth-shuffled`, the true rates of each family and size, dealt out
-anew among its tasks: how its tasks are spread, and nothing of any single one; and `truth-rough`,
-the true rates with an error of 1.5 in their logits.
+anew among its tasks: how its tasks are spread, and nothing of any single one; `truth-references`
+and `truth-prompts`, the true rates dealt out anew among tasks that the references, or the prompts,
+tell alike, by the regression that fits the true rates best: all that they can tell, and nothing
+more; and `truth-rough`, the true rates with an error of 1.5 in their logits.
 """
 
 from __future__ import annotations
@@ -29,9 +31,9 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -50,14 +52,20 @@ from bots_jax.evaluate import meter, metrics, report
 from bots_jax.evaluate.metrics import Curve
 from bots_jax.pool.reference import TaskFeatures
 
+if TYPE_CHECKING:
+    from bots_jax.rl.seeds import View
+
 TRUTH, TEACHING, TRUTH_TEACHING = "truth", "teaching", "truth-teaching"
 TRUTH_KINDS, TRUTH_SHUFFLED, TRUTH_ROUGH = "truth-kinds", "truth-shuffled", "truth-rough"
-TRUTHS = (TRUTH, TRUTH_TEACHING, TRUTH_KINDS, TRUTH_SHUFFLED, TRUTH_ROUGH)
+TRUTH_REFERENCES, TRUTH_PROMPTS = "truth-references", "truth-prompts"
+_TOLD_ALIKE = (TRUTH_REFERENCES, TRUTH_PROMPTS)
+TRUTHS = (TRUTH, TRUTH_TEACHING, TRUTH_KINDS, TRUTH_SHUFFLED, *_TOLD_ALIKE, TRUTH_ROUGH)
 TELLS = ("nothing", "prompts", "references", "hidden", "everything", TEACHING, *TRUTHS)
 ROUGHLY = 1.5  # logits, of the error in `truth-rough`
 TRUTH_EVERY = 20  # steps; a look at 6,000 tasks costs what some thirty steps do
 COMPONENTS = 32  # of features, at most
-_READ = ("prompts", "everything", TEACHING)  # by whom the prompts' text is read
+ALIKE = 50  # tasks that a regression tells alike, among which rates are dealt out
+_READ = ("prompts", "everything", TEACHING, TRUTH_PROMPTS)  # by whom the prompts' text is read
 
 
 def worlds_environment(
@@ -164,20 +172,24 @@ def first_state(selector: Any, data: Any, told: str, name: str, text: Any = None
         if told == "nothing":
             return selector.init(num_tasks=num_tasks)
         if told in TRUTHS:  # written anew before the first step
-            return selector.init(np.full((1, num_tasks), 0.5, np.float32))
+            unknown = np.full((1, num_tasks), 0.5, np.float32)
+            features = _logits(data.reference) if told == TRUTH_REFERENCES else text
+            return selector.init(unknown if features is None else TaskFeatures(unknown, features))
         rates = data.reference if told == "everything" else None
         return selector.init(TaskFeatures(rates, _hidden_states(data) if text is None else text))
     except ValueError as error:
         raise ValueError(f"strategy {name}, told {told}: {error}") from None
 
 
-def view_of(told: str, pool: Any) -> Callable[[jax.Array, jax.Array], jax.Array] | None:
+def view_of(told: str, pool: Any) -> View | None:
     """What an oracle sees of the true rates f[N]; None where it sees them as they are."""
     if told == TRUTH_KINDS:
         of_task = _kinds(pool)
         return functools.partial(_by_kind, of_task, np.bincount(of_task))
     if told == TRUTH_SHUFFLED:
         return functools.partial(_shuffled, _kinds(pool))
+    if told in _TOLD_ALIKE:
+        return _dealt_among_alike
     return _roughly if told == TRUTH_ROUGH else None
 
 
@@ -188,7 +200,7 @@ def _kinds(pool: Any) -> np.ndarray:
 
 
 def _by_kind(
-    kind: np.ndarray, sizes: np.ndarray, rng_key: jax.Array, rates: jax.Array
+    kind: np.ndarray, sizes: np.ndarray, rng_key: jax.Array, rates: jax.Array, features: Any
 ) -> jax.Array:
     """f[N]: the rate, at most 1/2, whose 4 p (1 - p) is the mean of those of the task's kind.
 
@@ -198,15 +210,33 @@ def _by_kind(
     return (0.5 * (1 - jnp.sqrt(jnp.maximum(1 - worth, 0))))[kind]
 
 
-def _shuffled(kind: np.ndarray, rng_key: jax.Array, rates: jax.Array) -> jax.Array:
+def _shuffled(kind: np.ndarray, rng_key: jax.Array, rates: jax.Array, features: Any) -> jax.Array:
     """f[N]: the rates of each kind, dealt out anew among its tasks at each look."""
     order = jnp.lexsort((jax.random.uniform(rng_key, rates.shape), jnp.asarray(kind)))
     return jnp.zeros_like(rates).at[np.argsort(kind, kind="stable")].set(rates[order])
 
 
-def _roughly(rng_key: jax.Array, rates: jax.Array) -> jax.Array:
+def _logits(rates: Any, least: float = 1e-2) -> jax.Array:
+    return jax.scipy.special.logit(jnp.clip(jnp.asarray(rates), least, 1 - least))
+
+
+def _dealt_among_alike(rng_key: jax.Array, rates: jax.Array, features: Any) -> jax.Array:
+    """f[N]: the rates, dealt out anew among `ALIKE` tasks next to each other in the regression.
+
+    It is fitted to the logits of all true rates by least squares, at each look.
+    """
+    x = jnp.concatenate([jnp.ones_like(rates)[None], features.astype(rates.dtype)])
+    ridge = 1e-3 * len(rates) * jnp.eye(len(x), dtype=rates.dtype)
+    weights = jnp.linalg.solve(x @ x.T + ridge, x @ _logits(rates))
+    order = jnp.argsort(weights @ x)
+    group = jnp.arange(len(rates)) // ALIKE
+    dealt = jnp.lexsort((jax.random.uniform(rng_key, rates.shape), group))
+    return jnp.zeros_like(rates).at[order].set(rates[order[dealt]])
+
+
+def _roughly(rng_key: jax.Array, rates: jax.Array, features: Any) -> jax.Array:
     """f[N]: the rates with another normal error in their logits at each look."""
-    logits = jax.scipy.special.logit(jnp.clip(rates, 1e-5, 1 - 1e-5))
+    logits = _logits(rates, 1e-5)
     return jax.nn.sigmoid(logits + ROUGHLY * jax.random.normal(rng_key, rates.shape, rates.dtype))
 
 
