@@ -89,7 +89,9 @@ def asked_for(args: argparse.Namespace) -> Matrix:
         given = matrices.find_matrix(args.matrix)
     environments = [*given.environments, *args.environment]
     if args.only is not None:
-        environments = [spec for spec in environments if args.only in spec]
+        there_are, environments = environments, [s for s in environments if args.only in s]
+        if there_are and not environments:
+            raise ValueError(f"--only {args.only!r} is in none of {'; '.join(there_are)}")
     return given._replace(
         baseline=args.baseline or given.baseline,
         environments=tuple(environments),
@@ -106,7 +108,9 @@ def _bench(args: argparse.Namespace) -> int:
     )
     for line in plan.absent:
         _say(f"left out: {line}")
-    folder.mkdir(parents=True, exist_ok=True)
+    if not plan.jobs:
+        raise ValueError("no environment has its data: see what was left out above")
+    report.make_folder(folder)
     store = Store(folder / "results.jsonl")
     if args.fresh:
         store.path.unlink(missing_ok=True)
