@@ -36,7 +36,8 @@ Written to the --out folder: results.jsonl (a line a cell, as soon as it is fini
 summary.md, summary.csv, verdicts.csv and, with matplotlib, plots. The same command resumes a
 run that was stopped, killed or extended; finished cells are not run again.
 
-bots-jax bench trace --data ../shared/data
+bots-jax bench learning
+bots-jax bench trace --data FOLDER
 bots-jax bench --environment run.npz --strategy uniform --strategy bots,forgetting=0.01|0.1
 bots-jax bench trace --strategy my_rules.py:greedy,keep=0.9 --environment my_env.py:noisy"""
 
