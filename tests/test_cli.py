@@ -41,6 +41,20 @@ def test_a_command_without_its_libraries_says_what_to_install(
     )
 
 
+@pytest.mark.parametrize("environment", ["worlds,world=frontier", "finetune"])
+def test_a_bench_without_its_libraries_says_what_to_install(
+    environment: str, tmp_path: Path
+) -> None:
+    given = ["bench", "--environment", environment, "--strategy", "uniform", "--out", str(tmp_path)]
+    code = (
+        "import sys; sys.modules['flax'] = None; from bots_jax.cli import main; "
+        f"sys.exit(main({given!r}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == "bots-jax bench: needs flax: pip install 'bots-jax[cli,plots]'\n"
+
+
 def test_ctrl_c_is_one_line(
     recording: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:

@@ -74,6 +74,11 @@ def bench_command(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         _say("stopped; what is finished is saved: the same command goes on")
         return INTERRUPTED
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] == "bots_jax":
+            raise
+        _say(f"bots-jax bench: needs {error.name}: pip install 'bots-jax[cli,plots]'")
+        return 2
     except (ValueError, OSError) as error:
         _say(f"bots-jax bench: {error}")
         return 2
