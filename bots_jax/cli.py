@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Sequence
 
 import bots_jax
+
+INTERRUPTED = 130  # what a shell expects of a command stopped by Ctrl-C
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -20,7 +23,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_commands(parser, commands)
     args = parser.parse_args(arguments)
-    status: int = args.run(args)
+    try:
+        status: int = args.run(args)
+    except KeyboardInterrupt:  # `bench` and `finetune` save what is finished, and say so themselves
+        sys.stderr.write("bots-jax: stopped\n")
+        return INTERRUPTED
     return status
 
 
@@ -39,16 +46,33 @@ def _add_commands(
         from bots_jax.rl.command import add_finetune_parser
         from bots_jax.rl.llm.command import add_finetune_llm_parser
     except ModuleNotFoundError as error:
-        missing = error.name
-        absent = commands.add_parser("finetune", help=f"not available: {missing} is missing")
-        absent.set_defaults(
-            run=lambda args: parser.error(
-                f"finetune needs {missing}: pip install 'bots-jax[cli,plots]'"
-            )
-        )
+        if error.name is None or error.name.partition(".")[0] == "bots_jax":
+            raise
+        _add_absent(commands, "finetune", "cli,plots", error.name)
+        _add_absent(commands, "finetune-llm", "llm", error.name)
         return
     add_finetune_parser(commands)
     add_finetune_llm_parser(commands)
+
+
+def _add_absent(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    extra: str,
+    missing: str,
+) -> None:
+    """A command whose libraries are missing: whatever it is given, it says what to install."""
+    told = f"needs {missing}, which is not installed: pip install 'bots-jax[{extra}]'"
+    absent = commands.add_parser(
+        name, help=told, description=f"{name} {told}", prefix_chars="\0", add_help=False
+    )
+    absent.add_argument("given", nargs="*", help=argparse.SUPPRESS)
+
+    def run(args: argparse.Namespace) -> int:
+        sys.stderr.write(f"bots-jax {name}: {told}\n")
+        return 2
+
+    absent.set_defaults(run=run)
 
 
 def _quiet_libraries() -> None:

@@ -7,6 +7,8 @@ import importlib
 import inspect
 import json
 import pickle
+import subprocess
+import sys
 import warnings
 from functools import cache, partial
 from pathlib import Path
@@ -282,6 +284,33 @@ def test_results_have_the_name_that_was_asked_for(
 def test_public_names_exist(module: str) -> None:
     found = importlib.import_module(f"bots_jax{module}")
     assert all(hasattr(found, name) for name in found.__all__)
+
+
+def test_rooms_are_there_after_a_plain_import_and_cost_it_nothing() -> None:
+    """As the README names them: `bots_jax.features.text(prompts)` after `import bots_jax`."""
+    code = """
+import sys, bots_jax
+rooms = ("adapters", "checkpoint", "draws", "features", "levels", "simulator", "strategies")
+assert not {f"bots_jax.{room}" for room in rooms} & set(sys.modules)
+assert set(rooms) <= set(dir(bots_jax))
+assert bots_jax.features.text(["a b", "c"]).shape[0] == 2
+assert bots_jax.adapters.TaskSampler and bots_jax.checkpoint.save
+for room in rooms:
+    assert getattr(bots_jax, room).__name__ == f"bots_jax.{room}"
+assert not hasattr(bots_jax, "feature") and not hasattr(bots_jax.adapters, "torch")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", ["grain", "pytorch", "trinity", "tunix"])
+def test_an_adapter_is_there_once_it_is_named(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bots_jax import adapters
+
+    named: list[str] = []
+    monkeypatch.setattr(adapters, "import_module", named.append)  # frameworks are not installed
+    getattr(adapters, "__getattr__")(name)  # noqa: B009, for types do not know it
+    assert named == [f"bots_jax.adapters.{name}"]
 
 
 # --- what is forgotten within one pass ------------------------------------------------------

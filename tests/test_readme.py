@@ -8,8 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import bots_jax
-
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 
@@ -53,11 +51,23 @@ def test_the_rule_of_your_own() -> None:
 def test_large_pools() -> None:
     path = ROOT / "docs/large_pools.md"
     (code,) = blocks(path)
-    rng = np.random.default_rng(0)
-    names = {
-        "selector": bots_jax.bots(batch_size=32),
-        "successes": rng.integers(0, 17, (2, 300_000), dtype=np.uint8),
-        "rates": np.float32([[0.25, 0.5], [0.5, 1.0]]),
-        "sizes": np.array([600_000, 400_000]),
-    }
-    assert run(code, path, names)["state"].representation == "grouped"
+    assert run(code, path)["state"].representation == "grouped"
+
+
+@pytest.mark.parametrize("page", ["auto", "features"])
+def test_how_to_use_it(page: str) -> None:
+    path = ROOT / f"docs/{page}.md"
+    (code,) = blocks(path)
+    names = run(code, path)
+    assert names["state"].num_tasks == len(names["prompts"])
+    assert names["state"].known.reference.embeddings is not None  # features were given
+
+
+def test_every_benchmark_is_listed() -> None:
+    """A script that benchmarks/README.md does not name is found by nobody."""
+    folder = ROOT / "benchmarks"
+    listed = set(re.findall(r"\w+", (folder / "README.md").read_text(encoding="utf-8")))
+    there = {path.stem for path in folder.rglob("*.py")} - {"__init__"}
+    assert there <= listed, sorted(there - listed)
+    matrices = (folder / "selection" / "README.md").read_text(encoding="utf-8")
+    assert all(path.stem in matrices for path in folder.rglob("*.toml"))

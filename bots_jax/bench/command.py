@@ -36,7 +36,8 @@ Written to the --out folder: results.jsonl (a line a cell, as soon as it is fini
 summary.md, summary.csv, verdicts.csv and, with matplotlib, plots. The same command resumes a
 run that was stopped, killed or extended; finished cells are not run again.
 
-bots-jax bench trace --data ../shared/data
+bots-jax bench learning
+bots-jax bench trace --data FOLDER
 bots-jax bench --environment run.npz --strategy uniform --strategy bots,forgetting=0.01|0.1
 bots-jax bench trace --strategy my_rules.py:greedy,keep=0.9 --environment my_env.py:noisy"""
 
@@ -73,6 +74,11 @@ def bench_command(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         _say("stopped; what is finished is saved: the same command goes on")
         return INTERRUPTED
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] == "bots_jax":
+            raise
+        _say(f"bots-jax bench: needs {error.name}: pip install 'bots-jax[cli,plots]'")
+        return 2
     except (ValueError, OSError) as error:
         _say(f"bots-jax bench: {error}")
         return 2
@@ -89,7 +95,9 @@ def asked_for(args: argparse.Namespace) -> Matrix:
         given = matrices.find_matrix(args.matrix)
     environments = [*given.environments, *args.environment]
     if args.only is not None:
-        environments = [spec for spec in environments if args.only in spec]
+        there_are, environments = environments, [s for s in environments if args.only in s]
+        if there_are and not environments:
+            raise ValueError(f"--only {args.only!r} is in none of {'; '.join(there_are)}")
     return given._replace(
         baseline=args.baseline or given.baseline,
         environments=tuple(environments),
@@ -106,7 +114,9 @@ def _bench(args: argparse.Namespace) -> int:
     )
     for line in plan.absent:
         _say(f"left out: {line}")
-    folder.mkdir(parents=True, exist_ok=True)
+    if not plan.jobs:
+        raise ValueError("no environment has its data: see what was left out above")
+    report.make_folder(folder)
     store = Store(folder / "results.jsonl")
     if args.fresh:
         store.path.unlink(missing_ok=True)

@@ -230,6 +230,10 @@ def find(kind: str, name: str, known: Mapping[str, Any], group: str) -> Found:
         release = point.dist.version if point.dist else ""
         return Found(point.load(), f"{point.value} {release}")
     if ":" not in name:
+        if name.endswith(".py"):
+            raise ValueError(
+                f"{kind} {name!r} does not say which function of the file: write {name}:FUNCTION"
+            )
         raise ValueError(
             f"{kind} {name!r} is not known: choose one of {', '.join([*known, *points])}, or "
             f"give file.py:factory"

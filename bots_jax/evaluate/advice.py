@@ -296,10 +296,12 @@ def _advice(
         lines.append("nearly every group is mixed: selection has little to add; shuffle")
     elif shares["always"]["value"] > 0.5 and never < 0.2:
         lines.append("most tasks are solved: harder tasks would add more than selection")
-    lines.append(f"auto(batch_size=B, rollouts={rollouts})" + (
-        "; breadth=0.3, as the pool is small and is seen many times"
-        if tasks < 1000 and (passes is None or passes > 10) else ", breadth as it is (0.1)"
-    ))  # fmt: skip
+    breadth = ", breadth as it is (0.1)"
+    if tasks < 1000 and passes is None:
+        breadth = "; breadth=0.3 if the run goes over so small a pool more than 10 times (--steps)"
+    elif tasks < 1000 and passes is not None and passes > 10:
+        breadth = "; breadth=0.3, as the pool is small and is seen many times"
+    lines.append(f"auto(batch_size=B, rollouts={rollouts}){breadth}")
     if passes is not None and passes < 1.5:
         lines.append(
             "no task comes back often: give init(features=bots_jax.features.text(prompts)) or "

@@ -284,10 +284,12 @@ def load_recording(path: str | Path) -> Recording:
         rates = smooth_visits(s, n, step, _num_steps(name, arrays, step))
         reference = _given_reference(name, arrays, rates.shape[1])
     else:
+        matrix = {"scores", "success"} & set(arrays)
+        way_out = f"bots-jax bench --environment {name} takes a matrix of tasks x models"
         raise ValueError(
             f"{name}: has no success_rate, successes or seq_success among "
             f"{', '.join(arrays) or 'no arrays'}; see bots_jax.evaluate.replay for the forms of a "
-            "recording"
+            f"recording{f' ({way_out})' if matrix else ''}"
         )
     rollouts = _whole(name, arrays, "n" if "n" in arrays else "rollouts", DEFAULT_ROLLOUTS)
     features = read_features(name, arrays, rates.shape[1] if kept is None else len(kept), kept)
@@ -547,7 +549,7 @@ def _replay(args: argparse.Namespace) -> None:
     names = _names(args)
     recording = load_recording(args.file)
     folder = Path(args.out)
-    folder.mkdir(parents=True, exist_ok=True)
+    report.make_folder(folder)
     steps, tasks = recording.success_rate.shape
     _say(f"{recording.name}: {tasks} tasks, {args.steps or steps} of {steps} steps")
     if line := _who_is_told(names, recording, args):

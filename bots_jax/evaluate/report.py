@@ -27,6 +27,7 @@ import csv
 import importlib
 import io
 import math
+import os
 import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
@@ -402,6 +403,23 @@ def write_csv(
 ) -> None:
     """Write `csv_text`, the first row being the baseline's."""
     write_text(path, csv_text(rows, columns, rows[0].strategy))
+
+
+def make_folder(path: str | Path) -> None:
+    """Make the folder of results that a command was given.
+
+    Raises:
+      ValueError: naming `--out`, where there can be none or nothing may be written to it.
+    """
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"--out {path} cannot be made a folder ({error.strerror}): name another"
+        ) from None
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise ValueError(f"--out {path} may not be written to: name another")
 
 
 def write_text(path: str | Path, text: str) -> None:

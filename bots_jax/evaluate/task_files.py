@@ -95,8 +95,11 @@ def read_columns(path: str | Path, wanted: Callable[[str], bool]) -> Columns:
     """
     path = Path(path)
     if _is_npz(path):
-        arrays = read_npz(path)
-        return {name: array.tolist() for name, array in arrays.items() if wanted(name)}
+        arrays = {name: array for name, array in read_npz(path).items() if wanted(name)}
+        for name, array in arrays.items():
+            if array.ndim == 0:
+                raise ValueError(f"{path}: {name} must have shape [N], a value a task, not []")
+        return {name: array.tolist() for name, array in arrays.items()}
     suffix = path.suffix.lower()
     if suffix in (".parquet", ".pq"):
         return _parquet_columns(path, wanted)

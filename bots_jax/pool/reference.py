@@ -157,7 +157,21 @@ def _with_embeddings(
     if num_tasks is not None:
         num_tasks = check_count("num_tasks", num_tasks)
     if len(shape) != 2 or num_tasks not in (None, shape[1]):
+        if given.code is not None:
+            raise ValueError(
+                f"features are of {shape[1]} tasks, but num_tasks={num_tasks}: drop it"
+            )
         raise ValueError(f"TaskFeatures.embeddings has shape {shape}, expected [E, {num_tasks}]")
+    rates: Any = given.rates
+    known_of: tuple[int, ...] = (
+        np.shape(rates) if hasattr(rates, "shape") or isinstance(rates, list) else ()
+    )
+    if len(known_of) == 2 and shape[1] not in known_of:  # a transposed one is told below
+        what = "TaskFeatures.embeddings" if given.code is None else "features"
+        raise ValueError(
+            f"{what} are of {shape[1]} tasks, but reference has {known_of[1]} columns: "
+            "both have one for each task"
+        )
     if is_concrete(given.embeddings) and not np.all(np.isfinite(np.asarray(given.embeddings))):
         raise ValueError("TaskFeatures.embeddings holds NaN or infinity: give finite numbers")
     known, tasks = make_reference(given.rates, trials, shape[1], capacity, dtype)

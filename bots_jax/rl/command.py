@@ -354,6 +354,11 @@ def comparison_command(
       make: args -> a `finetune.Comparison`. run: its runs, as `finetune.compare` returns them.
     """
     try:
+        if args.rollouts is not None and args.rollouts < 2:
+            raise ValueError(
+                f"--rollouts {args.rollouts} must be at least 2: advantages compare the "
+                "completions of a group"
+            )
         config = make(args)
         folder = RunFolder(args.out)
         folder.open(

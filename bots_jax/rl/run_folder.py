@@ -14,11 +14,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from bots_jax.evaluate.report import write_text
+from bots_jax.evaluate.report import make_folder, write_text
 
 Line = dict[str, Any]
 
@@ -37,7 +37,7 @@ class RunFolder:
         overwrite: bool,
         may_differ: tuple[str, ...] = (),
     ) -> None:
-        """Make the folder, or take it up.
+        """Make the folder, or take it up. One that holds settings alone counts as empty.
 
         Args:
           config: JSON values.
@@ -46,20 +46,26 @@ class RunFolder:
           may_differ: keys of `config` that a resume may change.
 
         Raises:
-          ValueError: if there are results and neither is given, or under other settings.
+          ValueError: if there are results and neither is given, or under other settings; if
+            the folder cannot be made.
         """
         file = self.path / "config.json"
         if overwrite and file.exists():
             shutil.rmtree(self.path)
-        if file.exists():
+        if file.exists() and self._holds_results(file):
             if not resume:
                 raise ValueError(
                     f"--out {self.path} already holds results: give --resume to go on with "
                     "them, --overwrite to delete them, or another folder"
                 )
             _check_config(file, config, may_differ)
-        (self.path / "steps").mkdir(parents=True, exist_ok=True)
+        make_folder(self.path)
+        (self.path / "steps").mkdir(exist_ok=True)
         write_text(file, json.dumps(config, indent=2) + "\n")
+
+    def _holds_results(self, config: Path) -> bool:
+        """What was stopped before its first step, or refused, left its settings and no more."""
+        return any(one.is_file() and one != config for one in self.path.rglob("*"))
 
     def checkpoints(self, run: str) -> Path:
         """Where the checkpoints of a run are."""
@@ -105,8 +111,17 @@ def _check_config(file: Path, config: Mapping[str, Any], may_differ: tuple[str, 
         raise ValueError(f"{file} is damaged ({error}): give --overwrite to begin anew") from None
     given = json.loads(json.dumps(config))
     for key in sorted({*saved, *given} - set(may_differ)):
-        if saved.get(key) != given.get(key):
+        for name, before, now in _differences(key, saved.get(key), given.get(key)):
             raise ValueError(
-                f"{file.parent} was made with {key}={saved.get(key)!r}, now it is "
-                f"{given.get(key)!r}: resume with the saved value, or choose another --out"
+                f"{file.parent} was made with {name}={before!r}, now it is {now!r}: resume with "
+                "the saved value, or choose another --out"
             )
+
+
+def _differences(name: str, before: Any, now: Any) -> Iterator[tuple[str, Any, Any]]:
+    """Name, saved and given value of what differs; of settings of the same keys each by itself."""
+    if isinstance(before, dict) and isinstance(now, dict) and before.keys() == now.keys():
+        for key in before:
+            yield from _differences(f"{name}.{key}", before[key], now[key])
+    elif before != now:
+        yield name, before, now

@@ -125,6 +125,17 @@ def test_fewer_rollouts_than_a_group_are_told() -> None:
     assert any("only 2 rollouts were measured" in line for line in advise(some)["advice"])
 
 
+def test_a_small_pool_is_spread_over_where_it_is_seen_many_times() -> None:
+    """Without the number of steps that is not known, and is said."""
+    some = Outcomes(np.array([0.0, 2.0, 8.0]), np.full(3, 8.0), None)
+    for steps, told in (
+        (None, "breadth=0.3 if the run goes over so small a pool more than 10 times (--steps)"),
+        (1, "breadth as it is"),
+        (40, "breadth=0.3, as the pool is small"),
+    ):
+        assert any(told in line for line in advise(some, steps=steps, batch_size=1)["advice"])
+
+
 # --- the map ------------------------------------------------------------------------------------
 
 

@@ -51,7 +51,11 @@ def integers(*shape: int, fill: int = 1) -> np.ndarray:
         ((TaskFeatures(None, WIDE), None, 39), r"embeddings has shape \(3, 40\), expected \[E, 39"),
         ((TaskFeatures(None, WIDE[0]), None, 40), r"embeddings has shape \(40,\)"),
         ((TaskFeatures(None, WIDE + np.inf),), "embeddings holds NaN or infinity"),
-        ((TaskFeatures(RATES[:, 1:], WIDE),), "num_tasks=40, but reference has 39 columns"),
+        ((TaskFeatures(RATES[:, 1:], WIDE),), "embeddings are of 40 tasks, but reference has 39"),
+        (
+            (TaskFeatures(np.zeros((161, 40)), WIDE[:, :39]),),
+            "are of 39 tasks, but reference has 40",
+        ),
         ((np.zeros((2, 0)),), r"reference has shape \(2, 0\): it holds no task"),
         ((np.zeros((33, 8)),), r"33 models of 8 tasks look transposed"),
         ((np.zeros((161, 40)),), r"161 models of 40 tasks look transposed"),

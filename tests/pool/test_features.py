@@ -90,6 +90,19 @@ def test_refused(features: object, message: str) -> None:
         feature_columns(features)
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"num_tasks": 10}, "features are of 9 tasks, but num_tasks=10"),
+        ({"reference": np.full((2, 10), 0.5)}, "features are of 9 tasks, but reference has 10 col"),
+        ({"reference": [[0.5] * 10] * 2}, "features are of 9 tasks, but reference has 10 columns"),
+    ],
+)
+def test_features_of_other_tasks_than_the_rest_are_refused_by_name(given, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        bots_jax.auto(batch_size=2).init(features=np.zeros((9, 1)), **given)
+
+
 def test_who_cannot_use_features_says_so() -> None:
     for selector in (bots_jax.bots(batch_size=2), make_strategy("uniform", batch_size=2)):
         with pytest.raises(ValueError, match="features are of no use to"):
@@ -397,5 +410,5 @@ def test_which_features_group_a_large_pool() -> None:
     forced = bots_jax.auto(batch_size=4, representation="grouped")
     with pytest.raises(ValueError, match="features that are numbers, set every task apart"):
         forced.init(features=kind[:50] / 7)
-    with pytest.raises(ValueError, match=r"expected \[E, 9\]"):
+    with pytest.raises(ValueError, match="features are of 200000 tasks, but num_tasks=9"):
         selector.init(features=kind, num_tasks=9)
