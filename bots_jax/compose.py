@@ -562,7 +562,7 @@ def _make_domains(
             f"expected integers [{num_tasks}]"
         )
     if is_concrete(array):
-        values = np.asarray(array)
+        array = values = np.asarray(array)  # on the host also what is spread over a mesh
         if num_domains is None:
             num_domains = int(values.max()) + 1
             check_numbering(num_domains, num_tasks)

@@ -219,6 +219,7 @@ def grouped_functions(
         rng_key: Array, state: State, eligible: ArrayLike | None = None
     ) -> tuple[State, Selection]:
         mask = None if eligible is None else _as_mask(eligible, state)
+        mask = beside(mask, state.pool.slots.trials)
         rng_key, state = check_key(rng_key), _with_room(state)
         if not _is_quick(model, state):
             return arrays.select_at_once(state, rng_key, mask)
