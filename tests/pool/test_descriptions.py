@@ -110,3 +110,13 @@ def test_holes_in_records() -> None:
     counts = np.ma.array([[1, 2, 3, 4]] * 2, mask=[[1, 0, 0, 0]] * 2)
     with pytest.raises(ValueError, match="float64, expected integers"):
         make("dense").init(ReferenceCounts(counts, 8))
+
+
+@pytest.mark.parametrize(
+    ("rates", "sizes"),
+    [([0.1, 0.2], 4), ([[[0.1, 0.2]] * 2] * 2, [[2, 2]] * 2), ([[0.1, 0.2]], [2]), (0.5, [2])],
+)
+def test_groups_of_other_shapes(rates: Any, sizes: Any) -> None:
+    for kind in KINDS:
+        with pytest.raises(ValueError, match=r"ReferenceGroups: rates have .* expected \[K, G\]"):
+            make(kind).init(ReferenceGroups(rates, sizes))
