@@ -30,11 +30,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+if TYPE_CHECKING:
+    from bots_jax.pool.reference import Reference
+    from bots_jax.pool.visits import PoolState
 
 Array = jax.Array
 ArrayLike = jax.typing.ArrayLike
@@ -164,7 +168,7 @@ class Known(NamedTuple):
     its groups. `State.column_of` tells the column of a task.
     """
 
-    reference: Any  # reference.Reference: rates f[K, J], trials f[K, J] or None, ...
+    reference: Reference  # rates f[K, J], trials f[K, J] or None, ...
     domain: Array | None  # i32[J]; None if there is only one
     num_tasks: Array  # i32[J], tasks of the pool in each column
 
@@ -179,8 +183,8 @@ class Pool(Protocol):
     @property
     def capacity(self) -> int | Array: ...
     @property
-    def bookkeeping(self) -> Any: ...
-    def known(self, reference: Any) -> Known: ...
+    def bookkeeping(self) -> PoolState: ...
+    def known(self, reference: Reference) -> Known: ...
     def column_of(self, task_ids: ArrayLike) -> Array: ...
 
 
@@ -198,7 +202,7 @@ class State(NamedTuple):
 
     settings: Settings
     pool: Any  # a `Pool`: pool.visits.PoolState, or grouped.slots.GroupedPool
-    reference: Any  # reference.Reference, a column for each row of `bookkeeping`
+    reference: Reference  # a column for each row of `bookkeeping`
     belief: Any  # the pytree of a compose.BeliefModel, or grouped.slots.GroupedBelief
 
     @property
@@ -237,7 +241,7 @@ class State(NamedTuple):
         return self.bookkeeping.next_visit
 
     @property
-    def bookkeeping(self) -> Any:
+    def bookkeeping(self) -> PoolState:
         """`pool.visits.PoolState`: visits and pending evidence, by row: a task, or a slot.
 
         Of a grouped pool the rows are slots, for the tasks that are in flight, or have evidence of

@@ -60,10 +60,19 @@ def floor_of(module: str) -> int:
     return max(floors)[1]
 
 
+class WithoutTypes(ast.NodeTransformer):
+    """Leaves out what is imported for annotations alone: nothing of it runs."""
+
+    def visit_If(self, node: ast.If) -> ast.AST | None:
+        if isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            return None
+        return self.generic_visit(node)
+
+
 def imports_of(source: str) -> list[str]:
-    """What a module imports of the package, at its top or inside functions."""
+    """What a module imports of the package when it runs, at its top or inside functions."""
     found = []
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(WithoutTypes().visit(ast.parse(source))):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "bots_jax":
             inner = (node.module or "").removeprefix("bots_jax").lstrip(".")
             names = [f"{inner}.{name.name}".lstrip(".") for name in node.names]

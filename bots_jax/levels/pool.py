@@ -122,9 +122,10 @@ def insert(
     )
     levels = jax.tree.map(lambda old, new: old.at[rows].set(new, mode="drop"), levels, new_levels)
     state = _renew(state, rows)
-    if columns is not None:
+    embeddings = state.reference.embeddings
+    if columns is not None and embeddings is not None:  # one with the other: see `_columns_of`
         columns = stored_like(state.reference, columns)
-        known = state.reference.embeddings.at[:, rows].set(columns, mode="drop")
+        known = embeddings.at[:, rows].set(columns, mode="drop")
         state = state._replace(reference=state.reference._replace(embeddings=known))
     inserted = jnp.where(rows < capacity, rows, NO_LEVEL)
     if parents is not None:
