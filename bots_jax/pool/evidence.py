@@ -123,6 +123,12 @@ def take_evidence(evidence: Any) -> Evidence:
         name: None if value is None else host_numbers(f"evidence.{name}", value)
         for name, value in evidence._asdict().items()
     }
+    rows, tokens = np.shape(columns["task_ids"]), np.shape(columns["tokens"])
+    if columns["tokens"] is not None and tokens not in ((), rows):
+        raise ValueError(
+            f"evidence.tokens has shape {tokens}, expected {rows}, as evidence.task_ids: of the "
+            "rollouts of a row together"
+        )
     return Evidence(**columns)
 
 

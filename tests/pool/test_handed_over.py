@@ -174,3 +174,17 @@ def test_a_mask_may_be_filled_anew_at_once() -> None:
             state, batch = selector.select(jax.random.key(step), state, mask)
             mask[:] = ~mask
             assert np.all(np.asarray(batch.task_ids) % 20 == step)
+
+
+@pytest.mark.parametrize("shape", [(3,), (4, 4), (5,)])
+def test_tokens_of_another_shape(shape: tuple[int, ...]) -> None:
+    """Of each rollout, say; whatever the selector makes of them."""
+    for selector in (SELECTORS["dense"], auto(batch_size=4, rollouts=4, per_token=True)):
+        state, batch = selector.select(jax.random.key(0), selector.init(RATES))
+        for tokens in (np.ones(shape), jnp.ones(shape)):
+            evidence = batch.evidence(np.ones((4, 4)), tokens=tokens)
+            with pytest.raises(ValueError, match=r"evidence\.tokens has shape .*, expected \(4,\)"):
+                selector.update(state, evidence)
+        hidden = np.ma.array(np.full(4, 9.0), mask=[1, 0, 0, 0])
+        after, _ = selector.update(state, batch.evidence(np.ones((4, 4)), tokens=hidden))
+        assert all(np.isfinite(np.asarray(x)).all() for x in jax.tree.leaves(after))
