@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import threading
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bots_jax import orbax_files
-from bots_jax.checks import check_choice
+from bots_jax.checks import check_choice, check_count
 from bots_jax.types import PyTree, Selector, Settings, State
 
 VERSION = 2  # 2: names of generators, what a sampler needs to tell another pool
@@ -76,7 +77,8 @@ def save(
       step: number of the checkpoint; one that exists is replaced.
       selector: its static settings are written down, and checked by `restore`.
       state: of that selector.
-      trainer: any pytree of arrays to be saved in the same breath.
+      trainer: any pytree of arrays to be saved in the same breath. Restored they are JAX's, but
+        NumPy's where JAX would cut 64 bits to 32.
       notes: JSON values to be handed back.
       keep: newest checkpoints to keep; the previous one is the fallback if the newest is damaged.
       keep_every: also keep the steps that are multiples of this; None for none.
@@ -90,7 +92,7 @@ def save(
     over several (`sharding.shard`), all of them must call this, with one folder that all see: each
     writes its own part, and none gathers the pool.
     """
-    directory = local_folder(directory)
+    directory, step = local_folder(directory), check_count("step", step, least=0)
     target = orbax_files.step_folder(directory, step)
     tree = {"state": state, "trainer": trainer}
     spread = dict(pair for pair in _named_leaves(tree) if orbax_files.is_spread(pair[1]))
@@ -107,11 +109,12 @@ def save(
         "digest": _digest(packed),
         "notes": dict(notes or {}),
     }
-    packed[orbax_files.HEADER] = np.frombuffer(json.dumps(header).encode(), np.uint8)
+    packed[orbax_files.HEADER] = _as_bytes(header)
     try:
         parts = {orbax_files.file_name(i): leaf for i, leaf in enumerate(spread.values())}
         scored = score is not None or keep_best > 0
-        orbax_files.write(directory, step, packed, parts, policy, score, scored=scored)
+        with _ONE_AT_A_TIME:  # Orbax clears away what another thread is about to write
+            orbax_files.write(directory, step, packed, parts, policy, score, scored=scored)
     except Exception as error:  # Orbax and TensorStore raise many kinds, also plain ones
         raise CheckpointError(
             f"checkpoint {target} could not be written: {_first_line(error)}. Earlier "
@@ -119,6 +122,19 @@ def save(
             "another directory, then resume"
         ) from error
     return target
+
+
+_ONE_AT_A_TIME = threading.Lock()
+
+
+def _as_bytes(header: Mapping[str, Any]) -> np.ndarray:
+    try:
+        return np.frombuffer(json.dumps(header).encode(), np.uint8)
+    except TypeError as error:
+        raise CheckpointError(
+            f"notes hold what JSON does not: {error}. Give numbers, strings, lists and "
+            "dictionaries, and arrays in trainer=..."
+        ) from error
 
 
 def found(directory: str | Path) -> list[int]:
@@ -142,7 +158,7 @@ def local_folder(directory: str | Path) -> Path:
             "mount the store (gcsfuse, s3fs) and give that path, or write "
             "TaskSampler.state_dict() there by the trainer's own means"
         )
-    return Path(directory).absolute()
+    return Path(directory).expanduser().absolute()
 
 
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # also as a Path leaves it; "C:/" is none
@@ -343,6 +359,11 @@ def _pack(tree: PyTree) -> tuple[dict[str, np.ndarray], list[list[Any]]]:
         if orbax_files.is_spread(leaf):
             continue
         array = _as_numpy(leaf)
+        if array.dtype.kind in "OUSMm":
+            raise CheckpointError(
+                f"the checkpoint was to hold {path} as {array.dtype}: only numbers are saved; put "
+                "names and the like into notes=..."
+            )
         parts.setdefault(array.dtype.name, []).append(array.ravel())
         leaves.append([path, array.dtype.name, list(array.shape)])
     return {name: np.concatenate(arrays) for name, arrays in parts.items()}, leaves
@@ -586,4 +607,6 @@ def _like(array: Any, leaf: Any) -> Any:
         return array
     if isinstance(leaf, jax.Array) and len(leaf.sharding.device_set) > 1:
         return jax.make_array_from_callback(array.shape, leaf.sharding, lambda part: array[part])
+    if jax.dtypes.canonicalize_dtype(array.dtype) != array.dtype:
+        return np.array(array)  # of 64 bits, which JAX would cut to 32
     return jnp.array(array)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 
@@ -46,3 +47,70 @@ def check_choice(name: str, value: str, known: Sequence[str]) -> str:
     if value not in known:
         raise ValueError(f"{name}={value!r} is not known: choose one of {', '.join(known)}")
     return value
+
+
+def host_numbers(name: str, value: Any, *, copy: bool = True) -> Any:
+    """What a user gives as a NumPy array of numbers; arrays of JAX, traced ones too, as they are.
+
+    JAX reads NumPy arrays after a call has returned, so a buffer that is filled anew at once would
+    be read half changed: hence the copy. None, and what a masked array hides, is NaN.
+
+    Args:
+      copy: whether the array must be no view of what was given.
+
+    Raises:
+      ValueError: naming the argument, if it holds no numbers, or rows of several lengths.
+    """
+    if isinstance(value, jax.Array):
+        return value
+    if not is_concrete(value):
+        return jnp.asarray(value)
+    try:
+        if isinstance(value, np.ma.MaskedArray):
+            hidden = np.ma.is_masked(value)
+            value = np.ma.filled(value.astype(np.float64), np.nan) if hidden else value.data
+        array = np.array(value) if copy else np.asarray(value)
+        array = array.astype(np.float64) if array.dtype == object else array
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(
+            f"{name} is no array of numbers: {error}. Give rows of one length, NaN where nothing "
+            "is known"
+        ) from None
+    real = array.dtype == np.bool_ or jnp.issubdtype(array.dtype, jnp.integer)
+    if not real and not jnp.issubdtype(array.dtype, jnp.floating):
+        raise ValueError(f"{name} has dtype {array.dtype}, expected numbers")
+    return array
+
+
+def wide_float(dtype: Any) -> Any:
+    """A float dtype to sum in: 64 bits for those of 64, where JAX has them, else 32."""
+    wide = dtype == np.float64 and jax.config.read("jax_enable_x64")
+    return jnp.dtype(jnp.float64 if wide else jnp.float32)
+
+
+def whole_numbers(name: str, value: Any, beyond: int) -> jax.Array:
+    """Whole numbers as i32, refused on the host where they are no such.
+
+    Args:
+      beyond: what arrays of JAX have in place of what 32 bits do not hold.
+
+    Raises:
+      ValueError: naming the argument, and the first that is too large or too small.
+    """
+    given = host_numbers(name, value)
+    if not given.size and isinstance(given, np.ndarray):
+        given = given.astype(np.int32)  # of an empty list
+    if not jnp.issubdtype(given.dtype, jnp.integer):
+        raise ValueError(f"{name} has dtype {given.dtype}, expected integers")
+    if given.dtype.itemsize < 4 or given.dtype == np.int32:
+        return jnp.asarray(given).astype(jnp.int32)
+    least, most = (0 if given.dtype.kind == "u" else -(2**31)), 2**31 - 1
+    if isinstance(given, np.ndarray):
+        wrong = given[(given < least) | (given > most)]
+        if wrong.size:
+            raise ValueError(f"{name} contains {wrong.flat[0]}, expected integers of 32 bits")
+        return jnp.asarray(given.astype(np.int32))
+    inside = given <= given.dtype.type(most)
+    if least:
+        inside &= given >= given.dtype.type(least)
+    return jnp.where(inside, given.astype(jnp.int32), jnp.int32(beyond))

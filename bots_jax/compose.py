@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bots_jax.checks import check_choice, check_count, is_concrete
+from bots_jax.checks import check_choice, check_count, host_numbers, is_concrete
 from bots_jax.choice.batch import Plan, Ranking, as_mask, check_quotas, choose, lowest, make_plan
 from bots_jax.numerics.arithmetic import safe_ratio
 from bots_jax.numerics.compiling import is_small, jit_changes
@@ -28,7 +28,7 @@ from bots_jax.pool.evidence import (
     Rows,
     as_ids,
     as_rows,
-    check_evidence,
+    take_evidence,
     validate_evidence,
 )
 from bots_jax.pool.features import encode
@@ -36,7 +36,8 @@ from bots_jax.pool.reference import (
     FEATURES_DTYPES,
     Reference,
     TaskFeatures,
-    check_given,
+    as_given,
+    check_numbering,
     expand_reference,
     make_reference,
     reference_dtype,
@@ -318,8 +319,8 @@ def _init_of(
         capacity: int | None = None,
         features: Any = None,
     ) -> State:
+        reference, reference_trials, domains = as_given(reference, reference_trials, domains)
         reference = with_features(reference, features, static)
-        check_given(reference, reference_trials)
         float_dtype = reference_dtype(dtype, reference)
         numbers = settings_of(base, settings, float_dtype)
         rates, trials, domains = expand_reference(reference, reference_trials, domains)
@@ -444,7 +445,7 @@ def admit_rows(state: State, evidence: Evidence) -> Rows:
     sense are ignored and counted in `Info.invalid`, as in traced code.
     """
     check_state(state)
-    check_evidence(evidence)
+    evidence = take_evidence(evidence)
     validate_evidence(evidence, _capacity(state))
     evidence = beside(evidence, state.pool.trials)
     return as_rows(evidence, state.pool.trials.dtype)
@@ -554,15 +555,17 @@ def _make_domains(
     """i32[N] domains and D."""
     if domains is None:
         return None, 1
-    array = jnp.asarray(domains)
+    array = host_numbers("domains", domains)
     if array.shape != (num_tasks,) or not jnp.issubdtype(array.dtype, jnp.integer):
         raise ValueError(
             f"domains has shape {array.shape} and dtype {array.dtype}, "
             f"expected integers [{num_tasks}]"
         )
     if is_concrete(array):
-        values = np.asarray(array)
-        num_domains = int(values.max()) + 1 if num_domains is None else num_domains
+        array = values = np.asarray(array)  # on the host also what is spread over a mesh
+        if num_domains is None:
+            num_domains = int(values.max()) + 1
+            check_numbering(num_domains, num_tasks)
         if values.min() < 0 or values.max() >= num_domains:
             raise ValueError(
                 f"domains must lie in [0, {num_domains}), got {values.min()} to "
@@ -570,7 +573,7 @@ def _make_domains(
             )
     elif num_domains is None:
         raise ValueError("domains are traced, so num_domains must be given to the factory")
-    return array.astype(jnp.int32), num_domains
+    return jnp.asarray(array.astype(jnp.int32)), num_domains
 
 
 def make_info(fused: StepEvidence, counts: visits.Counts, told: BeliefInfo) -> Info:

@@ -12,7 +12,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from bots_jax.checks import check_count, is_concrete
+from bots_jax.checks import check_count, host_numbers, is_concrete, whole_numbers
 from bots_jax.compose import check_ids
 from bots_jax.grouped import selector as grouped
 from bots_jax.grouped.groups import find_codes
@@ -58,6 +58,8 @@ def add_tasks(
       ValueError: if the shapes do not fit, or there is no room.
     """
     models = state.reference.rates.shape[0]
+    if reference is not None and not hasattr(reference, "_fields"):
+        reference = host_numbers("reference", reference, copy=False)
     if reference_trials is not None and reference is None:
         raise ValueError("reference_trials was given without reference: give both or neither")
     columns = _encode_new(state.known.reference, features)
@@ -125,6 +127,7 @@ def _add_grouped(
     if (trials is None) != (known.reference.trials is None) and reference is not None:
         raise ValueError("reference_trials must be given to init and to add_tasks, or to neither")
     models = known.reference.rates.shape[0]
+    domains = None if domains is None else np.asarray(whole_numbers("domains", domains, -1))
     rates = np.full((models, count), np.nan) if reference is None else np.asarray(reference)
     if trials is None and known.reference.trials is not None:
         trials = np.ones(models)
@@ -135,7 +138,9 @@ def _add_grouped(
     if codes is None:
         raise ValueError("the references of the new tasks take too many values to be grouped")
     most = state.pool.slots.domain_sizes.size
-    if codes.domain is not None and int(np.max(codes.domain)) >= most:
+    if domains is not None and domains.shape != (count,):
+        raise ValueError(f"domains has shape {domains.shape}, expected ({count},)")
+    if domains is not None and not 0 <= np.min(domains) <= np.max(domains) < most:
         raise ValueError(f"domains must lie in [0, {most}): raise num_domains in the factory")
     return grouped.add_tasks(state, codes)
 
@@ -196,7 +201,7 @@ def _check_domains(state: State, domains: ArrayLike | None, count: int) -> Array
         raise ValueError(f"domains={domains}, but the pool {has} domains: give them to both")
     if domains is None:
         return None
-    array = jnp.asarray(domains, jnp.int32)
+    array = whole_numbers("domains", domains, beyond=-1)
     if array.shape != (count,):
         raise ValueError(f"domains has shape {array.shape}, expected ({count},)")
     known = state.pool.domain_sizes.shape[0]

@@ -124,13 +124,16 @@ def _put(leaf: Array, sharding: NamedSharding) -> Array:
 def beside(value: PyTree, pool_leaf: Array) -> PyTree:
     """Copy a user's arrays to each device of the pool.
 
-    What is on one device, on the host, or traced is left as it is. An array that is spread over
-    another mesh, such as rewards on that of the model, would not meet the pool's.
+    What is on one device or on the host is left as it is. An array that is spread over another
+    mesh, such as rewards on that of the model, would not meet the pool's. In traced code only axes
+    of a mesh that are explicit (`jax.make_mesh` makes such) are seen: those are gathered.
     """
 
     def move(leaf: Any) -> Any:
-        if not isinstance(leaf, jax.Array) or not is_concrete(leaf, pool_leaf):
+        if not isinstance(leaf, jax.Array):
             return leaf
+        if not is_concrete(leaf, pool_leaf):
+            return _gathered(leaf)
         if len(leaf.sharding.device_set) == 1 and not isinstance(leaf.sharding, NamedSharding):
             return leaf
         target: jax.sharding.Sharding = pool_leaf.sharding
@@ -139,6 +142,14 @@ def beside(value: PyTree, pool_leaf: Array) -> PyTree:
         return leaf if leaf.sharding == target else jax.device_put(leaf, target)
 
     return jax.tree.map(move, value)
+
+
+def _gathered(leaf: Array) -> Array:
+    """A traced array whose type says that it is spread, whole on each device; others as is."""
+    sharding = jax.typeof(leaf).sharding
+    if not any(part is not None for part in sharding.spec):
+        return leaf
+    return jax.sharding.reshard(leaf, NamedSharding(sharding.mesh, PartitionSpec()))
 
 
 def gather_evidence(evidence: Evidence) -> Evidence:

@@ -115,8 +115,10 @@ class Selection(NamedTuple):
         Raises:
           ValueError: naming the argument and its value.
         """
+        from bots_jax.checks import host_numbers
         from bots_jax.pool.graded import evidence_of_rewards
 
+        rewards = host_numbers("rewards", rewards)
         shape = np.shape(rewards)
         if len(shape) != 2 or shape[0] != np.shape(self.task_ids)[0]:
             raise ValueError(

@@ -528,3 +528,25 @@ def test_mixed_groups_are_expected_over_the_spread_of_a_belief(representation: s
     assert abs(expected - true) < (at_the_mean - true) / 3
     line = f"mixed groups of 32 {expected:.0%}"
     assert line in summary(state, selector)
+
+
+@pytest.mark.parametrize("tasks", [1, 64])
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_as_many_trials_as_there_may_be_leave_it_finite(tasks: int, share: float) -> None:
+    """Sound rows of 2^24 trials each: v was rounded to 0, the next visit was 0 / 0, and all NaN."""
+    selector = auto(batch_size=4)
+    rng = np.random.default_rng(0)
+    state = selector.init(rng.random((2, 64)).astype(np.float32))
+    ids, trials = np.arange(64) % tasks, np.full(64, 2.0**24)
+    update = jax.jit(selector.update)
+    for _ in range(100 if share == 0 else 5):
+        state, _ = update(state, Evidence(ids, share * trials, trials))
+    for _ in range(3):  # and it learns on
+        before = selector.predict(state).mean
+        state, batch = selector.select(jax.random.key(0), state)
+        state, _ = selector.update(state, batch.evidence(np.ones((4, 16))))
+        after = np.asarray(selector.predict(state).mean)
+        assert np.all(np.isfinite(after))
+        assert np.any(after != np.asarray(before))
+    floats = [x for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.floating)]
+    assert all(np.isfinite(np.asarray(x)).all() for x in floats)

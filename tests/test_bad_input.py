@@ -37,6 +37,8 @@ from bots_jax.strategies.discounted import discounted_beta
         ({"expiry": 0}, r"expiry=0 must be an integer of at least 1"),
         ({"dtype": "float16"}, r"dtype=float16 must be float32 or float64"),
         ({"dtype": "float64"}, r"dtype=float64 needs jax.config"),
+        ({"estimator": "none", "implicit_weight": 0.1}, r"implicit_weight=0.1 and adaptive_.*=Fa"),
+        ({"estimator": "none", "adaptive_implicit_weight": True}, r"=None and adaptive_.*=True ha"),
     ],
 )
 def test_factory(arguments: dict, message: str) -> None:

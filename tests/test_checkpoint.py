@@ -6,6 +6,7 @@ import resource
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import chex
@@ -293,3 +294,52 @@ def test_two_processes(tmp_path: Path) -> None:
         assert "spread to spread 3 True" in out
         assert "the one before 2 True" in out
         assert "with a `like` that is whole" in out
+
+
+def test_leaves_of_64_bits_come_back_whole(tmp_path: Path, busy: State) -> None:
+    """JAX without x64 cut 2**40 to 0."""
+    trainer = {"tokens": np.array([2**40, -1]), "loss": np.array([0.1]), "step": 2**33}
+    checkpoint.save(tmp_path, 1, SELECTOR, busy, trainer=trainer)
+    found = checkpoint.restore(tmp_path, SELECTOR, busy, trainer=trainer).trainer
+    for name, leaf in trainer.items():
+        assert np.asarray(found[name]).dtype == np.asarray(leaf).dtype
+        np.testing.assert_array_equal(found[name], leaf)
+
+
+@pytest.mark.parametrize("step", [-1, 1.5, True, "3"])
+def test_steps_that_are_no_numbers(tmp_path: Path, busy: State, step: object) -> None:
+    """-1 was written, and found by nobody."""
+    with pytest.raises(ValueError, match=r"step=.* must be an integer of at least 0"):
+        checkpoint.save(tmp_path, step, SELECTOR, busy)  # type: ignore[arg-type]
+    assert checkpoint.found(tmp_path) == []
+
+
+def test_steps_of_numpy_and_jax(tmp_path: Path, busy: State) -> None:
+    checkpoint.save(tmp_path, np.int64(3), SELECTOR, busy)  # type: ignore[arg-type]
+    checkpoint.save(tmp_path, jax.numpy.int32(5), SELECTOR, busy)  # type: ignore[arg-type]
+    assert checkpoint.found(tmp_path) == [3, 5]
+    assert checkpoint.restore(tmp_path, SELECTOR, busy).step == 5
+
+
+def test_what_is_not_saved_is_named(tmp_path: Path, busy: State) -> None:
+    with pytest.raises(CheckpointError, match=r"\['trainer'\]\['name'\] as <U5: only numbers"):
+        checkpoint.save(tmp_path, 1, SELECTOR, busy, trainer={"name": "llama"})
+    with pytest.raises(CheckpointError, match=r"notes hold what JSON does not: .*float32"):
+        checkpoint.save(tmp_path, 1, SELECTOR, busy, notes={"loss": np.float32(1)})
+    assert checkpoint.found(tmp_path) == []
+
+
+def test_the_home_folder(tmp_path: Path, busy: State, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It became a folder "~"."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    checkpoint.save("~/my runs/ä", 1, SELECTOR, busy)
+    assert checkpoint.found(tmp_path / "home" / "my runs" / "ä") == [1]
+
+
+def test_threads_save_one_after_another(tmp_path: Path, busy: State) -> None:
+    """Orbax cleared away what another thread was about to write."""
+    with ThreadPoolExecutor(3) as threads:
+        steps = [threads.submit(checkpoint.save, tmp_path, n, SELECTOR, busy) for n in range(6)]
+    assert [step.exception() for step in steps] == [None] * 6
+    assert len(checkpoint.found(tmp_path)) == 2

@@ -81,7 +81,8 @@ class Ledger:
             self.invalid += not makes_sense
             visit = before.get(task)
             if number == -1:
-                attached = visit is not None and makes_sense
+                unscored = np.isnan(successes) and 0 <= trials <= 2**24
+                attached = visit is not None and (makes_sense or unscored)
             else:
                 attached = visit is not None and visit.number == number
             if makes_sense and number != -1 and not attached:

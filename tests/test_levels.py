@@ -134,6 +134,72 @@ def test_graded_outcomes_are_put_on_the_scale():
     assert evidence.successes.tolist() == [0.0, 0.5, 1.0]
 
 
+@pytest.mark.parametrize("by_step", [False, True])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float16, jnp.bfloat16])
+def test_episodes_that_were_not_scored_are_left_out(dtype, by_step):
+    """One NaN took the slot's other episodes with it, and an infinity was a failure."""
+    outcomes = jnp.array([[1, 1, np.nan], [np.nan, 0, np.inf], [0, -np.inf, np.nan]], dtype)
+    dones = jnp.ones((3, 3), bool)
+    played = jnp.broadcast_to(jnp.arange(3), (3, 3)) if by_step else jnp.arange(3)
+    for unfinished in ("carry", "fail", "drop"):
+        _, told = levels.record(
+            levels.no_running(3), dones, outcomes, played, episodes=None, unfinished=unfinished
+        )
+        assert totals(told) == {0: (1, 2), 1: (1, 2), 2: (0, 0)}
+        ids, attempts = np.asarray(told.task_ids), np.asarray(told.attempts)
+        assert [attempts[ids == level].sum() for level in range(3)] == [3, 3, 3]
+
+
+def test_outcomes_of_narrow_numbers_and_scales():
+    """Sums of 16 bits stop at 257, or at 2049; a scale at 1e9 has no room in 32."""
+    dones = np.ones((3000, 1), bool)
+    for dtype in (jnp.bfloat16, jnp.float16, np.int8, bool):
+        won = jnp.ones((3000, 1), dtype)
+        _, told = levels.record(levels.no_running(1), dones, won, [0], episodes=None)
+        assert totals(told)[0] == (3000, 3000)
+    scale = {"low": 1e9, "high": 1e9 + 1}
+    _, told = levels.record(levels.no_running(1), dones[:1], np.full((1, 1), 1e9 + 1), [0], **scale)
+    assert totals(told)[0] == (1, 1)
+    with pytest.raises(ValueError, match="cannot be told apart"):
+        levels.record(levels.no_running(1), dones[:1], jnp.full((1, 1), 1e9 + 1), [0], **scale)
+    with pytest.raises(ValueError, match="level_ids contains 4294967301"):
+        levels.record(levels.no_running(1), dones, dones, np.array([2**32 + 5]))
+
+
+@pytest.mark.parametrize("dtype", [bool, np.int8, jnp.bfloat16, jnp.float16, jnp.float32])
+def test_returns_are_summed_in_numbers_that_are_wide_enough(dtype):
+    rewards, dones = jnp.ones((1000, 2), dtype), np.arange(1000)[:, None] % [500, 400] == 399
+    ends, left = levels.episode_returns(rewards, dones, jnp.full(2, 0.5))
+    expected = [[399.5, 399.5], [400.5, 400.5], [400, 400], [100, 200]]
+    np.testing.assert_array_equal(np.asarray(ends)[[398, 399, 799, 999]], expected)
+    np.testing.assert_array_equal(left, [100, 200])
+
+
+def test_insert_forgets_what_was_pending_of_the_level_before():
+    selector = make_strategy("bots", batch_size=4, rollouts=2)
+    state = selector.observe(selector.init(num_tasks=8), Evidence(np.arange(8), np.ones(8), 2.0))
+    state, _, rows = levels.insert(selector, state, jnp.zeros(8), jnp.zeros(4))
+    state, info = selector.update(state, Evidence(rows, [2.0] * 4, 2.0))
+    assert (int(info.evaluated), float(info.trials)) == (8, 16)
+    assert float(info.effective_task_ratio) == pytest.approx(0.5, abs=1 / 255)  # the other four
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf, -1.0, 2.0])
+def test_what_is_no_success_rate_ends_the_visit_and_tells_nothing(wrong):
+    """Regrets, handed over by mistake, left their levels in flight for ever."""
+    sampler = levels.LevelSampler(make_strategy("bots", batch_size=4, rollouts=1), 8)
+    empty = sampler.initialize(jnp.zeros(2))
+    held, _ = sampler.insert_batch(empty, jnp.ones((8, 2)), jnp.full(8, 0.5))
+    held, (ids, _) = sampler.sample_replay_levels(held, jax.random.key(0), 4)
+    before = sampler.selector.predict(held["state"]).mean
+    held = sampler.update_batch(held, ids, jnp.full(4, wrong))
+    assert int(held["state"].in_flight) == 0
+    after = sampler.selector.predict(held["state"]).mean
+    assert np.all(np.sign(after - 0.5) == np.sign(before - 0.5))
+    again, _ = sampler.insert_batch(held, jnp.ones((2, 2)), jnp.full(2, wrong))
+    assert np.all(np.isfinite(sampler.selector.predict(again["state"]).mean))
+
+
 def test_episode_returns_sum_within_an_episode_and_over_windows():
     rewards = np.array([[1.0], [2.0], [4.0]])
     dones = np.array([[False], [True], [False]])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -278,3 +279,36 @@ def test_arrays_on_the_mesh_of_a_model_are_taken(method: Any) -> None:
         ids = jax.device_put(batch.task_ids, spread)
         assert np.isfinite(selector.predict(after, ids).mean).all()
         assert int(selector.abandon(state, ids).pool.in_flight) == 0
+
+
+@pytest.mark.parametrize("representation", ["dense", "grouped"])
+def test_arrays_of_a_model_s_explicit_mesh_in_traced_code(representation: str) -> None:
+    """Within the user's own jit, under `set_mesh` or not; their type alone tells of the mesh."""
+    mesh = jax.make_mesh((4,), ("data",))
+    selector = bots(batch_size=8, rollouts=4, representation=representation)
+    rates = np.tile([[0.25, 0.5], [0.5, 0.75]], 16)
+    start = selector.init(rates)
+
+    def spread(x: Any) -> jax.Array:
+        return jax.device_put(x, NamedSharding(mesh, PartitionSpec("data")))
+
+    @jax.jit
+    def step(key: jax.Array, state: State, mask: Any, rewards: Any) -> Any:
+        state, batch = selector.select(key, state, mask)
+        state, info = selector.update(state, batch.evidence(rewards))
+        return batch.task_ids, info, selector.abandon(state, rewards[:, 0].astype(jnp.int32))
+
+    mask, rewards = jnp.arange(32) % 2 == 0, jnp.tile(jnp.array([1.0, 0, 1, 1]), (8, 1))
+    expected = step(jax.random.key(0), start, mask, rewards)
+    for context in (contextlib.nullcontext(), jax.set_mesh(mesh)):
+        with context:
+            found = step(jax.random.key(0), start, spread(mask), spread(rewards))
+        for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_array_equal(np.asarray(ours), np.asarray(theirs))
+
+
+def test_domains_of_an_explicit_mesh() -> None:
+    mesh = jax.make_mesh((4,), ("data",))
+    domains = jax.device_put(np.arange(32) % 2, NamedSharding(mesh, PartitionSpec("data")))
+    state = bots(batch_size=8).init(num_tasks=32, domains=domains)
+    assert state.pool.domain_sizes.tolist() == [16, 16]

@@ -8,9 +8,19 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 
 def as_host(value: Any) -> Any:
-    """`value`, with tensors, alone or in a list, as NumPy arrays; floats as float64, exactly."""
+    """`value`, with tensors, alone or in a list, as NumPy arrays; floats as float64, exactly.
+
+    What a masked array hides is NaN.
+
+    Raises:
+      ValueError: if what it hides are no numbers.
+    """
+    if isinstance(value, np.ma.MaskedArray):
+        return _without_mask(value)
     if isinstance(value, list | tuple):
         return [as_host(part) for part in value] if any(map(_is_tensor, value)) else value
     if not _is_tensor(value):
@@ -21,3 +31,11 @@ def as_host(value: Any) -> Any:
 
 def _is_tensor(value: Any) -> bool:
     return hasattr(value, "detach") and hasattr(value, "is_floating_point")
+
+
+def _without_mask(value: Any) -> Any:
+    if not np.ma.is_masked(value):
+        return value.data
+    if value.dtype.kind not in "biuf":
+        raise ValueError(f"a masked array of {value.dtype} hides entries: leave them out")
+    return np.ma.filled(value.astype(np.float64), np.nan)

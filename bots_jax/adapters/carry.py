@@ -41,6 +41,11 @@ class Origin(NamedTuple):
     features: Any = None
     prompts: Any = None  # where the features are made of them
 
+    def kept(self) -> Origin:
+        """The same, of copies: what a user goes on to change is no longer what it was made of."""
+        pool = tuple(map(_copied, self.pool))
+        return Origin(self.init, pool, _copied(self.features), _copied(self.prompts))
+
     def state(self, capacity: int | None = None) -> State:
         """The first state, perhaps with another capacity."""
         pool = self.pool if capacity is None else (*self.pool[:-1], capacity)
@@ -61,6 +66,16 @@ class Origin(NamedTuple):
         rates = expand_reference(self.pool[0], None, None)[0]
         made = TaskFeatures(rates, encode_as(features, code), code)
         return Origin(self.init, (made, *self.pool[1:]))
+
+
+def _copied(value: Any) -> Any:
+    """Arrays and lists, alone, in a list or in a record, copied; anything else as it is."""
+    if hasattr(value, "_fields"):
+        return type(value)(*map(_copied, value))
+    if isinstance(value, list | tuple):
+        kinds = list | dict | np.ndarray
+        return type(value)(x.copy() if isinstance(x, kinds) else x for x in value)
+    return value.copy() if isinstance(value, np.ndarray | dict) else value
 
 
 class Fitted(NamedTuple):

@@ -19,6 +19,7 @@ from bots_jax.adapters.ledger import ANY_VISIT, Ended, Visit
 from bots_jax.checkpoint import CheckpointError
 from bots_jax.choice.batch import kinds_of_places, make_plan
 from bots_jax.compose import settings_of
+from bots_jax.pool.evidence import MOST_TRIALS
 from bots_jax.sharding import shard
 from bots_jax.types import ArrayLike, Evidence, Info, Selector, State
 
@@ -100,6 +101,8 @@ class Engine:
             numbers[: len(part)] = [entry.number for entry in part]
             s[: len(part)] = [entry.successes for entry in part]
             n[: len(part)] = [entry.trials for entry in part]
+            over = np.maximum(n / MOST_TRIALS, 1)  # rows of a visit may come to more together
+            s, n = s / over, n / over
             differ = np.zeros(size, bool)
             differ[: len(part)] = [entry.differ for entry in part]
             told = Evidence(rows, s, n, numbers, differ=differ)

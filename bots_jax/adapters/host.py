@@ -141,6 +141,7 @@ class TaskSampler:
         if self.expiry is not None and self.expiry <= (self.delay or 0):
             raise ValueError(f"expiry={self.expiry} must be above delay={self.delay}, in steps")
         self._lock = threading.Condition(threading.RLock())
+        task_ids = None if task_ids is None else list(task_ids)  # a generator is read once
         if num_tasks is None and reference is None and task_ids is not None:
             num_tasks = len(task_ids)
         if num_tasks is None and reference is None and prompts is not None:
@@ -182,7 +183,7 @@ class TaskSampler:
                 "one a task"
             )
         # The rows of groups are not moved, so what they were made of is not held.
-        self._origin = None if state.representation == "grouped" else origin
+        self._origin = None if state.representation == "grouped" else origin.kept()
         return state
 
     # --- the loop ----------------------------------------------------------------------------
@@ -356,7 +357,7 @@ class TaskSampler:
             told = prompts[:wanted]
             features, self._text = text_features(told, self.selector, None)
             assert self._origin is not None
-            self._origin = self._origin._replace(features=features, prompts=told)
+            self._origin = self._origin._replace(features=features, prompts=told).kept()
             state = self._origin.state()._replace(settings=self.state.settings)
             self._engine.set_state(state)
             self._tasks, self._groups, self._open_to_text = describe(state), None, False
@@ -503,6 +504,12 @@ class TaskSampler:
             }
 
     # --- saving ------------------------------------------------------------------------------
+
+    def __getstate__(self) -> Any:
+        raise TypeError(
+            "a TaskSampler holds a lock and its device, and is neither pickled nor deep-copied: "
+            "make one in each process and hand over state_dict(), or keep it in one process alone"
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resumed run needs.

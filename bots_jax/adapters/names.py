@@ -38,8 +38,9 @@ class TaskNames:
       names: of those rows, all different; None where ids are rows.
     """
 
-    def __init__(self, num_tasks: int, names: Sequence[Name] | None = None):
-        self._start = (num_tasks, names)
+    def __init__(self, num_tasks: int, names: Iterable[Name] | None = None):
+        plain = None if names is None else [_plain(name) for name in names]
+        self._start = (num_tasks, plain)  # no list of the user's, who may shuffle it
         self.num_rows = num_tasks  # rows that have ever held a task
         self.idle: set[int] = set()  # of those, rows that hold none now
         self.by_row: dict[int, Name] | None = None
@@ -48,9 +49,8 @@ class TaskNames:
         self._digest = ""
         self._kind: str | None = None  # of array that keeps the names: see `_kind_of`
         self._packed: str | None = None  # the names at the start, once they were saved
-        if names is None:
+        if plain is None:
             return
-        plain = [_plain(name) for name in names]
         self._see(plain)
         if len(plain) != num_tasks:
             raise ValueError(f"task_ids has {len(plain)} names, the pool {num_tasks} tasks")
@@ -166,7 +166,7 @@ class TaskNames:
     def changes(self) -> dict[str, Any]:
         """The names at the start, and what has changed since, as JSON values."""
         if self._packed is None and self.by_row is not None:
-            self._packed = _pack([_plain(name) for name in self._start[1] or ()])
+            self._packed = _pack(self._start[1] or [])
         return {
             "digest": self._digest,
             "whole": self._packed,

@@ -92,8 +92,16 @@ def _as_text(prompt: Any) -> Any:
     if isinstance(prompt, bytes):
         return prompt.decode("utf-8", "replace")
     if isinstance(prompt, list | tuple) and all(isinstance(part, Mapping) for part in prompt):
-        return "\n".join(str(part.get("content", "")) for part in prompt)
+        return "\n".join(_content(part.get("content")) for part in prompt)
     return prompt
+
+
+def _content(content: Any) -> str:
+    """The text of a message; of one in parts that of its parts, without images and the like."""
+    if isinstance(content, list | tuple):
+        told = [part["text"] for part in content if isinstance(part, Mapping) and "text" in part]
+        return "\n".join(map(_content, told))
+    return "" if content is None else str(content)
 
 
 def prompt_column(record: Any) -> str | None:

@@ -279,7 +279,9 @@ def _aged(history: History, clock: Array, pairs: HyperGrid, counts: Array) -> tu
     kept = _kept(history, clock, pairs)
     most = _most_variance(pairs.prior_weight, counts)
     at_visit = jnp.minimum(history.variance, most)
-    return history.offset * kept, most + (at_visit - most) * kept * kept
+    variance = most + (at_visit - most) * kept * kept
+    # What is known to 1e-7 of V would be rounded to 0, and the next visit divides by it.
+    return history.offset * kept, jnp.maximum(variance, at_visit)
 
 
 def _most_variance(prior_weight: Array | float, counts: Array) -> Array:

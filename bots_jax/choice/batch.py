@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from bots_jax.checks import check_count
+from bots_jax.checks import check_count, host_numbers
 from bots_jax.numerics.control_flow import lazy_cond
 from bots_jax.sharding import top_k
 from bots_jax.types import Array
@@ -256,9 +256,9 @@ def as_mask(eligible: object, capacity: int) -> Array | None:
     """`eligible` as bool[C], or None."""
     if eligible is None:
         return None
-    mask = jnp.asarray(eligible)
+    mask = host_numbers("eligible", eligible)
     if mask.shape != (capacity,) or mask.dtype != np.bool_:
         raise ValueError(
             f"eligible has shape {mask.shape} and dtype {mask.dtype}, expected bool[{capacity}]"
         )
-    return mask
+    return jnp.asarray(mask)

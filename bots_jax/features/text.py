@@ -105,8 +105,18 @@ def _is_ids(prompts: Any) -> bool:
     if len(prompts) == 0:
         raise ValueError("prompts is empty: give one string or row of token ids for each task")
     if not hasattr(prompts, "dtype"):
-        return not isinstance(prompts[0], str) and np.asarray(prompts).dtype.kind in "iu"
+        return not isinstance(prompts[0], str) and _as_rows(prompts).dtype.kind in "iu"
     return np.asarray(prompts).dtype.kind in "iu"
+
+
+def _as_rows(prompts: Any) -> np.ndarray:
+    try:
+        return np.asarray(prompts)
+    except ValueError as error:
+        raise ValueError(
+            "prompts are rows of several lengths: give strings, or token ids i32[N, L] that are "
+            f"filled up to one length, and pad=... ({error})"
+        ) from None
 
 
 def _count_strings(prompts: Any, pad: int | None) -> np.ndarray:

@@ -31,10 +31,11 @@ from bots_jax.grouped.groups import MOST_GROUPS, Groups, find_codes, groups_of_s
 from bots_jax.grouped.slots import GroupModel, slots_needed
 from bots_jax.pool.features import Kinds, encode_kinds
 from bots_jax.pool.reference import (
+    LEAST_DOMAINS,
     ReferenceCounts,
     ReferenceGroups,
     TaskFeatures,
-    check_given,
+    as_given,
     expand_reference,
     reference_dtype,
 )
@@ -91,7 +92,7 @@ def with_grouped(dense: Selector, grouping: Grouping) -> Selector:
         capacity: int | None = None,
         features: Any = None,
     ) -> State:
-        check_given(reference, reference_trials)
+        reference, reference_trials, domains = as_given(reference, reference_trials, domains)
         numbers = settings_of(
             grouping.settings, settings, reference_dtype(grouping.shared.get("dtype"), reference)
         )
@@ -159,6 +160,15 @@ def _what_tells_apart(
     return _Given(reference, trials, domains, kinds, kinds is None)
 
 
+def _are_domains(domains: np.ndarray, reference: Any, tasks: int) -> bool:
+    """Whether there is one for each task, or group of tasks, and they are small numbers."""
+    of_groups = isinstance(reference, ReferenceGroups)
+    entries = np.shape(reference.sizes)[0] if of_groups else tasks
+    if domains.shape != (entries,) or domains.dtype.kind not in "iu" or domains.min() < 0:
+        return False
+    return int(domains.max()) < max(tasks, LEAST_DOMAINS)
+
+
 def _try_grouped(
     grouping: Grouping, settings: Settings, given: _Given, num_tasks: int | None
 ) -> State | None:
@@ -180,6 +190,8 @@ def _try_grouped(
         return None  # refused, with its shape, on the way to a dense state
     tasks = _count_tasks(given)
     if kinds is not None and {len(x) for x in kinds.numbers} | {num_tasks or tasks} != {tasks}:
+        return None  # likewise
+    if domains is not None and not _are_domains(domains, reference, tasks):
         return None  # likewise
     if tasks < _LEAST_TASKS and not forced:
         return None

@@ -30,7 +30,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bots_jax.checks import is_concrete
+from bots_jax.checks import host_numbers, is_concrete
 from bots_jax.choice.batch import Plan
 from bots_jax.compose import check_key, make_info
 from bots_jax.grouped import table
@@ -53,8 +53,8 @@ from bots_jax.pool.evidence import (
     Rows,
     as_ids,
     as_rows,
-    check_evidence,
     sound_numbers,
+    take_evidence,
     validate_evidence,
 )
 from bots_jax.pool.reference import UNKNOWN, Reference
@@ -219,6 +219,7 @@ def grouped_functions(
         rng_key: Array, state: State, eligible: ArrayLike | None = None
     ) -> tuple[State, Selection]:
         mask = None if eligible is None else _as_mask(eligible, state)
+        mask = beside(mask, state.pool.slots.trials)
         rng_key, state = check_key(rng_key), _with_room(state)
         if not _is_quick(model, state):
             return arrays.select_at_once(state, rng_key, mask)
@@ -329,7 +330,7 @@ def _with_room(state: State) -> State:
 
 
 def _as_mask(eligible: ArrayLike, state: State) -> Array:
-    mask = jnp.asarray(eligible)
+    mask = host_numbers("eligible", eligible)
     groups = state.pool.groups
     shape = mask.shape
     if groups.of_task is not None:
@@ -340,12 +341,12 @@ def _as_mask(eligible: ArrayLike, state: State) -> Array:
         raise ValueError(
             f"eligible has shape {mask.shape} and dtype {mask.dtype}, expected bool{list(shape)}"
         )
-    return mask
+    return jnp.asarray(mask)
 
 
 def _admit(state: State, evidence: Evidence) -> Rows:
     slots, tasks = state.pool.slots, _num_tasks(state)
-    check_evidence(evidence)
+    evidence = take_evidence(evidence)
     validate_evidence(evidence, tasks)
     return as_rows(beside(evidence, slots.trials), slots.trials.dtype)
 

@@ -159,15 +159,16 @@ def glm(
         before = params.mean, _forget(params.precision, first, keep)
         after = _learn(before, params.dispersion, levels, x, fused, own)
         if params.trust is None:
-            return after
+            return _if_finite(after, params)
         after = after._replace(trust=params.trust, is_kind=params.is_kind)
         if params.is_kind is None:
-            return _learn_trust(after, _trusts(scales, _num_embeddings(reference)))
+            trusts = _trusts(scales, _num_embeddings(reference))
+            return _if_finite(_learn_trust(after, trusts), params)
         for kinds in (False, True):
             count = jnp.sum(params.is_kind == kinds).astype(reference.rates.dtype)
             each = jnp.asarray(_trusts(scales, 1), count.dtype)
             after = _learn_trust(after, jnp.maximum(count, 1) * each, kinds)
-        return after
+        return _if_finite(after, params)
 
     def infer(params: Regression, reference: Reference, domain: Array | None) -> Inferred:
         return _infer_in_chunks(params, reference, domain, least_counts)
@@ -186,6 +187,16 @@ def glm(
         infer_roughly=infer_roughly,
         is_slow=_is_slow,
     )
+
+
+def _if_finite(after: Regression, before: Regression) -> Regression:
+    """The regression after a step, or that before it.
+
+    A billion trials in one direction leave L without a factor in 32 bits, and NaN stays.
+    """
+    parts = jax.tree.leaves((after.mean, after.covariance, after.dispersion, after.trust))
+    sound = jnp.all(jnp.stack([jnp.all(jnp.isfinite(part)) for part in parts]))
+    return jax.tree.map(lambda new, old: jnp.where(sound, new, old), after, before)
 
 
 def _capability(params: Regression) -> Array:

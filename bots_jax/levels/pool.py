@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from bots_jax.checks import check_count
 from bots_jax.growth import retire
 from bots_jax.pool.reference import stored_like
+from bots_jax.pool.visits import without_pending
 from bots_jax.types import Array, ArrayLike, Evidence, PyTree, Selector, State
 
 NO_LEVEL = -1
@@ -178,10 +179,8 @@ def _renew(state: State, rows: Array) -> State:
     inside = rows < capacity
     added = jnp.sum(inside & ~pool.active[jnp.minimum(rows, capacity - 1)], dtype=jnp.int32)
     highest = jnp.max(jnp.where(inside, rows + 1, 0))
-    pool = pool._replace(
+    pool = without_pending(pool, rows)._replace(
         active=pool.active.at[rows].set(True, mode="drop"),
-        successes=pool.successes.at[rows].set(0, mode="drop"),
-        trials=pool.trials.at[rows].set(0, mode="drop"),
         domain_sizes=pool.domain_sizes + added,
         next_fresh=jnp.maximum(pool.next_fresh, highest.astype(jnp.int32)),
     )

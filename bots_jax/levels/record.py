@@ -20,7 +20,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bots_jax.checks import check_choice
+from bots_jax.checks import check_choice, host_numbers, whole_numbers, wide_float
+from bots_jax.pool.graded import as_shares, check_ends
 from bots_jax.types import Array, ArrayLike, Evidence
 
 UNFINISHED = ("carry", "fail", "drop")
@@ -61,7 +62,8 @@ def record(
       running: from the window before, or `no_running(S)`.
       dones: bool[T, S], True at the last step of an episode.
       outcomes: bool[T, S] or f[T, S], what the episode came to: success, or a return between
-        `low` and `high` (clipped); read where `dones` alone. See `episode_returns`.
+        `low` and `high` (clipped); read where `dones` alone. See `episode_returns`. NaN and
+        infinities: an episode that was not scored, which counts towards the end of the visit.
       level_ids: i32[S], one level a slot for the whole window; or i32[T, S], the level played at
         each step, where slots change levels in the middle. -1: a slot that does not count.
       visit: of the shape of `level_ids`, from `Selection.visit`; None: unnumbered.
@@ -102,21 +104,22 @@ def record(
         return after, counts
 
     end, counts = lax.scan(step, running, (dones, played))
-    successes = jnp.where(counts & dones, share, 0)
-    trials = counts.astype(share.dtype)
+    scored = counts & ~(dones & jnp.isnan(share))
+    successes = jnp.where(scored & dones, share, 0)
+    attempts, trials = counts.astype(share.dtype), scored.astype(share.dtype)
     if unfinished == "fail":
         cut = (end.level_ids >= 0) & (end.steps > 0) & ~end.counted & (end.episodes < most)
-        trials = trials.at[-1].add(cut.astype(trials.dtype))
+        attempts, trials = (x.at[-1].add(cut.astype(x.dtype)) for x in (attempts, trials))
     carry = unfinished == "carry"
     after = end if carry else no_running(dones.shape[1])
     if by_step:
-        return after, _rows_by_step(levels, successes, trials, visit)
+        return after, _rows_by_step(levels, successes, trials, attempts, visit)
     # A step that counts more than its own end counts one that was cut off.
     worst = jnp.min(jnp.where(trials == 1, successes, jnp.where(trials > 1, 0, 1)), 0)
     differ = jnp.max(successes, 0) > worst
-    successes, trials = jnp.sum(successes, 0), jnp.sum(trials, 0)
-    ids = jnp.where((trials > 0) | (not carry), levels, NO_LEVEL)
-    attempts = None if carry else jnp.where(trials > 0, trials, jnp.inf)
+    successes, trials, attempts = (jnp.sum(x, 0) for x in (successes, trials, attempts))
+    ids = jnp.where((attempts > 0) | (not carry), levels, NO_LEVEL)
+    attempts = attempts if carry else jnp.where(attempts > 0, attempts, jnp.inf)
     return after, Evidence(ids, successes, trials, visit, attempts=attempts, differ=differ)
 
 
@@ -131,32 +134,32 @@ def _change_level(slots: Running, level: Array) -> Running:
 
 
 def _rows_by_step(
-    levels: Array, successes: Array, trials: Array, visit: ArrayLike | None
+    levels: Array, successes: Array, trials: Array, attempts: Array, visit: ArrayLike | None
 ) -> Evidence:
-    ids = jnp.where(trials > 0, levels, NO_LEVEL)
+    ids = jnp.where(attempts > 0, levels, NO_LEVEL)
     number = None if visit is None else jnp.broadcast_to(jnp.asarray(visit), ids.shape).ravel()
-    return Evidence(ids.ravel(), successes.ravel(), trials.ravel(), number)
+    told = ids.ravel(), successes.ravel(), trials.ravel(), number
+    return Evidence(*told, attempts=attempts.ravel())
 
 
 def _check_window(
     dones: ArrayLike, outcomes: ArrayLike, level_ids: ArrayLike, low: float, high: float
 ) -> tuple[Array, Array, Array]:
-    dones, values, levels = jnp.asarray(dones), jnp.asarray(outcomes), jnp.asarray(level_ids)
-    if dones.ndim != 2 or values.shape != dones.shape:
+    check_ends(low, high, "outcomes")
+    dones, values = jnp.asarray(host_numbers("dones", dones)), host_numbers("outcomes", outcomes)
+    levels = whole_numbers("level_ids", level_ids, beyond=NO_LEVEL)
+    if dones.ndim != 2 or values.shape != dones.shape or not dones.shape[0]:
         raise ValueError(
-            f"dones has shape {dones.shape} and outcomes {values.shape}, expected [T, S] of both"
+            f"dones has shape {dones.shape} and outcomes {values.shape}, expected [T, S] of both, "
+            "and a step at least"
         )
     if levels.shape not in (dones.shape, dones.shape[1:]):
         raise ValueError(
             f"level_ids has shape {levels.shape}, expected {dones.shape[1:]}, a level a slot, or "
             f"{dones.shape}, a level a step"
         )
-    if not low < high:
-        raise ValueError(f"low={low} must be below high={high}: the ends of the scale of outcomes")
-    if not jnp.issubdtype(values.dtype, jnp.floating):
-        values = values.astype(jnp.float32)
-    share = jnp.clip((values - low) / (high - low), 0, 1)
-    return dones.astype(bool), share, levels.astype(jnp.int32)
+    share = as_shares(values, low, high, "outcomes")
+    return dones.astype(bool), share, levels
 
 
 def _check_counts(episodes: int | None, limit: int | None) -> None:
@@ -169,7 +172,7 @@ def episode_returns(rewards: ArrayLike, dones: ArrayLike, start: ArrayLike) -> t
     """The return of each episode so far, step by step: outcomes for `record`.
 
     Args:
-      rewards: f[T, S].
+      rewards: f[T, S]; summed in 32 bits at least.
       dones: bool[T, S].
       start: f[S], from the window before; 0 at first.
 
@@ -182,7 +185,9 @@ def episode_returns(rewards: ArrayLike, dones: ArrayLike, start: ArrayLike) -> t
         sofar = sofar + reward
         return jnp.where(done, 0, sofar), sofar
 
-    rewards = jnp.asarray(rewards)
-    begin = jnp.broadcast_to(jnp.asarray(start, rewards.dtype), rewards.shape[1:])
-    end, returns = jax.lax.scan(step, begin, (rewards, jnp.asarray(dones)))
+    rewards = jnp.asarray(host_numbers("rewards", rewards))
+    dtype = wide_float(rewards.dtype)
+    begin = jnp.broadcast_to(jnp.asarray(start, dtype), rewards.shape[1:])
+    ends = jnp.asarray(host_numbers("dones", dones)).astype(bool)
+    end, returns = jax.lax.scan(step, begin, (rewards.astype(dtype), ends))
     return returns, end

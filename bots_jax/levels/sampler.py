@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from bots_jax.checks import wide_float
 from bots_jax.levels.pool import NO_LEVEL, insert, sample, take
 from bots_jax.levels.record import no_running, record
 from bots_jax.types import Array, ArrayLike, Evidence, PyTree, Selector
@@ -104,7 +105,10 @@ class LevelSampler:
     def update_batch(
         self, sampler: Sampler, level_inds: Array, scores: Array, level_extras: PyTree = None
     ) -> Sampler:
-        """Report success rates f[num] of replayed levels; NaN: no episode ended."""
+        """Report success rates f[num] of replayed levels; NaN: no episode ended.
+
+        What is no rate in [0, 1], such as a regret, is taken for NaN.
+        """
         evidence = self._evidence(level_inds, scores)
         state, _ = self.selector.update(sampler["state"], evidence)
         return self._set_extra({**sampler, "state": state}, level_inds, level_extras)
@@ -118,8 +122,8 @@ class LevelSampler:
         more than what the level whose row it takes is believed to be worth. i32[num] rows, -1
         where not.
         """
-        wins = jnp.where(jnp.isnan(scores), 0.0, scores) * self.trials
-        rate = (wins + 1) / (jnp.where(jnp.isnan(scores), 0.0, self.trials) + 2)
+        wins, trials = self._counts(scores)
+        rate = (wins + 1) / (trials + 2)
         state, pool, rows = insert(
             self.selector, sampler["state"], sampler["levels"], levels, worth=rate * (1 - rate)
         )
@@ -145,12 +149,19 @@ class LevelSampler:
         return take(sampler["levels_extra"], level_idx)
 
     def _evidence(self, rows: Array, scores: Array) -> Evidence:
-        ended = ~jnp.isnan(scores)
-        trials = jnp.where(ended, self.trials, 0.0)
+        wins, trials = self._counts(scores)
         ids = jnp.where(rows >= 0, rows, NO_LEVEL)
         # A replay is over with its window, whether an episode ended in it or not.
         over = jnp.full_like(trials, jnp.inf)
-        return Evidence(ids, jnp.where(ended, scores, 0) * trials, trials, attempts=over)
+        return Evidence(ids, wins, trials, attempts=over)
+
+    def _counts(self, scores: Array) -> tuple[Array, Array]:
+        """Successes and trials behind success rates."""
+        scores = jnp.asarray(scores)
+        scores = scores.astype(wide_float(scores.dtype))
+        rates = (scores >= 0) & (scores <= 1)
+        trials = jnp.where(rates, self.trials, 0.0).astype(scores.dtype)
+        return jnp.where(rates, scores, 0) * trials, trials
 
     def _set_extra(self, sampler: Sampler, rows: Array, extras: PyTree) -> Sampler:
         if extras is None:

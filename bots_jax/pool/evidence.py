@@ -12,11 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bots_jax.checks import is_concrete
+from bots_jax.checks import host_numbers, is_concrete, whole_numbers
 from bots_jax.types import Array, ArrayLike, Evidence
 
 UNNUMBERED = -1
 PADDING = -1
+# Of arrays of JAX, in place of what 32 bits do not hold: of no pool, and of no visit.
+_NO_TASK, _NO_VISIT = 2**31 - 1, -2
 
 # Beyond this a float32 does not count by ones, and sums of many rows could overflow.
 MOST_TRIALS = 2.0**24
@@ -42,17 +44,15 @@ def as_ids(name: str, task_ids: ArrayLike, capacity: int) -> Array:
     Raises:
       ValueError: naming the first id that is no row of a pool of `capacity` rows.
     """
-    given = task_ids if isinstance(task_ids, jax.Array) else np.asarray(task_ids)
-    if not jnp.issubdtype(given.dtype, jnp.integer):
-        raise ValueError(f"{name} has dtype {given.dtype}, expected integers")
-    if is_concrete(given):
+    given = host_numbers(name, task_ids)
+    if is_concrete(given) and jnp.issubdtype(given.dtype, jnp.integer):
         values = np.asarray(given)
         wrong = values[(values < -1) | (values >= capacity)]
         if wrong.size:
             raise ValueError(
                 f"{name} contains {wrong.flat[0]}, this pool has rows 0 to {capacity - 1}"
             )
-    return jnp.asarray(given).astype(jnp.int32)
+    return whole_numbers(name, given, beyond=_NO_TASK)
 
 
 def as_rows(evidence: Evidence, dtype: jnp.dtype) -> Rows:
@@ -61,16 +61,16 @@ def as_rows(evidence: Evidence, dtype: jnp.dtype) -> Rows:
     Raises:
       ValueError: if the shapes do not agree. `trials` and `visit` may be scalars.
     """
-    task_ids = jnp.asarray(evidence.task_ids)
-    if not jnp.issubdtype(task_ids.dtype, jnp.integer):
-        raise ValueError(f"evidence.task_ids has dtype {task_ids.dtype}, expected integers")
+    task_ids = whole_numbers("evidence.task_ids", evidence.task_ids, beyond=_NO_TASK)
     if task_ids.ndim != 1:
         raise ValueError(
             f"evidence.task_ids has shape {task_ids.shape}, expected [M]: one row a task"
         )
-    visit = UNNUMBERED if evidence.visit is None else evidence.visit
+    visit: ArrayLike = np.int32(UNNUMBERED)
+    if evidence.visit is not None:
+        visit = whole_numbers("evidence.visit", evidence.visit, beyond=_NO_VISIT)
     return Rows(
-        task_ids=task_ids.astype(jnp.int32),
+        task_ids=task_ids,
         successes=_column("successes", evidence.successes, task_ids.shape, dtype),
         trials=_column("trials", evidence.trials, task_ids.shape, dtype),
         visit=_column("visit", visit, task_ids.shape, jnp.dtype(jnp.int32)),
@@ -103,13 +103,33 @@ def sound_numbers(rows: Rows) -> Array:
     return finite & (s >= 0) & (n >= 0) & (n <= MOST_TRIALS) & (s <= n * (1 + _ROUNDING))
 
 
-def check_evidence(evidence: Any) -> None:
-    """Arguments in another order, told by what they are."""
+def is_unscored(rows: Rows) -> Array:
+    """bool[M]: rows of trials that were not scored, or, of none, that nothing will come."""
+    return jnp.isnan(rows.successes) & (rows.trials >= 0) & (rows.trials <= MOST_TRIALS)
+
+
+def take_evidence(evidence: Any) -> Evidence:
+    """Evidence whose columns are JAX's, or copies of what is on the host: see `host_numbers`.
+
+    Raises:
+      ValueError: if it is none, such as arguments in another order, or holds no numbers.
+    """
     if not isinstance(evidence, Evidence):
         raise ValueError(
             f"evidence is a {type(evidence).__name__}, expected a bots_jax.Evidence: the order is "
             "update(state, evidence); make it by batch.evidence(rewards)"
         )
+    columns: dict[str, Any] = {
+        name: None if value is None else host_numbers(f"evidence.{name}", value)
+        for name, value in evidence._asdict().items()
+    }
+    rows, tokens = np.shape(columns["task_ids"]), np.shape(columns["tokens"])
+    if columns["tokens"] is not None and tokens not in ((), rows):
+        raise ValueError(
+            f"evidence.tokens has shape {tokens}, expected {rows}, as evidence.task_ids: of the "
+            "rollouts of a row together"
+        )
+    return Evidence(**columns)
 
 
 def validate_evidence(evidence: Evidence, capacity: int) -> None:

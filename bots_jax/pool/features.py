@@ -127,7 +127,7 @@ def _columns_of(features: Any) -> list[np.ndarray]:
         parts = list(features)
     else:
         parts = [features]
-    blocks = [_checked(np.asarray(part)) for part in parts]
+    blocks = [_checked(_unmasked(part)) for part in parts]
     sizes = {len(block) for block in blocks}
     if len(sizes) != 1:
         raise ValueError(f"features have {sorted(sizes)} rows, expected one row a task in each")
@@ -137,6 +137,19 @@ def _columns_of(features: Any) -> list[np.ndarray]:
 def _holds_arrays(features: Any) -> bool:
     """Of a list: whether it holds arrays of tasks, not tasks."""
     return isinstance(features, list) and any(len(getattr(x, "shape", ())) for x in features)
+
+
+def _unmasked(part: Any) -> np.ndarray:
+    """On the host, in a float that NumPy knows; what a masked array hides is NaN."""
+    array = np.asarray(part)
+    if np.ma.is_masked(part):
+        if array.dtype.kind != "f":
+            raise ValueError(
+                f"features of dtype {array.dtype} hide entries by a mask: give those a kind of "
+                "their own"
+            )
+        return np.ma.filled(part, np.nan)
+    return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
 
 
 def _checked(part: np.ndarray) -> np.ndarray:

@@ -17,10 +17,12 @@ less than could be.
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 
-from bots_jax.checks import is_concrete
+from bots_jax.checks import host_numbers, is_concrete, wide_float
 from bots_jax.numerics.compiling import jit_by_size
 from bots_jax.types import Array, ArrayLike, Evidence
 
@@ -49,26 +51,59 @@ def evidence_of_rewards(
     Raises:
       ValueError: naming the argument and its value.
     """
-    if not low < high:
-        raise ValueError(f"low={low} must be below high={high}: the ends of the scale of rewards")
-    given = jnp.asarray(rewards)
+    check_ends(low, high, "rewards")
+    given = host_numbers("rewards", rewards)
     if given.ndim != 2 or not given.shape[1]:
         raise ValueError(f"rewards has shape {given.shape}, expected [M, n]: n rollouts a task")
-    values = given if jnp.issubdtype(given.dtype, jnp.floating) else given.astype(jnp.float32)
-    _check_scale(task_ids, values, low, high)
-    successes, trials, differ = _counts(jnp.asarray(task_ids), values, low, high)
+    _check_scale(task_ids, given, low, high)
+    share = as_shares(given, low, high, "rewards")
+    successes, trials, differ = _counts(jnp.asarray(task_ids), share)
     attempts = jnp.full(trials.shape, given.shape[1], trials.dtype)
     return Evidence(task_ids, successes, trials, visit, tokens, attempts, differ)
 
 
+def check_ends(low: float, high: float, what: str) -> None:
+    """Refuse a scale without a length."""
+    if not low < high or not np.isfinite(float(high) - float(low)):
+        raise ValueError(
+            f"low={low} must be below high={high}, and both finite: the ends of the scale of {what}"
+        )
+
+
+def as_shares(values: Any, low: float, high: float, what: str) -> Array:
+    """f[...]: places of numbers on a scale, 0 at `low` and 1 at `high`, NaN where not finite.
+
+    In 32 bits at least: in 16 a batch of failures alone came to 0 / 0, and its evidence was lost.
+    On the host in 64, where ends that are close together or far apart are told apart.
+
+    Raises:
+      ValueError: if the ends are the same in the numbers of an array of JAX.
+    """
+    dtype = wide_float(values.dtype)
+    if isinstance(values, np.ndarray):
+        values = values.astype(np.float64)
+        with np.errstate(all="ignore"):
+            share = np.where(np.isfinite(values), (values - low) / (high - low), np.nan)
+            return jnp.asarray(np.clip(share, 0, 1), dtype)
+    numbers = jnp.finfo(dtype)
+    with np.errstate(over="ignore"):
+        first, last = (np.asarray(end).astype(dtype) for end in (low, high))
+    length = np.float64(last) - np.float64(first)
+    if not float(numbers.tiny) <= length <= float(numbers.max):
+        raise ValueError(
+            f"low={low} and high={high} cannot be told apart, or are too far apart, in {what} of "
+            f"{dtype}: subtract `low` from both and divide by the length, or give NumPy"
+        )
+    values = values.astype(dtype)
+    share = (values - first) / (last - first)
+    return jnp.where(jnp.isfinite(values), jnp.clip(share, 0, 1), jnp.nan)
+
+
 @jit_by_size  # or each operation would be compiled by itself at the first call, for a second in all
-def _counts(
-    task_ids: Array, values: Array, low: ArrayLike, high: ArrayLike
-) -> tuple[Array, Array, Array]:
+def _counts(task_ids: Array, share: Array) -> tuple[Array, Array, Array]:
     """Successes and trials, f[M] each, and bool[M], whether the scored rewards differ."""
-    scored = jnp.isfinite(values)
-    low, high = jnp.asarray(low, values.dtype), jnp.asarray(high, values.dtype)
-    share = jnp.clip((jnp.where(scored, values, low) - low) / (high - low), 0, 1)
+    scored = ~jnp.isnan(share)
+    share = jnp.where(scored, share, 0)
     count = jnp.sum(scored, axis=1).astype(share.dtype)
     mean = jnp.sum(jnp.where(scored, share, 0), axis=1) / jnp.maximum(count, 1)
     count *= _worth(share, scored, mean, count, task_ids >= 0)
@@ -89,10 +124,10 @@ def _worth(share: Array, scored: Array, mean: Array, count: Array, used: Array) 
     return jnp.clip(flips / jnp.maximum(within, flips / MOST_WORTH + 1e-12), 1, MOST_WORTH)
 
 
-def _check_scale(task_ids: ArrayLike, rewards: Array, low: float, high: float) -> None:
+def _check_scale(task_ids: ArrayLike, rewards: Any, low: float, high: float) -> None:
     if not is_concrete(task_ids, rewards):
         return
-    values = np.asarray(rewards)
+    values = np.asarray(rewards).astype(np.float64)
     slack = 1e-5 * (high - low)
     outside = (values < low - slack) | (values > high + slack)  # not NaN, but infinities
     outside &= (np.asarray(task_ids) >= 0)[:, None]

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from bots_jax.checks import check_count, is_concrete
+from bots_jax.checks import check_count, host_numbers, is_concrete
 from bots_jax.pool.features import FeatureCode
 from bots_jax.types import Array, ArrayLike
 
@@ -266,10 +266,14 @@ def broadcast_trials(trials: ArrayLike, models: int, num_tasks: int, dtype: jnp.
         raise ValueError(
             f"reference_trials has shape {shape}, expected ({models},) or ({models}, {num_tasks})"
         )
-    if is_concrete(trials) and not np.all(np.asarray(trials) > 0):
-        raise ValueError("reference_trials must be positive: the attempts behind each pass rate")
-    trials = jnp.asarray(trials, dtype)
+    _check_trials(trials)
+    trials = jnp.asarray(host_numbers("reference_trials", trials), dtype)
     return jnp.broadcast_to(trials[:, None] if trials.ndim == 1 else trials, (models, num_tasks))
+
+
+def _check_trials(trials: ArrayLike) -> None:
+    if is_concrete(trials) and not np.all(np.asarray(trials, np.float64) > 0):
+        raise ValueError("reference_trials must be positive: the attempts behind each pass rate")
 
 
 def reference_dtype(dtype: jnp.dtype | None, reference: Any) -> jnp.dtype:
@@ -284,6 +288,46 @@ def reference_dtype(dtype: jnp.dtype | None, reference: Any) -> jnp.dtype:
     given = rates.dtype if hasattr(rates, "dtype") else np.result_type(np.asarray(rates))
     wide = given == np.float64 and jax.config.read("jax_enable_x64")
     return jnp.dtype(jnp.float64 if wide else jnp.float32)
+
+
+def as_given(reference: Any, trials: Any, domains: Any) -> tuple[Any, Any, Any]:
+    """The same as arrays of numbers, NaN where None or a mask says unknown; references checked.
+
+    Raises:
+      ValueError: naming the argument, if it holds no numbers, or makes no sense.
+    """
+
+    def numbers(name: str, value: Any) -> Any:
+        return None if value is None else host_numbers(name, value, copy=False)
+
+    if isinstance(reference, TaskFeatures | ReferenceCounts | ReferenceGroups):
+        name = type(reference).__name__
+        parts = {part: numbers(f"{name}.{part}", value) for part, value in
+                 reference._asdict().items() if part != "code"}  # fmt: skip
+        reference = reference._replace(**parts)
+    else:
+        reference = numbers("reference", reference)
+    check_given(reference, trials)
+    trials = numbers("reference_trials", trials)
+    if trials is not None:
+        _check_trials(trials)
+    return reference, trials, numbers("domains", domains)
+
+
+def check_numbering(num_domains: int, num_tasks: int) -> None:
+    """Refuse domains that are no small numbers: each has a row of its own, with tasks or without.
+
+    Raises:
+      ValueError: naming the largest, and the way to number them from 0.
+    """
+    if num_domains > max(num_tasks, LEAST_DOMAINS):
+        raise ValueError(
+            f"domains go up to {num_domains - 1}, with {num_tasks} tasks: number them from 0, "
+            "np.unique(domains, return_inverse=True)[1], or give num_domains to the factory"
+        )
+
+
+LEAST_DOMAINS = 1024  # that any pool may have
 
 
 def check_given(reference: Any, reference_trials: Any) -> None:

@@ -33,6 +33,7 @@ from bots_jax.pool.evidence import (
     Rows,
     attempts_of,
     extremes,
+    is_unscored,
     sound_numbers,
 )
 from bots_jax.sharding import mesh_of, top_k, total
@@ -257,7 +258,9 @@ def admit(pool: PoolState, evidence: Rows) -> Admitted:
     sound = exists & sound_numbers(evidence)
     numbered = evidence.visit != UNNUMBERED
     is_open = exists & (pool.visit[at] != NO_VISIT)
-    attached = is_open & jnp.where(numbered, pool.visit[at] == evidence.visit, sound)
+    # Without a number what makes no sense is of no visit; what was not scored is of the open one.
+    told = sound | is_unscored(evidence)
+    attached = is_open & jnp.where(numbered, pool.visit[at] == evidence.visit, told)
     counts = sound & (evidence.trials > 0) & (attached | ~numbered)
     return Admitted(exists, sound, attached, counts)
 
@@ -470,14 +473,14 @@ def clear_pending(pool: PoolState, fused: StepEvidence, zero: Array) -> PoolStat
     if fused.rows is None or fused.overflow is None:
         return _clear_all(pool)
     rows = fused.rows + zero.astype(jnp.int32)
-    few = _without_pending(pool, rows)._replace(
+    few = without_pending(pool, rows)._replace(
         touched=jnp.full_like(pool.touched, pool.active.shape[0]),
         num_touched=jnp.zeros_like(pool.num_touched),
     )
     return lazy_cond(fused.overflow, _clear_all, few)
 
 
-def _without_pending(pool: PoolState, rows: Array) -> PoolState:
+def without_pending(pool: PoolState, rows: Array) -> PoolState:
     """Nothing is pending of these rows; they may still be listed."""
     return pool._replace(
         successes=pool.successes.at[rows].set(0, mode="drop"),
@@ -508,7 +511,7 @@ def retire(pool: PoolState, task_ids: Array) -> PoolState:
     rows = _rows(task_ids, pool.active.shape[0])
     active = pool.active.at[rows].set(False, mode="drop")
     again = repeats(rows, rows < pool.active.shape[0])
-    return _without_pending(_close(pool, rows, again), rows)._replace(
+    return without_pending(_close(pool, rows, again), rows)._replace(
         active=active,
         domain_sizes=_domain_sizes(active, pool.domain, pool.domain_sizes.shape[0]),
     )

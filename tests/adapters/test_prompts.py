@@ -11,7 +11,7 @@ import pytest
 import bots_jax
 from bots_jax import auto, features
 from bots_jax.adapters import TaskSampler
-from bots_jax.adapters.prompts import prompt_column
+from bots_jax.adapters.prompts import as_texts, prompt_column
 
 PROMPTS = [f"add {i} and {7 * i % 11}" if i % 2 else f"sort {i * i} {i}" for i in range(24)]
 SELECTOR = auto(batch_size=4, rollouts=2)
@@ -139,3 +139,19 @@ def test_the_column_that_holds_the_prompt() -> None:
     assert prompt_column({"problem": [{"role": "user", "content": "x"}]}) == "problem"
     assert prompt_column({"prompt": 3.0}) is None
     assert prompt_column(("prompt",)) is None
+
+
+def test_messages_in_parts() -> None:
+    """An image in a message became text, as Python shows it."""
+    image = {"type": "image", "image": "iVBORw0KGgo="}
+    parts = [{"type": "text", "text": "count"}, image, {"type": "text", "text": "the dots"}]
+    chats = [
+        [{"role": "system", "content": None}, {"role": "user", "content": parts}],
+        [{"role": "user", "content": "count\nthe dots"}, {"role": "tool"}],
+    ]
+    assert as_texts(chats) == ["\ncount\nthe dots", "count\nthe dots\n"]
+
+
+def test_token_ids_of_several_lengths_are_refused_by_name() -> None:
+    with pytest.raises(ValueError, match=r"prompts are rows of several lengths: .*pad=\.\.\."):
+        TaskSampler(auto(batch_size=4), prompts=[[1, 2], [3], [4, 5, 6], [7]])

@@ -277,7 +277,7 @@ def test_attempts_and_extremes_row_by_row() -> None:
 @pytest.mark.parametrize(
     ("evidence", "message"),
     [
-        (Evidence(np.array([0.0]), [1.0], 4), "task_ids has dtype float32, expected integers"),
+        (Evidence(np.array([0.0]), [1.0], 4), "task_ids has dtype float64, expected integers"),
         (Evidence(np.array([[0]]), [[1.0]], 4), r"task_ids has shape \(1, 1\), expected \[M\]"),
         (Evidence([0], 1.0, 4), r"evidence.successes has shape \(\), expected \(1,\)"),
         (Evidence([0, 1], [1.0], 4), r"evidence.successes has shape \(1,\), expected \(2,\)"),

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bots_jax import Evidence, Selector, State
+from bots_jax import Evidence, Selector, State, auto
 from bots_jax.strategies import learning_progress
 
 KINDS = np.repeat([0, 1, 2], 40)
@@ -80,3 +80,18 @@ def test_before_anything_changed_all_are_alike() -> None:
 def test_errors_name_argument_and_value(settings: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         learning_progress(**settings)
+
+
+def test_what_it_believes_is_what_auto_believes() -> None:
+    """Trust in references and the speed of change are learned, in both."""
+    rng = np.random.default_rng(0)
+    references = rng.random((2, 24)).astype(np.float32)
+    ours, theirs = learning_progress(batch_size=4, rollouts=8), auto(batch_size=4, rollouts=8)
+    mine, other = ours.init(references), theirs.init(references)
+    for step in range(20):
+        ids = rng.choice(24, 4, replace=False)
+        evidence = Evidence(ids, rng.binomial(8, 1 - references[1, ids]).astype(np.float32), 8.0)
+        mine, _ = ours.update(mine, evidence)
+        other, _ = theirs.update(other, evidence)
+        for found, expected in zip(ours.predict(mine), theirs.predict(other), strict=True):
+            np.testing.assert_allclose(found, expected, rtol=1e-5, err_msg=f"step {step}")
