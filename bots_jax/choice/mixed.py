@@ -218,7 +218,7 @@ def _bits_of(task_ids: Array, turn: Array) -> Array:
 
 
 def _uniform(bits: Array, dtype: jnp.dtype) -> Array:
-    """f[...] in (0, 1) from random u32[...]; signed integers are converted many at a time."""
+    """f[...] in (0, 1] from random u32[...]; signed integers are converted many at a time."""
     return open_uniform((bits >> 1).astype(jnp.int32), dtype)
 
 
