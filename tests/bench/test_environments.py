@@ -84,6 +84,15 @@ def test_models_are_ordered_by_their_means_and_keep_their_trials(matrix_file):
     assert matrix.models == ("4", "3", "2", "1", "0")
 
 
+def test_the_order_of_the_arrays_of_a_file_does_not_matter(tmp_path):
+    scores = np.random.default_rng(0).uniform(size=(20, 3))
+    prompts = [f"prompt {i}" for i in range(20)]
+    np.savez(tmp_path / "m.npz", n=4, models=list("abc"), prompts=prompts, scores=scores)
+    matrix = load_matrix(tmp_path / "m.npz")
+    assert matrix.trials.tolist() == [4, 4, 4]
+    assert [len(column) for column in matrix.features] == [20]
+
+
 def test_triples_are_ordered_distinct_and_a_prefix_of_longer_draws():
     drawn = draw_triples(10, 50)
     assert all(weak < target < strong for weak, target, strong in drawn)
