@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bots_jax.checks import check_choice
+from bots_jax.evaluate.report import write_bytes
 from bots_jax.evaluate.told import ending_of, rule_of
 from bots_jax.rl.finetune import Problem, Watcher, check_comparison
 from bots_jax.rl.llm.gym import LEVELS, Level, gym_verifier, make_tasks, questions, to_pool
@@ -193,13 +195,15 @@ def _reference(
     if not config.reference_steps:
         return np.full((2, size), np.nan, np.float32)
     late = _train_uniformly(config, graphdef, base, pool, verifier, watcher)
-    rates = [
+    found = np.stack([
         _measure(config, graphdef, params, pool, verifier, seed)
         for seed, params in enumerate((base, late))
-    ]
+    ])  # fmt: skip
+    file = io.BytesIO()
+    np.save(file, found)
     folder.mkdir(parents=True, exist_ok=True)
-    np.save(measured, np.stack(rates))
-    return np.stack(rates)
+    write_bytes(measured, file.getvalue())  # whole or not at all: a resume reads it
+    return found
 
 
 def _train_uniformly(
