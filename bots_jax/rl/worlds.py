@@ -12,7 +12,7 @@ frontier        sorting, reversal and successor of 1 to 9 digits: a longer probl
 guessing        the same, and as many tasks that can be guessed (comparison, modular, counting):
                 their groups are mixed for ever and teach little
 all-families    ten families, guessed, learned and out of reach together
-sparse          frontier, hidden among fifteen times as many tasks out of reach: 97% of the
+sparse          frontier, hidden among fifteen times as many tasks out of reach: 98% of the
                 pool is never solved; held out are those of frontier
 one-pass        frontier with so many tasks that none comes twice
 saturated       thirteen families after a long warm-up: what is within reach is learned in some
