@@ -7,7 +7,7 @@ import pytest
 
 from bots_jax.bench import verdicts
 from bots_jax.bench.labels import place_labels
-from bots_jax.bench.measures import values_of
+from bots_jax.bench.measures import MEASURES, keys_of, values_of
 from bots_jax.evaluate import metrics
 
 stats = pytest.importorskip("scipy.stats")
@@ -131,6 +131,28 @@ def test_runs_are_compared_at_equal_tokens_and_with_the_baseline_of_their_seed()
     assert fast["ttb_100"] == metrics.Time(0.5, False)
     assert fast["bsf_100"] == pytest.approx(0.5 / 0.3)
     assert math.isnan(fast["etr"])
+
+
+def test_times_are_told_in_steps_in_tokens_and_against_epochs():
+    records = [
+        record("fast", 0, [0.1, 0.3, 0.5], [0, 200, 400]),
+        record("uniform", 0, [0.1, 0.2, 0.3], [0, 50, 100]),
+        record("epochs", 0, [0.1, 0.25, 0.3], [0, 50, 100]),
+    ]
+    found = values_of(records, "uniform")
+    fast = found["fast"][0]
+    assert fast["ttb_100_tokens"] == metrics.Time(2.0, False)  # 200 tokens against 100
+    assert fast["ttb_100_epochs"] == metrics.Time(0.5, False)
+    assert fast["ttb_50_epochs"].value == pytest.approx(5 / (20 / 3))
+    assert fast["heldout_over_epochs"] == pytest.approx(0.2)
+    assert "ttb_100_epochs" not in values_of(records, "epochs")["fast"][0]
+    assert keys_of(found) == [key for key in MEASURES if key in fast]  # none is unknown
+    # Times are of averages over three evaluations where a run has them, scores are not.
+    for one in records[:2]:
+        one["series"]["heldout_average"] = {"x": [0, 10, 20], "y": [0.1, 0.1, 0.3]}
+    smooth = values_of(records, "uniform")["fast"][0]
+    assert smooth["ttb_100"] == metrics.Time(1.0, False)
+    assert smooth["heldout_at_tokens"] == fast["heldout_at_tokens"]
 
 
 def test_labels_do_not_overlap(tmp_path):
