@@ -237,6 +237,11 @@ def load_matrix(path: str | Path) -> Matrix:
         )
     order = np.argsort(scores.mean(axis=0), kind="stable")
     names = arrays.get("models", np.arange(raw.shape[1]))
+    if names.shape != raw.shape[1:]:
+        raise ValueError(
+            f"{path}: models has shape {list(names.shape)}, expected [{raw.shape[1]}]: a name for "
+            f"each column of {key}"
+        )
     groups: dict[str, npt.NDArray[np.int32]] = {
         key: np.unique(arrays[key], return_inverse=True)[1].astype(np.int32)
         for key in _GROUPS
