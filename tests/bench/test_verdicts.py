@@ -96,6 +96,47 @@ def test_the_tables_count_what_was_found():
     ]
 
 
+def ratios(**by_strategy):
+    """Values of TTB(100%): times relative to the baseline's, inf where they are censored."""
+    return {
+        name: {
+            seed: {"ttb_100": metrics.Time(3.0 if math.isinf(x) else float(x), math.isinf(x))}
+            for seed, x in enumerate(xs)
+        }
+        for name, xs in by_strategy.items()
+    }
+
+
+def test_ratios_to_the_baseline_are_tested_by_their_logs():
+    quick = np.array([0.5, 0.6, 0.55, 0.52, 0.9])
+    told = ratios(base=np.ones(5), quick=quick)
+    (found,) = verdicts.against_baseline(told, ["ttb_100"], "base")
+    assert found.difference == pytest.approx(np.log(quick).mean())
+    assert found.p == pytest.approx(stats.ttest_1samp(np.log(quick), 0).pvalue)
+    assert found.outcome == 1
+    # One time censored: signs alone.
+    told = ratios(base=np.ones(5), late=[2, 1.5, 1.2, math.inf, 0.9])
+    (found,) = verdicts.against_baseline(told, ["ttb_100"], "base")
+    assert found.difference == 4 - 1
+    assert found.p == pytest.approx(stats.binomtest(4, 5).pvalue)
+    told["late"][2]["ttb_100"] = metrics.Time(math.nan, False)
+    assert math.isnan(verdicts.against_baseline(told, ["ttb_100"], "base")[0].p)
+
+
+def test_pairs_are_compared_with_each_other_where_measures_are_relative_to_the_baseline():
+    spread = np.linspace(0.98, 1.02, 8)
+    told = ratios(base=np.ones(8), fast=0.5 * spread, slow=2 * spread, fair=0.5 / spread)
+    table = verdicts.round_robin_table(verdicts.round_robin(told, ["ttb_100"]), ["ttb_100"])
+    assert {row[0]: row[1] for row in table[1:]} == {
+        "fast": "2-1-0", "fair": "2-1-0", "base": "1-0-2", "slow": "0-0-3",
+    }  # fmt: skip
+    # Both censored in five seeds: neither was later in those.
+    never = [math.inf] * 5 + [2.0] * 3
+    (found,) = verdicts.round_robin(ratios(a=never, b=[math.inf] * 6 + [1.0, 3.0]), ["ttb_100"])
+    assert found.difference == 1 - 2
+    assert found.p == pytest.approx(stats.binomtest(1, 3).pvalue)
+
+
 def test_a_measure_without_a_better_side_is_not_judged():
     told = {name: {0: {"breadth": 1.0}, 1: {"breadth": 2.0}} for name in ("a", "b")}
     assert verdicts.against_baseline(told, ["breadth"], "a") == []
