@@ -1,4 +1,4 @@
-"""References that a language model measured of itself are kept whole, or not at all."""
+"""References of a language model: measured ones are kept whole, files that hold none are named."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,8 +10,8 @@ import pytest
 from bots_jax.rl.llm import finetune
 
 
-def measured(folder: Path) -> np.ndarray:
-    config: Any = SimpleNamespace(reference=None, reference_steps=1)
+def measured(folder: Path, given: str | None = None) -> np.ndarray:
+    config: Any = SimpleNamespace(reference=given, reference_steps=1)
     pool: Any = SimpleNamespace(prompts=np.zeros((3, 2), np.int32))
     nothing: Any = None
     return finetune._reference(config, nothing, nothing, pool, nothing, folder, nothing)
@@ -36,3 +36,19 @@ def test_references_that_were_cut_short_are_measured_again(
     np.testing.assert_array_equal(measured(tmp_path), rates)
     monkeypatch.setattr(finetune, "_measure", lambda *_: pytest.fail("they were kept"))
     np.testing.assert_array_equal(measured(tmp_path), rates)
+
+
+def test_a_file_that_holds_no_rates_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "rates.npy"
+    np.save(path, np.full((2, 3), 0.5))
+    np.testing.assert_array_equal(measured(tmp_path, str(path)), np.full((2, 3), 0.5))
+    for name, content in (("empty.npy", b""), ("damaged.npy", path.read_bytes()[:-4])):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=rf"{name}: holds no pass rates f\[K, 3\]"):
+            measured(tmp_path, str(tmp_path / name))
+    np.savez(tmp_path / "rates.npz", np.full((2, 3), 0.5))
+    np.save(tmp_path / "words.npy", np.array(["a", "b", "c"]))
+    np.save(tmp_path / "wide.npy", np.full((2, 4), 0.5))
+    for name in ("absent.npy", "rates.npz", "words.npy", "wide.npy"):
+        with pytest.raises(ValueError, match=rf"{name}: holds no pass rates f\[K, 3\]"):
+            measured(tmp_path, str(tmp_path / name))

@@ -188,10 +188,7 @@ def _reference(
     measured = folder / _REFERENCE
     path = config.reference if config.reference is not None else measured
     if config.reference is not None or (config.reference_steps and measured.exists()):
-        found = np.load(path, allow_pickle=False).astype(np.float32)
-        if found.ndim != 2 or found.shape[1] != size:
-            raise ValueError(f"{path} has shape {found.shape}, expected (K, {size})")
-        return found
+        return _read_rates(path, size)
     if not config.reference_steps:
         return np.full((2, size), np.nan, np.float32)
     late = _train_uniformly(config, graphdef, base, pool, verifier, watcher)
@@ -204,6 +201,19 @@ def _reference(
     folder.mkdir(parents=True, exist_ok=True)
     write_bytes(measured, file.getvalue())  # whole or not at all: a resume reads it
     return found
+
+
+def _read_rates(path: str | Path, size: int) -> np.ndarray:
+    """f32[K, N] of an .npy file."""
+    wanted = f"{path}: holds no pass rates f[K, {size}] as numpy.save writes them"
+    try:
+        with Path(path).open("rb") as file:
+            found = np.lib.format.read_array(file, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{wanted}: {error}") from None
+    if found.ndim != 2 or found.shape[1] != size or found.dtype.kind not in "bfiu":
+        raise ValueError(f"{wanted}: it has shape {list(found.shape)} and dtype {found.dtype}")
+    return found.astype(np.float32)
 
 
 def _train_uniformly(
