@@ -1,11 +1,12 @@
 """Holm's correction against a worked example; verdicts, relative measures, plots' labels."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from bots_jax.bench import verdicts
+from bots_jax.bench import plots, verdicts
 from bots_jax.bench.labels import place_labels
 from bots_jax.bench.measures import MEASURES, keys_of, values_of
 from bots_jax.evaluate import metrics
@@ -194,6 +195,14 @@ def test_times_are_told_in_steps_in_tokens_and_against_epochs():
     smooth = values_of(records, "uniform")["fast"][0]
     assert smooth["ttb_100"] == metrics.Time(1.0, False)
     assert smooth["heldout_at_tokens"] == fast["heldout_at_tokens"]
+
+
+def test_curves_of_a_short_run_are_drawn_as_they_are():
+    own = record("uniform", 0, [0.1, 0.2, 0.3], [0, 1, 2])
+    own["series"]["etr"] = {"x": [1, 2, 3], "y": [0.5, 0.25, 1.0]}
+    x, y = plots._curves(SimpleNamespace(records=[own]), "uniform", "etr")
+    np.testing.assert_array_equal(x, [1, 2, 3])
+    np.testing.assert_array_equal(y, [[0.5, 0.25, 1.0]])
 
 
 def test_labels_do_not_overlap(tmp_path):
