@@ -112,6 +112,8 @@ def test_rewards_that_are_no_rewards_are_left_out_and_counted(start: WarmStart) 
     step = jax.jit(make_step(selector, start.graphdef, POOL.prompts, verifier, CONFIG))
     loop, metrics = step(loop, None)
     assert int(metrics.unsound) == 4
+    np.testing.assert_array_equal(metrics.successes, 0)
+    assert float(metrics.mean_reward) == 0
     assert int(metrics.info.invalid) == int(metrics.info.evaluated) == 0
     assert int(metrics.info.in_flight) == 0  # the visits are closed: no task is lost for ever
     chex.assert_trees_all_equal(loop.train.params, start.base)
@@ -221,3 +223,14 @@ def test_references_are_measured_and_cached(cache: Path, start: WarmStart) -> No
 def test_bad_warm_up(settings: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         WarmupConfig(**settings)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"group_size": 1}, {"max_new_tokens": 0}, {"temperature": 0.0}, {"temperature": np.inf}],
+)
+def test_bad_loop(settings: dict) -> None:
+    ((name, value),) = settings.items()
+    with pytest.raises(ValueError, match=f"{name}={value}"):
+        LoopConfig(**settings)
+    assert LoopConfig(group_size=2, max_new_tokens=1, temperature=0.1).group_size == 2
