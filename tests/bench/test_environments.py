@@ -147,6 +147,11 @@ def test_references_may_be_all_none_or_partly_missing(matrix_file, monkeypatch):
         place = predict_environment(**shared, **given)
         told = place.run(Strategy("uniform", uniform), [0])[0]
         assert np.isfinite(told.values["log_loss"])
+    place = predict_environment(**shared, batches="random")
+    told = place.run(Strategy("uniform", uniform), [0])[0]
+    asked = seen.pop()
+    rate = asked.target[asked.random_ids].astype(np.float64)
+    assert told.values["variance"] == pytest.approx(np.mean(rate * (1 - rate)), rel=1e-5)
     two, shuffled, every, none = seen
     matrix = load_matrix(matrix_file)
     weak, target, strong = draw_triples(5, 1)[0]
