@@ -200,6 +200,10 @@ def test_a_matrix_with_scores_out_of_range_is_refused(tmp_path):
     np.savez(tmp_path / "bad.npz", success=np.full((4, 3), 2), n=1)
     with pytest.raises(ValueError, match="success of task 0, model 0"):
         load_matrix(tmp_path / "bad.npz")
+    for value in (-0.1, 1.1, np.nan):
+        np.savez(tmp_path / "bad.npz", scores=[[0.5, 0.5, 0.5], [0.5, 0.5, value]])
+        with pytest.raises(ValueError, match="scores of task 1, model 2"):
+            load_matrix(tmp_path / "bad.npz")
     np.savez(tmp_path / "bad.npz", scores=np.full((4, 3), 0.5), models=["a", "b"])
     with pytest.raises(ValueError, match=r"models has shape \[2\], expected \[3\]"):
         load_matrix(tmp_path / "bad.npz")
