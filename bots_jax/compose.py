@@ -68,7 +68,7 @@ TOUCHED_PER_SELECTED, _LEAST_TOUCHED = 4, 256
 class BeliefInfo(NamedTuple):
     """What a belief reports about a step, for `Info`."""
 
-    capability: Array  # f[D]
+    capability: Array  # f[D], or f[1] for all domains alike
     implicit_weight: Array  # f
     implicit_error: Array  # f
 
@@ -588,6 +588,8 @@ def make_info(fused: StepEvidence, counts: visits.Counts, told: BeliefInfo) -> I
 
     evaluated, mixed, successes, trials = over_evaluated(fused, totals)
     dtype = trials.dtype
+    # A belief that knows of no domains reports a single number.
+    capability = jnp.broadcast_to(told.capability.astype(dtype), (fused.num_domains,))
     return Info(
         evaluated=evaluated,
         trials=trials,
@@ -598,7 +600,7 @@ def make_info(fused: StepEvidence, counts: visits.Counts, told: BeliefInfo) -> I
         invalid=counts.invalid,
         expired=counts.expired,
         in_flight=counts.in_flight,
-        capability=told.capability[0] if fused.domain is None else told.capability,
+        capability=capability[0] if fused.domain is None else capability,
         implicit_weight=told.implicit_weight,
         implicit_error=told.implicit_error,
         displaced=jnp.zeros((), jnp.int32),

@@ -453,3 +453,26 @@ def test_examples_of_docstrings(module: str) -> None:
     result = doctest.testmod(importlib.import_module(f"bots_jax.{module}"))
     assert result.attempted > 0
     assert result.failed == 0
+
+
+@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize(
+    "make",
+    [
+        partial(bots, estimator="none"),
+        partial(auto, estimator="none"),
+        partial(make_strategy, "uniform"),
+        partial(make_strategy, "kgps"),
+        auto,
+        bots,
+    ],
+)
+def test_capability_has_an_entry_a_domain_and_the_dtype_of_the_state(make: Any, wide: bool) -> None:
+    with jax.enable_x64(wide):
+        selector = make(batch_size=2, dtype="float32")
+        reference = np.linspace(0, 1, 24, dtype=np.float32).reshape(2, 12)
+        state = selector.init(reference, domains=np.arange(12) % 3)
+        state, batch = selector.select(jax.random.key(0), state)
+        _, info = selector.update(state, batch.evidence([[1, 0], [1, 1]]))
+        assert info.capability.shape == (3,)
+        assert info.capability.dtype == jnp.float32

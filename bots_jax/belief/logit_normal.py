@@ -641,8 +641,8 @@ def _learn(
     pairs = in_force(rules, settings, shared)
     before = Expected(prior.line, *_aged(history, clock, pairs, prior.counts))
     few = StepEvidence(batch.successes, batch.trials, domain, fused.num_domains)
-    absorbed = _explained_fraction(history, clock, pairs)
-    own = _own(prior, before, pairs.prior_weight, absorbed)
+    explained = _explained_fraction(history, clock, pairs)
+    own = _own(prior, before, pairs.prior_weight, explained)
     params = rules.estimator.fit(shared.estimator, settings, known, few, own)
     tried = batch.trials > 0
     off = jnp.abs(prior.mean - safe_ratio(batch.successes, batch.trials))

@@ -132,7 +132,7 @@ def _curves(section: Section, strategy: str, key: str) -> tuple[Floats, Floats] 
     shortest = min(len(x) for x, _ in found)
     y = np.stack([y[:shortest] for _, y in found])
     # Single steps of ETR say little: they are averaged over a twentieth of the run.
-    return found[0][0][:shortest], report.smooth(y, shortest // 20) if key == "etr" else y
+    return found[0][0][:shortest], report.smooth(y, max(1, shortest // 20)) if key == "etr" else y
 
 
 def _mean(y: Floats) -> Floats:

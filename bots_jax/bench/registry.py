@@ -14,9 +14,9 @@ In: a spec, as the command line and matrix files write it. Out: `Strategy` and `
 Values are numbers, true, false or null where they look like it (as in JSON), else text.
 `*` alone stands for every free strategy of the package. `label=` names a row of the tables;
 `seeds=` says how many seeds an environment gets; `told=` what a strategy knows of the tasks,
-in an environment that offers a choice (`worlds`: nothing, prompts, references, hidden). A
-package offers its own under the entry-point groups `bots_jax.strategies` and
-`bots_jax.environments`: a factory of selectors, or of `Environment`s.
+one of those that the environment offers (`Environment.tells`). A package offers its own under
+the entry-point groups `bots_jax.strategies` and `bots_jax.environments`: a factory of
+selectors, or of `Environment`s.
 """
 
 from __future__ import annotations

@@ -38,7 +38,8 @@ def against_baseline(values: Values, keys: Sequence[str], baseline: str) -> list
     """Every strategy against the baseline in every measure that has a better side."""
     directed = [key for key in keys if measure_of(key).better]
     others = [name for name in values if name != baseline]
-    return _judge([_compare(values, name, baseline, key) for name in others for key in directed])
+    pairs = ((name, key) for name in others for key in directed)
+    return _judge([_compare(values, name, baseline, key, _ITSELF) for name, key in pairs])
 
 
 def round_robin(values: Values, keys: Sequence[str]) -> list[Verdict]:
@@ -64,13 +65,19 @@ def _outcome(verdict: Verdict, adjusted: float) -> int:
     return int(math.copysign(1, verdict.difference)) * measure_of(verdict.key).better
 
 
-def _compare(values: Values, strategy: str, against: str, key: str) -> Verdict:
+_ITSELF = Time(1.0, False)  # the baseline, in a measure that is relative to it
+
+
+def _compare(
+    values: Values, strategy: str, against: str, key: str, relative: Value | None = None
+) -> Verdict:
+    """Seed by seed; in a relative measure against `relative`, None for what `against` has."""
     own, other = values[strategy], values[against]
     shared = [seed for seed in own if seed in other]
     kind = measure_of(key).column.kind
     pairs = [(own[seed].get(key, math.nan), other[seed].get(key, math.nan)) for seed in shared]
     if kind in ("relative", "time"):
-        difference, p = _relative([a for a, _ in pairs])
+        difference, p = _relative([(a, b if relative is None else relative) for a, b in pairs])
     else:
         difference, p = _difference(pairs, logs=kind == "ratio")
     return Verdict(strategy, against, key, difference, len(shared), p, math.nan, 0)
@@ -87,17 +94,19 @@ def _difference(pairs: list[tuple[Value, Value]], logs: bool) -> tuple[float, fl
     return float(np.mean(a - b)), metrics.paired_p(a, b)
 
 
-def _relative(values: list[Value]) -> tuple[float, float]:
-    """Ratios to the baseline against 1."""
-    times = [v if isinstance(v, Time) else Time(float(v), False) for v in values]
-    ratios = np.array([time.value for time in times], np.float64)
-    if len(ratios) < 2 or np.any(np.isnan(ratios)):
+def _relative(pairs: list[tuple[Value, Value]]) -> tuple[float, float]:
+    """Ratios, or times whose ratio that of a pair is, against 1."""
+    timed = [[v if isinstance(v, Time) else Time(float(v), False) for v in p] for p in pairs]
+    a, b = np.array([[t.value for t in pair] for pair in timed], np.float64).reshape(-1, 2).T
+    if len(a) < 2 or np.any(np.isnan([a, b])):
         return math.nan, math.nan
-    late = np.array([time.censored for time in times])
-    if late.any() or np.any(ratios <= 0):
-        later, earlier = int(np.sum((ratios > 1) | late)), int(np.sum((ratios < 1) & ~late))
+    late, early = np.array([[t.censored for t in pair] for pair in timed], bool).T
+    if late.any() or early.any() or min(a.min(), b.min()) <= 0:
+        told = ~(late | early)  # where neither was reached nobody knows which would have been first
+        later = int(np.sum((told & (a > b)) | (late & ~early)))
+        earlier = int(np.sum((told & (a < b)) | (early & ~late)))
         return float(later - earlier), metrics.sign_p(later, earlier)
-    logs = np.log(ratios)
+    logs = np.log(a / b)
     return float(logs.mean()), metrics.paired_p(logs)
 
 

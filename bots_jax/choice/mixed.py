@@ -2,7 +2,7 @@
 
 In: the belief of `belief/logit_normal.py`. Out: the tasks with the largest
 
-    V_k / t_k - c log(1 + (1 - .8 q_k) v_k),    V = 1 - q^G - (1 - q)^G
+    V_k / t_k - c log(1 + (1 - .8 q_k) visits_k),    V = 1 - q^G - (1 - q)^G
 
 V is the chance that G rollouts are not all alike (m of them, if nothing else is said; where a visit
 is one rollout, two; or another worth: `worth.py`), at an optimistic q
@@ -20,8 +20,8 @@ anew at each step: the better known a kind, the narrower its tasks stand togethe
 normal, because among many hopeless tasks a normal's tails would put some at the top at each step.
 (In grouped pools none is drawn: `grouped/mixed.py`.)
 
-c is the price of breadth, and moves along the frontier of mixed groups and breadth. v_k are a
-task's recent visits. What is to be spread evenly are the visits of the whole run, those to come
+c is the price of breadth, and moves along the frontier of mixed groups and breadth. visits_k are
+a task's recent ones. What is to be spread evenly are the visits of the whole run, those to come
 too. So of two tasks alike the easier comes first: as the policy improves it will soon be solved,
 where the harder can wait. Hence 1 - .8 q, by which a visit to a hard task counts up to five times
 as much.
@@ -64,7 +64,7 @@ from bots_jax.types import Array, Settings, State
 # Of so many times the batch, the best by rough scores, exact ones choose. More than enough: of 64
 # the last stood at place 71 at most (benchmarks/selection/rough_scores.py).
 _AMONG = 4
-# Puts what is overdue before all else: V / t - c log v is far above minus this.
+# Puts what is overdue before all else: V / t - c log(1 + visits) is far above minus this.
 _FIRST = 1e4
 SPREAD = 1.0  # where anything is told of a task
 
@@ -218,7 +218,7 @@ def _bits_of(task_ids: Array, turn: Array) -> Array:
 
 
 def _uniform(bits: Array, dtype: jnp.dtype) -> Array:
-    """f[...] in (0, 1) from random u32[...]; signed integers are converted many at a time."""
+    """f[...] in (0, 1] from random u32[...]; signed integers are converted many at a time."""
     return open_uniform((bits >> 1).astype(jnp.int32), dtype)
 
 

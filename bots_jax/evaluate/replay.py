@@ -398,7 +398,8 @@ def _whole(name: str, arrays: Arrays, key: str, otherwise: int) -> int:
     if key not in arrays:
         return otherwise
     array = np.asarray(arrays[key])
-    if array.size != 1 or array.dtype.kind not in "iuf" or not 1 <= array.item() < 2**31:
+    number = array.size == 1 and array.dtype.kind in "iuf"
+    if not number or not 1 <= array.item() < 2**31 or array.item() % 1:
         raise ValueError(f"{name}: {key} must be one whole number of at least 1, not {array}")
     return int(array.item())
 

@@ -424,10 +424,11 @@ def make_folder(path: str | Path) -> None:
 
 def write_text(path: str | Path, text: str) -> None:
     """Write a whole file or none: what was there before stays until the new one is done."""
-    _write_bytes(Path(path), text.encode("utf-8"))
+    write_bytes(Path(path), text.encode("utf-8"))
 
 
-def _write_bytes(path: Path, data: bytes) -> None:
+def write_bytes(path: Path, data: bytes) -> None:
+    """As `write_text`."""
     part = path.with_name(path.name + ".tmp")
     try:
         part.write_bytes(data)
@@ -546,7 +547,7 @@ def _finish(
         figure.savefig(picture, dpi=150)
     finally:
         plt.close(figure)
-    _write_bytes(Path(path), _fewer_colours(picture))
+    write_bytes(Path(path), _fewer_colours(picture))
 
 
 def _fewer_colours(picture: io.BytesIO) -> bytes:

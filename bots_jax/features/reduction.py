@@ -12,6 +12,7 @@ import numpy as np
 from scipy import linalg
 
 _NO_DIRECTION = 1e-6  # of the largest variance: what is smaller is rounding
+_SAMPLE = 16384  # rows that components are learned from
 
 
 class Reduction(NamedTuple):
@@ -34,6 +35,7 @@ def learn_reduction(x: np.ndarray, components: int) -> Reduction:
     mean = x.mean(axis=0)
     scale = x.std(axis=0)
     differs = scale > 1e-6 * np.maximum(1, np.abs(mean))
+    differs &= x.max(axis=0) > x.min(axis=0)  # a float32 mean of many equal rows may not be theirs
     z = (x - mean)[:, differs] / scale[differs]
     kept = min(components, *z.shape)
     directions = np.zeros((x.shape[1], components), np.float64)
@@ -48,6 +50,11 @@ def learn_reduction(x: np.ndarray, components: int) -> Reduction:
     whiten = np.where(real, np.sign(largest) / np.sqrt(np.where(real, values, 1)), 0)
     directions[differs, :kept] = vectors * whiten / scale[differs][:, None]
     return Reduction(mean, directions.astype(x.dtype))
+
+
+def sample_rows(size: int) -> np.ndarray:
+    """i64[min(size, 16384)]: rows to learn components from, evenly spaced over `size` of them."""
+    return np.linspace(0, size - 1, min(size, _SAMPLE)).astype(int)
 
 
 def reduce_columns(x: np.ndarray, components: int) -> np.ndarray:

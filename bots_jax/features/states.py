@@ -15,10 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from bots_jax.checks import check_count
-from bots_jax.features.reduction import learn_reduction
+from bots_jax.features.reduction import learn_reduction, sample_rows
 from bots_jax.types import Array, ArrayLike
-
-_SAMPLE = 16384  # prompts that the components are learned from, evenly spaced
 
 ReadFn = Callable[[Any], ArrayLike]  # a block of n prompts -> f[n, D], a mean of states each
 ProgressFn = Callable[[int, int], None]  # prompts read, and all
@@ -73,9 +71,8 @@ def hidden_states(
             progress(min(start + chunk, total), total)
     if len({block.shape[1] for block in blocks}) > 1:
         raise ValueError(f"model gives states of widths {[block.shape[1] for block in blocks]}")
-    rows = np.linspace(0, total - 1, min(total, _SAMPLE)).astype(int)
     means = np.concatenate(blocks)
-    reduction = learn_reduction(means[rows], components)
+    reduction = learn_reduction(means[sample_rows(total)], components)
     return np.concatenate([reduction.apply(block) for block in blocks]).astype(np.float32)
 
 

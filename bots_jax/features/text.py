@@ -16,12 +16,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bots_jax.checks import check_count
-from bots_jax.features.reduction import Reduction, learn_reduction
+from bots_jax.features.reduction import Reduction, learn_reduction, sample_rows
 from bots_jax.types import ArrayLike
 
 _CHARACTER_BUCKETS, _WORD_BUCKETS = 1024, 512
 _WORDS = re.compile(r"\w+|[^\w\s]")
-_SAMPLE = 16384  # prompts that the components are learned from, evenly spaced
 _CHUNK = 4096  # prompts counted at a time: 25 MB
 
 
@@ -76,7 +75,7 @@ def learn_text(
     check_count("components", components)
     ids = _is_ids(prompts)
     rows = np.arange(len(prompts))  # type: ignore[arg-type]
-    sample = rows if len(rows) <= _SAMPLE else np.linspace(0, len(rows) - 1, _SAMPLE).astype(int)
+    sample = sample_rows(len(rows))
     counted = list(_counted(prompts, sample, pad))
     code = TextCode(learn_reduction(np.concatenate(counted), components), ids, pad)
     whole = len(sample) == len(rows)

@@ -9,10 +9,10 @@ the task returns to its group. Those tasks stand in the *slots* of a hash table 
 their visits and pending evidence. On the T slots everything works as in a dense pool of T tasks:
 `pool/visits.py` and the beliefs are the same code. A step costs O(T + G), whatever N.
 
-    grouped/slots.py     slots given and taken back, a larger table: bookkeeping
-    grouped/beta.py     `bots`: Beta posteriors, and thinning for the nearest draws
-    grouped/logit_normal.py      `auto`: histories, and their groups
-    grouped/mixed.py     its choice, as a race of lotteries
+    grouped/slots.py         slots given and taken back, a larger table: bookkeeping
+    grouped/beta.py          `bots`: Beta posteriors, and thinning for the nearest draws
+    grouped/logit_normal.py  `auto`: histories, and their groups
+    grouped/mixed.py         its choice, as a race of lotteries
 
 What is approximate: a returning task forgets up to `tolerance` of its own. Where nothing is
 forgotten nothing returns: the table is made larger between steps, on the host; in traced

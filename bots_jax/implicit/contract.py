@@ -86,7 +86,7 @@ class Estimator(NamedTuple):
     init(reference, num_domains) -> params
     fit(params, settings, reference, fused, own=None) -> params, from the evaluated tasks
     infer(params, reference, domain) -> Inferred
-    capability(params) -> f[D], for `Info`
+    capability(params) -> f[D], or f[1] for all domains alike; for `Info`
     infer_roughly: as `infer`, for telling from all tasks those that may be among the best, where
       is_slow(params, reference) says that `infer` costs much more; static
     """

@@ -111,7 +111,7 @@ def filled_rows(levels: Levels, reference: Reference) -> list[Array]:
     ]
 
 
-FEW_ROWS = 6
+FEW_ROWS = 6  # of a matrix, up to which each is an array of its own
 
 
 def rows_of(values: Array) -> list[Array]:

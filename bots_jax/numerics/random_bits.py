@@ -1,6 +1,6 @@
 """Random integers and uniforms that are fine enough, as functions of key and counter.
 
-In: keys or counters. Out: bits, uniforms in the open interval, Gumbel noise.
+In: keys or counters. Out: bits, uniforms above 0, Gumbel noise.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from bots_jax.types import Array
 
 
 def open_uniform(bits: Array, dtype: jnp.dtype) -> Array:
-    """Uniforms in the open interval (0, 1) from integers that are not negative.
+    """Uniforms in (0, 1] from integers that are not negative.
 
     The usual float uniform is a multiple of 2^-23: it can be 0, whose log is -inf, and
     it is too coarse for events rarer than 1e-6. (bits + 1/2) / 2^32 is never 0 and keeps
-    a spacing of 2^-32 towards 0. For the same care towards 1, use `~bits`. Signed integers have
-    a bit less, and are converted many at a time.
+    a spacing of 2^-32 towards 0. The largest integers, one in 3e7 in float32, round to 1: where
+    1 minus it is wanted, use `~bits`. Signed integers have a bit less, and are converted many at
+    a time.
     """
     width = int(jnp.iinfo(bits.dtype).max).bit_length()
     return (bits.astype(dtype) + jnp.asarray(0.5, dtype)) * jnp.asarray(2.0**-width, dtype)
@@ -135,7 +136,9 @@ def gumbel(rng_key: Array, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
 
     -log U is taken as -log1p(-V) with V = 1 - U: large Gumbels, the ones that win a
     top-B, come from small V, where `open_uniform` is finest. `jax.random.gumbel` has a
-    largest float32 value that many of 1e7 tasks share.
+    largest float32 value that many of 1e7 tasks share. Finite: a V of 1 would give -inf, and NaN
+    at a temperature of 0.
     """
     small = open_uniform(random_bits(rng_key, shape, dtype), dtype)
+    small = jnp.minimum(small, 1 - jnp.finfo(dtype).epsneg)
     return -jnp.log(-jnp.log1p(-small))

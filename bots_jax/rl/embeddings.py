@@ -17,6 +17,7 @@ from bots_jax.rl.tasks import PAD
 
 Array = jax.Array
 _NO_DIRECTION = 1e-6  # of the largest variance: what is smaller is rounding
+_ROUNDING = 10  # units in the last place that means over all prompts may be off by
 
 
 def embed_tasks(
@@ -49,11 +50,12 @@ def embed_tasks(
 
 def _whitened(x: Array, components: int) -> Array:
     """The first principal components of f[N, D], each of variance 1: f[E, N]."""
+    # Of prompts all alike the largest variance is rounding itself, told by the size of x.
+    rounding = (_ROUNDING * jnp.finfo(x.dtype).eps) ** 2 * jnp.sum(x**2) / len(x)
     x = x - jnp.mean(x, axis=0)
     with jax.default_matmul_precision("highest"):
         variance, directions = jnp.linalg.eigh(x.T @ x / len(x))
-        most = variance[-1]
         kept = variance[::-1][:components]
-        real = kept > _NO_DIRECTION * most
+        real = kept > jnp.maximum(_NO_DIRECTION * variance[-1], rounding)
         scale = jnp.where(real, jnp.where(real, kept, 1) ** -0.5, 0)
         return (x @ directions[:, ::-1][:, :components] * scale).T

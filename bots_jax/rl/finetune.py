@@ -421,12 +421,18 @@ _COUNTS = ("seeds", "steps", "batch_size", "eval_every", "num_tasks", "num_held_
 
 
 def check_comparison(config: Any, *more_counts: str) -> None:
-    """Refuse what no comparison can have: counts below 1, no strategies or one twice."""
+    """Refuse counts below 1, seeds beyond 32 bits, and no strategies or one twice."""
     for name in (*_COUNTS, *more_counts):
         if getattr(config, name) < 1:
             raise ValueError(f"{name}={getattr(config, name)} must be at least 1")
     if config.eval_rollouts < 0:
         raise ValueError(f"eval_rollouts={config.eval_rollouts} must not be negative")
+    last = config.first_seed + config.seeds - 1
+    if config.first_seed < 0 or last >= 2**32:
+        raise ValueError(
+            f"first_seed={config.first_seed} must not be negative, and the last seed is {last}: "
+            "seeds are kept in 32 bits"
+        )
     if not config.strategies or len(set(config.strategies)) < len(config.strategies):
         raise ValueError(f"strategies={config.strategies} must name at least one, each once")
 

@@ -21,6 +21,11 @@ from typing import Any
 from bots_jax.evaluate.report import make_folder, write_text
 
 Line = dict[str, Any]
+# All that a comparison writes into its folder.
+_WRITTEN = (
+    "steps", "checkpoints", "results.jsonl", "summary.*", "reference.npy", "*.png",
+    "config.json",  # last: steps without it would be taken up under any settings
+)  # fmt: skip
 
 
 class RunFolder:
@@ -42,7 +47,7 @@ class RunFolder:
         Args:
           config: JSON values.
           resume: go on with what is there, if anything.
-          overwrite: delete what is there.
+          overwrite: delete the results that are there; files of other kinds stay.
           may_differ: keys of `config` that a resume may change.
 
         Raises:
@@ -51,7 +56,7 @@ class RunFolder:
         """
         file = self.path / "config.json"
         if overwrite and file.exists():
-            shutil.rmtree(self.path)
+            self._delete()
         if file.exists() and self._holds_results(file):
             if not resume:
                 raise ValueError(
@@ -62,6 +67,15 @@ class RunFolder:
         make_folder(self.path)
         (self.path / "steps").mkdir(exist_ok=True)
         write_text(file, json.dumps(config, indent=2) + "\n")
+
+    def _delete(self) -> None:
+        """The folder may be more than ours: many programs keep a config.json."""
+        for pattern in _WRITTEN:
+            for found in self.path.glob(pattern):
+                if found.is_dir():
+                    shutil.rmtree(found)
+                else:
+                    found.unlink()
 
     def _holds_results(self, config: Path) -> bool:
         """What was stopped before its first step, or refused, left its settings and no more."""

@@ -78,7 +78,7 @@ class Remembering(NamedTuple):
     """Counts, for the belief, and a memory, for the choice."""
 
     counted: PyTree  # of the model that counts
-    memory: Any
+    memory: Memory
 
     def restart(self, settings: Settings, rows: Array, active: Array) -> Remembering:
         """Both parts begin anew."""
@@ -88,8 +88,8 @@ class Remembering(NamedTuple):
         )
 
 
-InitMemory = Callable[[Settings, Reference, int], Any]
-Remember = Callable[[Any, Settings, Reference, StepEvidence], Any]
+InitMemory = Callable[[Settings, Reference, int], Memory]
+Remember = Callable[[Any, Settings, Reference, StepEvidence], Memory]
 
 
 def counting_with(

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple, Unpack
 
 import jax.numpy as jnp
 
-from bots_jax.bots_selector import nearest_target
 from bots_jax.checks import check_choice, check_number
+from bots_jax.choice.nearest import nearest_target
 from bots_jax.choice.worth import WorthFn, find_worth
 from bots_jax.compose import BeliefInfo, BeliefModel, Choice, Shared, compose, factory
 from bots_jax.pool.reference import Reference

@@ -96,7 +96,7 @@ Strategy = Selector | Oversampling
 
 
 @dataclasses.dataclass(frozen=True)
-class _Free:
+class _Plain:
     """The collecting of `no_oversampling`; equal, and compiled once, for the same selector."""
 
     select: SelectFn
@@ -118,7 +118,7 @@ class _Free:
 def no_oversampling(selector: Selector, rollouts: int) -> Oversampling:
     """A selector as it is: every rollout is trained on."""
     return Oversampling(
-        selector, _Free(selector.select, selector.observe, rollouts), selector.static
+        selector, _Plain(selector.select, selector.observe, rollouts), selector.static
     )
 
 

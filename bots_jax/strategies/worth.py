@@ -16,14 +16,6 @@ from bots_jax.pool.reference import Reference
 from bots_jax.pool.visits import StepEvidence
 from bots_jax.types import Array, Settings
 
-# --- mixed groups ----------------------------------------------------------------------------
-
-
-def mixed_chance(rate: Array, group: Array) -> Array:
-    """V = 1 - p^G - (1 - p)^G: chance that G rollouts at rate p are not all alike."""
-    return 1 - rate**group - (1 - rate) ** group
-
-
 # --- advantages ------------------------------------------------------------------------------
 
 

@@ -84,6 +84,15 @@ def test_models_are_ordered_by_their_means_and_keep_their_trials(matrix_file):
     assert matrix.models == ("4", "3", "2", "1", "0")
 
 
+def test_the_order_of_the_arrays_of_a_file_does_not_matter(tmp_path):
+    scores = np.random.default_rng(0).uniform(size=(20, 3))
+    prompts = [f"prompt {i}" for i in range(20)]
+    np.savez(tmp_path / "m.npz", n=4, models=list("abc"), prompts=prompts, scores=scores)
+    matrix = load_matrix(tmp_path / "m.npz")
+    assert matrix.trials.tolist() == [4, 4, 4]
+    assert [len(column) for column in matrix.features] == [20]
+
+
 def test_triples_are_ordered_distinct_and_a_prefix_of_longer_draws():
     drawn = draw_triples(10, 50)
     assert all(weak < target < strong for weak, target, strong in drawn)
@@ -123,11 +132,38 @@ def test_own_batches_never_ask_twice_and_held_out_tasks_never(matrix_file, monke
     assert [int(mask.sum()) for mask in seen] == [60, 60, 60]
 
 
-def test_references_may_be_all_none_or_partly_missing(matrix_file):
-    for given in ({"references": "all", "missing": 0.3}, {"references": "none"}):
-        place = predict_environment(path=matrix_file, steps=2, batch_size=16, **given)
+def test_references_may_be_all_none_or_partly_missing(matrix_file, monkeypatch):
+    seen = []
+    ask = predict.ask_all
+
+    def spy(selector, questions, *args, **known):
+        seen.append(questions[0])
+        return ask(selector, questions, *args, **known)
+
+    monkeypatch.setattr(predict, "ask_all", spy)
+    shared = {"path": matrix_file, "steps": 2, "batch_size": 16}
+    for given in ({}, {"shuffled": True}, {"references": "all", "missing": 0.3},
+                  {"references": "none"}):  # fmt: skip
+        place = predict_environment(**shared, **given)
         told = place.run(Strategy("uniform", uniform), [0])[0]
         assert np.isfinite(told.values["log_loss"])
+    place = predict_environment(**shared, batches="random")
+    told = place.run(Strategy("uniform", uniform), [0])[0]
+    asked = seen.pop()
+    rate = asked.target[asked.random_ids].astype(np.float64)
+    assert told.values["variance"] == pytest.approx(np.mean(rate * (1 - rate)), rel=1e-5)
+    two, shuffled, every, none = seen
+    matrix = load_matrix(matrix_file)
+    weak, target, strong = draw_triples(5, 1)[0]
+    np.testing.assert_array_equal(two.target, matrix.scores[:, target])
+    np.testing.assert_array_equal(two.reference, matrix.scores[:, [weak, strong]].T)
+    np.testing.assert_array_equal(np.sort(shuffled.reference), np.sort(two.reference))
+    assert np.any(shuffled.reference != two.reference)
+    others = np.delete(matrix.scores, target, axis=1).T
+    missing = np.isnan(every.reference)
+    np.testing.assert_array_equal(every.reference, np.where(missing, np.nan, others))
+    assert abs(missing.mean() - 0.3) < 5 * (0.3 * 0.7 / missing.size) ** 0.5
+    assert none.reference.shape == (0, 300)
 
 
 def test_kinds_of_the_file_are_told_where_there_are_no_references(tmp_path):
@@ -163,6 +199,13 @@ def test_a_wrong_setting_is_named(matrix_file, given, text):
 def test_a_matrix_with_scores_out_of_range_is_refused(tmp_path):
     np.savez(tmp_path / "bad.npz", success=np.full((4, 3), 2), n=1)
     with pytest.raises(ValueError, match="success of task 0, model 0"):
+        load_matrix(tmp_path / "bad.npz")
+    for value in (-0.1, 1.1, np.nan):
+        np.savez(tmp_path / "bad.npz", scores=[[0.5, 0.5, 0.5], [0.5, 0.5, value]])
+        with pytest.raises(ValueError, match="scores of task 1, model 2"):
+            load_matrix(tmp_path / "bad.npz")
+    np.savez(tmp_path / "bad.npz", scores=np.full((4, 3), 0.5), models=["a", "b"])
+    with pytest.raises(ValueError, match=r"models has shape \[2\], expected \[3\]"):
         load_matrix(tmp_path / "bad.npz")
 
 

@@ -1,13 +1,14 @@
 """Holm's correction against a worked example; verdicts, relative measures, plots' labels."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from bots_jax.bench import verdicts
+from bots_jax.bench import plots, verdicts
 from bots_jax.bench.labels import place_labels
-from bots_jax.bench.measures import values_of
+from bots_jax.bench.measures import MEASURES, keys_of, values_of
 from bots_jax.evaluate import metrics
 
 stats = pytest.importorskip("scipy.stats")
@@ -96,6 +97,47 @@ def test_the_tables_count_what_was_found():
     ]
 
 
+def ratios(**by_strategy):
+    """Values of TTB(100%): times relative to the baseline's, inf where they are censored."""
+    return {
+        name: {
+            seed: {"ttb_100": metrics.Time(3.0 if math.isinf(x) else float(x), math.isinf(x))}
+            for seed, x in enumerate(xs)
+        }
+        for name, xs in by_strategy.items()
+    }
+
+
+def test_ratios_to_the_baseline_are_tested_by_their_logs():
+    quick = np.array([0.5, 0.6, 0.55, 0.52, 0.9])
+    told = ratios(base=np.ones(5), quick=quick)
+    (found,) = verdicts.against_baseline(told, ["ttb_100"], "base")
+    assert found.difference == pytest.approx(np.log(quick).mean())
+    assert found.p == pytest.approx(stats.ttest_1samp(np.log(quick), 0).pvalue)
+    assert found.outcome == 1
+    # One time censored: signs alone.
+    told = ratios(base=np.ones(5), late=[2, 1.5, 1.2, math.inf, 0.9])
+    (found,) = verdicts.against_baseline(told, ["ttb_100"], "base")
+    assert found.difference == 4 - 1
+    assert found.p == pytest.approx(stats.binomtest(4, 5).pvalue)
+    told["late"][2]["ttb_100"] = metrics.Time(math.nan, False)
+    assert math.isnan(verdicts.against_baseline(told, ["ttb_100"], "base")[0].p)
+
+
+def test_pairs_are_compared_with_each_other_where_measures_are_relative_to_the_baseline():
+    spread = np.linspace(0.98, 1.02, 8)
+    told = ratios(base=np.ones(8), fast=0.5 * spread, slow=2 * spread, fair=0.5 / spread)
+    table = verdicts.round_robin_table(verdicts.round_robin(told, ["ttb_100"]), ["ttb_100"])
+    assert {row[0]: row[1] for row in table[1:]} == {
+        "fast": "2-1-0", "fair": "2-1-0", "base": "1-0-2", "slow": "0-0-3",
+    }  # fmt: skip
+    # Both censored in five seeds: neither was later in those.
+    never = [math.inf] * 5 + [2.0] * 3
+    (found,) = verdicts.round_robin(ratios(a=never, b=[math.inf] * 6 + [1.0, 3.0]), ["ttb_100"])
+    assert found.difference == 1 - 2
+    assert found.p == pytest.approx(stats.binomtest(1, 3).pvalue)
+
+
 def test_a_measure_without_a_better_side_is_not_judged():
     told = {name: {0: {"breadth": 1.0}, 1: {"breadth": 2.0}} for name in ("a", "b")}
     assert verdicts.against_baseline(told, ["breadth"], "a") == []
@@ -131,6 +173,36 @@ def test_runs_are_compared_at_equal_tokens_and_with_the_baseline_of_their_seed()
     assert fast["ttb_100"] == metrics.Time(0.5, False)
     assert fast["bsf_100"] == pytest.approx(0.5 / 0.3)
     assert math.isnan(fast["etr"])
+
+
+def test_times_are_told_in_steps_in_tokens_and_against_epochs():
+    records = [
+        record("fast", 0, [0.1, 0.3, 0.5], [0, 200, 400]),
+        record("uniform", 0, [0.1, 0.2, 0.3], [0, 50, 100]),
+        record("epochs", 0, [0.1, 0.25, 0.3], [0, 50, 100]),
+    ]
+    found = values_of(records, "uniform")
+    fast = found["fast"][0]
+    assert fast["ttb_100_tokens"] == metrics.Time(2.0, False)  # 200 tokens against 100
+    assert fast["ttb_100_epochs"] == metrics.Time(0.5, False)
+    assert fast["ttb_50_epochs"].value == pytest.approx(5 / (20 / 3))
+    assert fast["heldout_over_epochs"] == pytest.approx(0.2)
+    assert "ttb_100_epochs" not in values_of(records, "epochs")["fast"][0]
+    assert keys_of(found) == [key for key in MEASURES if key in fast]  # none is unknown
+    # Times are of averages over three evaluations where a run has them, scores are not.
+    for one in records[:2]:
+        one["series"]["heldout_average"] = {"x": [0, 10, 20], "y": [0.1, 0.1, 0.3]}
+    smooth = values_of(records, "uniform")["fast"][0]
+    assert smooth["ttb_100"] == metrics.Time(1.0, False)
+    assert smooth["heldout_at_tokens"] == fast["heldout_at_tokens"]
+
+
+def test_curves_of_a_short_run_are_drawn_as_they_are():
+    own = record("uniform", 0, [0.1, 0.2, 0.3], [0, 1, 2])
+    own["series"]["etr"] = {"x": [1, 2, 3], "y": [0.5, 0.25, 1.0]}
+    x, y = plots._curves(SimpleNamespace(records=[own]), "uniform", "etr")
+    np.testing.assert_array_equal(x, [1, 2, 3])
+    np.testing.assert_array_equal(y, [[0.5, 0.25, 1.0]])
 
 
 def test_labels_do_not_overlap(tmp_path):

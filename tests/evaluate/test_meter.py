@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from bots_jax.evaluate import meter, metrics
+from bots_jax.types import Selection
 
 
 @pytest.mark.parametrize("part", [False, True])
@@ -52,6 +53,8 @@ def test_calibration_error_is_that_of_its_bins():
     reading = jax.device_get(meter.read(q, p, 8.0))
     assert meter.calibration_error(reading) == pytest.approx((0.2 + 0.4) / 4, rel=1e-5)
     assert meter.calibration(reading)["weight"] == [0, 2, 0, 0, 0, 0, 0, 0, 2, 0]
+    assert meter.calibration(reading)["predicted"] == [0, 0.15, 0, 0, 0, 0, 0, 0, 0.85, 0]
+    assert meter.calibration(reading)["happened"] == [0, 0.25, 0, 0, 0, 0, 0, 0, 0.65, 0]
 
 
 def test_blocks_keep_the_mean_and_the_order():
@@ -59,3 +62,23 @@ def test_blocks_keep_the_mean_and_the_order():
     assert len(x) == len(y) == 100
     assert np.all(np.diff(x) > 0)
     assert meter.blocks([1.0, np.nan], 5)[1] == [1.0, None]
+
+
+def test_a_map_has_tasks_from_hard_to_easy_and_blocks_of_steps():
+    rates = np.asarray([[0.9, 0.1, 0.5, 0.3, 0.7], [0.7, 0.1, 0.3, 0.3, 0.9]])
+    assert meter.rows_of_map(rates, 3) == (1, 2, 4)
+    assert meter.rows_of_map(rates) == (1, 3, 2, 0, 4)
+    belief = np.linspace(0, 1, 8).reshape(4, 2)
+    told = meter.as_map(belief, belief[::-1], [[5, 7], [5, 5], [7, 9], [9, 9]], (5, 7), columns=2)
+    assert told["step"] == [1.5, 3.5]
+    assert told["belief"] == [[14, 71], [29, 86]]
+    assert told["truth"] == [[71, 14], [86, 29]]
+    assert told["visits"] == [[3, 0], [1, 1]]
+
+
+def test_variance_is_that_of_the_true_rates_of_what_was_selected():
+    rate = jnp.asarray([0.5, 0.1, 0.9])
+    chosen = Selection(*map(jnp.asarray, ([0, 1, -1], [0.0] * 3, [True, True, False], [0, 0, -1])))
+    reading, means = meter.watcher(8, (2, 0))(jnp.asarray([0.2, 0.3, 0.4]), rate, chosen)
+    assert float(reading.variance) == pytest.approx((0.25 + 0.09) / 2, rel=1e-6)
+    np.testing.assert_allclose(means, [0.4, 0.2])

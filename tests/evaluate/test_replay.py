@@ -123,6 +123,7 @@ BAD_FILES = {
     "reference": (rates_file(reference=np.full((2, 4), -0.1)), r"reference\[0, 0\] is -0.1"),
     "reference shape": (rates_file(reference=np.zeros((2, 5))), r"shape \[K, 4\].*\[2, 5\]"),
     "rollouts": (rates_file(rollouts=0), "rollouts must be one whole number of at least 1, not 0"),
+    "half a rollout": (rates_file(rollouts=2.5), "rollouts must be one whole number .* not 2.5"),
     "no trials": (visits_file(trials=None), "has no array 'trials' among successes, step"),
     "shapes": (visits_file(trials=np.ones((5, 3))), r"one shape \[N, V\], not \[5, 4\], \[5, 3\]"),
     "too many": (visits_file(1, 2, successes=9), r"task 1, visit 2: successes must .* 9.0 of"),

@@ -64,6 +64,14 @@ def test_levels_are_reduced_and_missing_directions_are_zero() -> None:
     assert not x[:, 5:].any()
 
 
+def test_columns_that_are_constant_count_for_nothing() -> None:
+    """However many rows: the logarithm of their length is no number that float32 sums exactly."""
+    assert not features.text(["12 apples and 34"] * 1000).any()
+    x = features.text([f"6 words, of which one differs: {'ab'[i % 2]}" for i in range(1000)])
+    np.testing.assert_allclose(np.abs(x[:, 0]), 1, atol=1e-4)  # whether it is a or b
+    assert not x[:, 1:].any()
+
+
 def test_bad_input_is_refused() -> None:
     with pytest.raises(ValueError, match="empty"):
         features.text([])

@@ -70,6 +70,20 @@ def test_words_of_lanes_keys_and_turns() -> None:
     assert random_bits.key_words(other_kind, 4).shape == (4, 2)
 
 
+@pytest.mark.parametrize("wide", [False, True])
+def test_noise_is_finite_whatever_the_bits(wide: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The largest integers round to a uniform of 1; infinite noise at temperature 0 is NaN."""
+    with jax.enable_x64(wide):
+        dtype = jnp.dtype("float64" if wide else "float32")
+        kind = jnp.uint64 if wide else jnp.uint32
+        ends = jnp.array([0, jnp.iinfo(kind).max], kind)
+        assert float(random_bits.open_uniform(ends, dtype)[1]) == 1
+        monkeypatch.setattr(random_bits, "random_bits", lambda *_: ends)
+        largest, smallest = np.asarray(random_bits.gumbel(jax.random.key(0), (2,), dtype))
+        assert 0 < largest < np.inf
+        assert -4 < smallest < 0
+
+
 def spreads(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """A and B of the docstring of numerics/beta_draws.py, for a <= b."""
     least_a, least_b = np.maximum(a, 0.25), np.maximum(b, 0.25)

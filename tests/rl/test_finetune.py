@@ -147,6 +147,20 @@ def test_settings_alone_are_no_results(tmp_path: Path) -> None:
         folder.open({"seeds": 2}, resume=False, overwrite=False)
 
 
+def test_overwriting_deletes_what_a_comparison_writes_and_nothing_else(tmp_path: Path) -> None:
+    """A folder of weights has a config.json too."""
+    folder = RunFolder(tmp_path)
+    folder.open({"seeds": 1}, resume=False, overwrite=False)
+    folder.append("run", {"step": 0})
+    (tmp_path / "results.jsonl").write_text("{}")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "model.safetensors").write_text("weights")
+    folder.open({"seeds": 2}, resume=False, overwrite=True)
+    assert not folder.lines("run")
+    assert not (tmp_path / "results.jsonl").exists()
+    assert (tmp_path / "data" / "model.safetensors").read_text() == "weights"
+
+
 def test_what_differs_in_a_resume_is_named_alone(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     folder.open({"loop": {"rate": {"first": 1, "last": 0}, "rollouts": 8}}, resume=False,
@@ -174,6 +188,8 @@ def test_a_line_cut_short_is_left_out(tmp_path: Path) -> None:
     ("more", "message"),
     [
         (["--steps", "0"], "steps=0 must be at least 1"),
+        (["--first-seed", "-1"], "first_seed=-1 must not be negative"),
+        (["--first-seed", str(2**32 - 1), "--seeds", "2"], "the last seed is 4294967296"),
         (["--rollouts", "1"], "--rollouts 1 must be at least 2"),
         (["--strategies", "uniform,botts"], "strategy='botts' is not known"),
         (["--strategies", "bots,bots"], "must name at least one, each once"),

@@ -11,12 +11,22 @@ import numpy as np
 import pytest
 
 from bots_jax.rl import warmup
-from bots_jax.rl.loop import LoopConfig, init_loop, make_evaluation, make_step
+from bots_jax.rl.loop import (
+    Experience,
+    LoopConfig,
+    evidence_of,
+    init_loop,
+    make_evaluation,
+    make_step,
+    summarise,
+)
 from bots_jax.rl.policy import PolicyConfig
-from bots_jax.rl.policy_gradient import GradientConfig
+from bots_jax.rl.policy_gradient import GradientConfig, Metrics
+from bots_jax.rl.rollouts import Rollouts
 from bots_jax.rl.tasks import exact_verifier, generate_tasks
 from bots_jax.rl.warmup import WarmStart, WarmupConfig, cached_references, warm_up
 from bots_jax.strategies import make_strategy
+from bots_jax.types import Selection
 
 SMALL = WarmupConfig(
     policy=PolicyConfig(width=16, depth=1, heads=2, mlp_width=32),
@@ -30,6 +40,10 @@ VERIFIER = exact_verifier(POOL.answers)
 def even_start(task_ids: jax.Array, completions: jax.Array) -> jax.Array:
     """A reward that an untrained policy gets half of the time."""
     return (completions[..., 0] % 2 == 0).astype(jnp.float32)
+
+
+def no_training(what: str, done: int, total: int) -> None:
+    raise AssertionError(f"{what} ran though it is cached")
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +112,8 @@ def test_rewards_that_are_no_rewards_are_left_out_and_counted(start: WarmStart) 
     step = jax.jit(make_step(selector, start.graphdef, POOL.prompts, verifier, CONFIG))
     loop, metrics = step(loop, None)
     assert int(metrics.unsound) == 4
+    np.testing.assert_array_equal(metrics.successes, 0)
+    assert float(metrics.mean_reward) == 0
     assert int(metrics.info.invalid) == int(metrics.info.evaluated) == 0
     assert int(metrics.info.in_flight) == 0  # the visits are closed: no task is lost for ever
     chex.assert_trees_all_equal(loop.train.params, start.base)
@@ -105,21 +121,39 @@ def test_rewards_that_are_no_rewards_are_left_out_and_counted(start: WarmStart) 
 
 
 def test_evaluation_is_a_function_of_key_and_policy(start: WarmStart) -> None:
-    evaluate = jax.jit(
-        make_evaluation(
-            start.graphdef, HELD_OUT.prompts, exact_verifier(HELD_OUT.answers), rollouts=2
-        )
-    )
+    evaluate = jax.jit(make_evaluation(start.graphdef, HELD_OUT.prompts, even_start, rollouts=2))
     rates = evaluate(start.base, jax.random.key(0))
     assert rates.shape == (16,)
-    assert np.all((np.asarray(rates) >= 0) & (np.asarray(rates) <= 1))
+    assert set(np.unique(rates)) == {0.0, 0.5, 1.0}
     np.testing.assert_array_equal(rates, evaluate(start.base, jax.random.key(0)))
+    assert np.any(rates != evaluate(start.base, jax.random.key(1)))
+    other = jax.tree.map(lambda leaf: -2.0 * leaf, start.base)
+    assert np.any(rates != evaluate(other, jax.random.key(0)))
+
+
+def test_the_numbers_of_a_step_are_those_of_what_was_selected() -> None:
+    """Rows: a mixed group, one all solved, one with a reward that is none, and no task."""
+    valid, sound = jnp.asarray([True, True, True, False]), jnp.asarray([True, True, False, True])
+    selection = Selection(jnp.asarray([7, 2, 5, -1]), jnp.zeros(4), valid, jnp.asarray([0] * 4))
+    lengths = jnp.asarray([[1, 2], [3, 4], [5, 6], [70, 80]])
+    rolled = Rollouts(jnp.zeros((4, 2, 9)), jnp.zeros((4, 2, 9)), jnp.ones((4, 2, 9)), lengths)
+    rewards = jnp.asarray([[1.0, 0.25], [1.0, 1.0], [0.0, 0.0], [0.0, 0.0]])
+    seen = Experience(jnp.zeros((4, 5)), rolled, rewards, sound)
+    told = summarise(selection, seen, Metrics(*jnp.zeros(4)), None)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(told.task_ids, [7, 2, 5, -1])
+    np.testing.assert_array_equal(told.successes, [1.25, 2, 0, 0])
+    assert float(told.effective_task_ratio) == 1 / 2
+    assert float(told.mean_reward) == 3.25 / 4
+    assert int(told.generated_tokens) == 21
+    assert int(told.unsound) == 1
+    evidence = evidence_of(selection, seen)
+    np.testing.assert_array_equal(evidence.trials, [2, 2, 0, 0])
+    np.testing.assert_array_equal(evidence.successes, [1.25, 2, 0, 0])
+    np.testing.assert_array_equal(evidence.attempts, [2, 2, 2, 2])
+    np.testing.assert_array_equal(evidence.differ, [True, False, False, False])
 
 
 def test_warm_up_is_cached_and_a_damaged_file_made_anew(cache: Path, start: WarmStart) -> None:
-    def no_training(what: str, done: int, total: int) -> None:
-        raise AssertionError(f"{what} ran though it is cached")
-
     again = warm_up(SMALL, cache, no_training)
     chex.assert_trees_all_equal(again.late, start.late)
     (file,) = cache.glob("warmup-*.npz")
@@ -168,10 +202,14 @@ def test_checkpoints_learn(start: WarmStart) -> None:
 
 def test_references_are_measured_and_cached(cache: Path, start: WarmStart) -> None:
     asked = {"rollouts": 2, "max_new_tokens": 4, "cache_dir": cache}
-    first = cached_references(start, SMALL, POOL, VERIFIER, **asked)
+    # A verifier that such a policy passes, so that there is something to cache.
+    first = cached_references(start, SMALL, POOL, even_start, **asked)
     assert first.shape == (2, 64)
-    assert set(np.unique(first)) <= {0.0, 0.5, 1.0}
-    np.testing.assert_array_equal(first, cached_references(start, SMALL, POOL, VERIFIER, **asked))
+    assert set(np.unique(first)) == {0.0, 0.5, 1.0}
+    np.testing.assert_array_equal(
+        first,
+        cached_references(start, SMALL, POOL, even_start, progress=no_training, **asked),
+    )
 
 
 @pytest.mark.parametrize(
@@ -185,3 +223,14 @@ def test_references_are_measured_and_cached(cache: Path, start: WarmStart) -> No
 def test_bad_warm_up(settings: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         WarmupConfig(**settings)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"group_size": 1}, {"max_new_tokens": 0}, {"temperature": 0.0}, {"temperature": np.inf}],
+)
+def test_bad_loop(settings: dict) -> None:
+    ((name, value),) = settings.items()
+    with pytest.raises(ValueError, match=f"{name}={value}"):
+        LoopConfig(**settings)
+    assert LoopConfig(group_size=2, max_new_tokens=1, temperature=0.1).group_size == 2

@@ -75,7 +75,14 @@ def test_loss_agrees_with_the_equation(estimator: str, kl_weight: float) -> None
     now = np.asarray(batch.logprobs, np.float64) + rng.normal(0, 0.3, (3, 4, 5))
     loss, metrics = surrogate(jnp.asarray(now, jnp.float32), batch, config)
     assert float(loss) == pytest.approx(numpy_loss(now, batch, config), rel=1e-4, abs=1e-5)
-    assert 0 < float(metrics.clip_fraction) < 1
+    counted = np.asarray(batch.mask) & np.asarray(batch.valid)[:, None, None]
+    ratio = np.exp(now - np.asarray(batch.logprobs))[counted]
+    outside = np.mean((ratio < 1 - config.clip_low) | (ratio > 1.28))
+    assert 0 < outside < 1
+    assert float(metrics.clip_fraction) == pytest.approx(outside)
+    gap = 0.2 - (now - np.asarray(batch.logprobs))[counted]
+    divergence = np.mean(np.exp(gap) - gap - 1) if kl_weight else 0
+    assert float(metrics.kl) == pytest.approx(divergence, rel=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 import time
@@ -146,11 +145,10 @@ def _warmup(base_steps: int | None) -> Any:
 
 
 def cache_folder(folder: str | None) -> Path:
-    """Where the warm-up is kept."""
-    if folder is not None:
-        return Path(folder)
-    home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(os.environ.get("BOTS_JAX_CACHE") or str(Path(home) / "bots_jax"))
+    """Where the warm-up is kept; None: as in `bots-jax finetune`."""
+    from bots_jax.rl.command import default_cache
+
+    return Path(default_cache() if folder is None else folder)
 
 
 def _train(

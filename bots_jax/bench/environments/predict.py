@@ -237,6 +237,11 @@ def load_matrix(path: str | Path) -> Matrix:
         )
     order = np.argsort(scores.mean(axis=0), kind="stable")
     names = arrays.get("models", np.arange(raw.shape[1]))
+    if names.shape != raw.shape[1:]:
+        raise ValueError(
+            f"{path}: models has shape {list(names.shape)}, expected [{raw.shape[1]}]: a name for "
+            f"each column of {key}"
+        )
     groups: dict[str, npt.NDArray[np.int32]] = {
         key: np.unique(arrays[key], return_inverse=True)[1].astype(np.int32)
         for key in _GROUPS
@@ -247,13 +252,13 @@ def load_matrix(path: str | Path) -> Matrix:
         trials[order].astype(np.float32),
         tuple(str(names[i]) for i in order),
         groups,
-        _features(str(path), arrays, groups),
+        _features(str(path), arrays, len(raw), groups),
     )
 
 
-def _features(name: str, arrays: Any, groups: Mapping[str, Any]) -> Any:
+def _features(name: str, arrays: Any, size: int, groups: Mapping[str, Any]) -> Any:
     """Prompts and features of the file, and its groups as kinds, as far as there are few."""
-    given = read_features(name, arrays, len(next(iter(arrays.values()))))
+    given = read_features(name, arrays, size)
     few = [kind for kind in groups.values() if int(kind.max()) < MOST_KINDS]
     return (*(given or ()), *few) or None
 

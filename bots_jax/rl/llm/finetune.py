@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bots_jax.checks import check_choice
+from bots_jax.evaluate.report import write_bytes
 from bots_jax.evaluate.told import ending_of, rule_of
 from bots_jax.rl.finetune import Problem, Watcher, check_comparison
 from bots_jax.rl.llm.gym import LEVELS, Level, gym_verifier, make_tasks, questions, to_pool
@@ -186,20 +188,32 @@ def _reference(
     measured = folder / _REFERENCE
     path = config.reference if config.reference is not None else measured
     if config.reference is not None or (config.reference_steps and measured.exists()):
-        found = np.load(path, allow_pickle=False).astype(np.float32)
-        if found.ndim != 2 or found.shape[1] != size:
-            raise ValueError(f"{path} has shape {found.shape}, expected (K, {size})")
-        return found
+        return _read_rates(path, size)
     if not config.reference_steps:
         return np.full((2, size), np.nan, np.float32)
     late = _train_uniformly(config, graphdef, base, pool, verifier, watcher)
-    rates = [
+    found = np.stack([
         _measure(config, graphdef, params, pool, verifier, seed)
         for seed, params in enumerate((base, late))
-    ]
+    ])  # fmt: skip
+    file = io.BytesIO()
+    np.save(file, found)
     folder.mkdir(parents=True, exist_ok=True)
-    np.save(measured, np.stack(rates))
-    return np.stack(rates)
+    write_bytes(measured, file.getvalue())  # whole or not at all: a resume reads it
+    return found
+
+
+def _read_rates(path: str | Path, size: int) -> np.ndarray:
+    """f32[K, N] of an .npy file."""
+    wanted = f"{path}: holds no pass rates f[K, {size}] as numpy.save writes them"
+    try:
+        with Path(path).open("rb") as file:
+            found = np.lib.format.read_array(file, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{wanted}: {error}") from None
+    if found.ndim != 2 or found.shape[1] != size or found.dtype.kind not in "bfiu":
+        raise ValueError(f"{wanted}: it has shape {list(found.shape)} and dtype {found.dtype}")
+    return found.astype(np.float32)
 
 
 def _train_uniformly(
