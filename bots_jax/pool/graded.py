@@ -39,7 +39,8 @@ def evidence_of_rewards(
 ) -> Evidence:
     """The evidence of rewards, 0 and 1 or graded, of tasks in any order.
 
-    `Selection.evidence` does this for a batch.
+    `Selection.evidence` does this for a batch. Outside of traced code rewards are looked at, and so
+    waited for, to tell of a wrong scale; in traced code those beyond it are clipped.
 
     Args:
       task_ids: i32[M]; -1 is padding.
