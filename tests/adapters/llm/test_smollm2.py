@@ -191,6 +191,7 @@ def test_the_command_runs_and_resumes(
 def test_the_page_of_the_documentation_runs(path: Path) -> None:
     page = (Path(__file__).parents[3] / "docs" / "language_model.md").read_text("utf-8")
     (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert code.count('"model.gguf"') == 1
     names: dict[str, Any] = {"weights": path}
-    exec(compile(code, "language_model.md", "exec"), names)
+    exec(compile(code.replace('"model.gguf"', "weights"), "language_model.md", "exec"), names)
     assert len(names["answers"]) == 4
