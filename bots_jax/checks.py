@@ -66,9 +66,7 @@ def host_numbers(name: str, value: Any, *, copy: bool = True) -> Any:
     if not is_concrete(value):
         return jnp.asarray(value)
     try:
-        if isinstance(value, np.ma.MaskedArray):
-            hidden = np.ma.is_masked(value)
-            value = np.ma.filled(value.astype(np.float64), np.nan) if hidden else value.data
+        value = without_mask(value) if isinstance(value, np.ma.MaskedArray) else value
         array = np.array(value) if copy else np.asarray(value)
         array = array.astype(np.float64) if array.dtype == object else array
     except (TypeError, ValueError, OverflowError) as error:
@@ -80,6 +78,12 @@ def host_numbers(name: str, value: Any, *, copy: bool = True) -> Any:
     if not real and not jnp.issubdtype(array.dtype, jnp.floating):
         raise ValueError(f"{name} has dtype {array.dtype}, expected numbers")
     return array
+
+
+def without_mask(value: Any) -> np.ndarray:
+    """A masked array of numbers as a plain one; where it hides any, in float64, and those NaN."""
+    hides = np.ma.is_masked(value)
+    return np.ma.filled(value.astype(np.float64), np.nan) if hides else value.data
 
 
 def wide_float(dtype: Any) -> Any:

@@ -8,8 +8,7 @@ import sys
 from collections.abc import Sequence
 
 import bots_jax
-
-INTERRUPTED = 130  # what a shell expects of a command stopped by Ctrl-C
+from bots_jax.evaluate.report import INTERRUPTED
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

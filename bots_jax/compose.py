@@ -555,7 +555,7 @@ def _make_domains(
     """i32[N] domains and D."""
     if domains is None:
         return None, 1
-    array = host_numbers("domains", domains)
+    array = host_numbers("domains", domains, copy=False)
     if array.shape != (num_tasks,) or not jnp.issubdtype(array.dtype, jnp.integer):
         raise ValueError(
             f"domains has shape {array.shape} and dtype {array.dtype}, "

@@ -72,7 +72,9 @@ def add_tasks(
         return _add_grouped(state, reference, reference_trials, domains, count, columns)
     capacity = state.pool.active.shape[0]
     _check_free(state, count)
-    domain = _check_domains(state, domains, count)
+    has_domains = state.pool.domain is not None
+    known = state.pool.domain_sizes.shape[0] if has_domains else None
+    domain = _check_domains(domains, count, known)
     bookkeeping, ids = visits.add(state.pool, count, domain)
     rows = jnp.where(ids >= 0, ids, capacity)
     state = state._replace(
@@ -121,13 +123,12 @@ def _add_grouped(
 ) -> tuple[State, Array]:
     _refuse_traced(state, reference, trials, domains)
     known = state.pool.groups
-    if (domains is None) != (known.domain is None):
-        has = "has no" if known.domain is None else "has"
-        raise ValueError(f"domains={domains}, but the pool {has} domains: give them to both")
+    most = state.pool.slots.domain_sizes.size
+    checked = _check_domains(domains, count, None if known.domain is None else most)
     if (trials is None) != (known.reference.trials is None) and reference is not None:
         raise ValueError("reference_trials must be given to init and to add_tasks, or to neither")
     models = known.reference.rates.shape[0]
-    domains = None if domains is None else np.asarray(whole_numbers("domains", domains, -1))
+    domains = None if checked is None else np.asarray(checked)
     rates = np.full((models, count), np.nan) if reference is None else np.asarray(reference)
     if trials is None and known.reference.trials is not None:
         trials = np.ones(models)
@@ -137,11 +138,6 @@ def _add_grouped(
         codes = codes._replace(embeddings=values[:, codes.kinds[0]])
     if codes is None:
         raise ValueError("the references of the new tasks take too many values to be grouped")
-    most = state.pool.slots.domain_sizes.size
-    if domains is not None and domains.shape != (count,):
-        raise ValueError(f"domains has shape {domains.shape}, expected ({count},)")
-    if domains is not None and not 0 <= np.min(domains) <= np.max(domains) < most:
-        raise ValueError(f"domains must lie in [0, {most}): raise num_domains in the factory")
     return grouped.add_tasks(state, codes)
 
 
@@ -195,16 +191,16 @@ def _check_free(state: State, count: int) -> None:
             )
 
 
-def _check_domains(state: State, domains: ArrayLike | None, count: int) -> Array | None:
-    if (domains is None) != (state.pool.domain is None):
-        has = "has no" if state.pool.domain is None else "has"
+def _check_domains(domains: ArrayLike | None, count: int, known: int | None) -> Array | None:
+    """i32[A], in [0, known), of the new tasks; None where the pool has no domains, nor `known`."""
+    if (domains is None) != (known is None):
+        has = "has no" if known is None else "has"
         raise ValueError(f"domains={domains}, but the pool {has} domains: give them to both")
-    if domains is None:
+    if domains is None or known is None:
         return None
     array = whole_numbers("domains", domains, beyond=-1)
     if array.shape != (count,):
         raise ValueError(f"domains has shape {array.shape}, expected ({count},)")
-    known = state.pool.domain_sizes.shape[0]
     if is_concrete(array) and not np.all((np.asarray(array) >= 0) & (np.asarray(array) < known)):
         raise ValueError(f"domains must lie in [0, {known}): raise num_domains in the factory")
     return jnp.clip(array, 0, known - 1)

@@ -118,7 +118,7 @@ class Selection(NamedTuple):
         from bots_jax.checks import host_numbers
         from bots_jax.pool.graded import evidence_of_rewards
 
-        rewards = host_numbers("rewards", rewards)
+        rewards = host_numbers("rewards", rewards, copy=False)
         shape = np.shape(rewards)
         if len(shape) != 2 or shape[0] != np.shape(self.task_ids)[0]:
             raise ValueError(

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from bots_jax.checks import without_mask
+
 
 def as_host(value: Any) -> Any:
     """`value`, with tensors, alone or in a list, as NumPy arrays; floats as float64, exactly.
@@ -20,7 +22,9 @@ def as_host(value: Any) -> Any:
       ValueError: if what it hides are no numbers.
     """
     if isinstance(value, np.ma.MaskedArray):
-        return _without_mask(value)
+        if np.ma.is_masked(value) and value.dtype.kind not in "biuf":
+            raise ValueError(f"a masked array of {value.dtype} hides entries: leave them out")
+        return without_mask(value)
     if isinstance(value, list | tuple):
         return [as_host(part) for part in value] if any(map(_is_tensor, value)) else value
     if not _is_tensor(value):
@@ -31,11 +35,3 @@ def as_host(value: Any) -> Any:
 
 def _is_tensor(value: Any) -> bool:
     return hasattr(value, "detach") and hasattr(value, "is_floating_point")
-
-
-def _without_mask(value: Any) -> Any:
-    if not np.ma.is_masked(value):
-        return value.data
-    if value.dtype.kind not in "biuf":
-        raise ValueError(f"a masked array of {value.dtype} hides entries: leave them out")
-    return np.ma.filled(value.astype(np.float64), np.nan)

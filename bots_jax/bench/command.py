@@ -16,7 +16,6 @@ from bots_jax.bench.runner import Outcome, Told, run_plan
 from bots_jax.bench.store import Store
 from bots_jax.evaluate import report
 
-INTERRUPTED = 130  # what a shell expects of a command stopped by Ctrl-C
 SOME_FAILED = 1
 
 _DESCRIPTION = """\
@@ -73,7 +72,7 @@ def bench_command(args: argparse.Namespace) -> int:
         return _list() if args.list else _bench(args)
     except KeyboardInterrupt:
         _say("stopped; what is finished is saved: the same command goes on")
-        return INTERRUPTED
+        return report.INTERRUPTED
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] == "bots_jax":
             raise

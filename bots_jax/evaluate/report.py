@@ -405,6 +405,9 @@ def write_csv(
     write_text(path, csv_text(rows, columns, rows[0].strategy))
 
 
+INTERRUPTED = 130  # exit status that a shell expects of a command stopped by Ctrl-C
+
+
 def make_folder(path: str | Path) -> None:
     """Make the folder of results that a command was given.
 

@@ -31,12 +31,12 @@ from bots_jax.grouped.groups import MOST_GROUPS, Groups, find_codes, groups_of_s
 from bots_jax.grouped.slots import GroupModel, slots_needed
 from bots_jax.pool.features import Kinds, encode_kinds
 from bots_jax.pool.reference import (
-    LEAST_DOMAINS,
     ReferenceCounts,
     ReferenceGroups,
     TaskFeatures,
     as_given,
     expand_reference,
+    most_domains,
     reference_dtype,
 )
 from bots_jax.types import Array, ArrayLike, Evidence, Selection, Selector, Settings, State
@@ -166,7 +166,7 @@ def _are_domains(domains: np.ndarray, reference: Any, tasks: int) -> bool:
     entries = np.shape(reference.sizes)[0] if of_groups else tasks
     if domains.shape != (entries,) or domains.dtype.kind not in "iu" or domains.min() < 0:
         return False
-    return int(domains.max()) < max(tasks, LEAST_DOMAINS)
+    return int(domains.max()) < most_domains(tasks)
 
 
 def _try_grouped(

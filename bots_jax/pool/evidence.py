@@ -44,7 +44,7 @@ def as_ids(name: str, task_ids: ArrayLike, capacity: int) -> Array:
     Raises:
       ValueError: naming the first id that is no row of a pool of `capacity` rows.
     """
-    given = host_numbers(name, task_ids)
+    given = host_numbers(name, task_ids, copy=False)
     if is_concrete(given) and jnp.issubdtype(given.dtype, jnp.integer):
         values = np.asarray(given)
         wrong = values[(values < -1) | (values >= capacity)]

@@ -53,7 +53,7 @@ def evidence_of_rewards(
       ValueError: naming the argument and its value.
     """
     check_ends(low, high, "rewards")
-    given = host_numbers("rewards", rewards)
+    given = host_numbers("rewards", rewards, copy=False)  # read before this returns
     if given.ndim != 2 or not given.shape[1]:
         raise ValueError(f"rewards has shape {given.shape}, expected [M, n]: n rollouts a task")
     _check_scale(task_ids, given, low, high)

@@ -10,12 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from bots_jax.checks import check_count, host_numbers, is_concrete
+from bots_jax.checks import check_count, host_numbers, is_concrete, wide_float
 from bots_jax.pool.features import FeatureCode
 from bots_jax.types import Array, ArrayLike
 
@@ -286,8 +285,7 @@ def reference_dtype(dtype: jnp.dtype | None, reference: Any) -> jnp.dtype:
         return jnp.dtype(jnp.float32)
     rates = reference.rates if isinstance(reference, ReferenceGroups) else reference
     given = rates.dtype if hasattr(rates, "dtype") else np.result_type(np.asarray(rates))
-    wide = given == np.float64 and jax.config.read("jax_enable_x64")
-    return jnp.dtype(jnp.float64 if wide else jnp.float32)
+    return wide_float(given)
 
 
 def as_given(reference: Any, trials: Any, domains: Any) -> tuple[Any, Any, Any]:
@@ -320,14 +318,16 @@ def check_numbering(num_domains: int, num_tasks: int) -> None:
     Raises:
       ValueError: naming the largest, and the way to number them from 0.
     """
-    if num_domains > max(num_tasks, LEAST_DOMAINS):
+    if num_domains > most_domains(num_tasks):
         raise ValueError(
             f"domains go up to {num_domains - 1}, with {num_tasks} tasks: number them from 0, "
             "np.unique(domains, return_inverse=True)[1], or give num_domains to the factory"
         )
 
 
-LEAST_DOMAINS = 1024  # that any pool may have
+def most_domains(num_tasks: int) -> int:
+    """One for each task, or 1024."""
+    return max(num_tasks, 1024)
 
 
 def check_given(reference: Any, reference_trials: Any) -> None:

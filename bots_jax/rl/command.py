@@ -25,8 +25,6 @@ from bots_jax.rl.run_folder import Line, RunFolder
 from bots_jax.rl.tasks import VerifierError
 from bots_jax.rl.worlds import WORLDS
 
-INTERRUPTED = 130  # what a shell expects of a command stopped by Ctrl-C
-
 
 class ProgressBar:
     """A `finetune.Watcher` that draws a bar on a terminal, and prints a line a run elsewhere."""
@@ -370,7 +368,7 @@ def comparison_command(
         write_results(folder.path, config, run(config, folder))
     except StoppedError:
         say(f"stopped; everything is saved: the same command with --resume goes on ({args.out})")
-        return INTERRUPTED
+        return report.INTERRUPTED
     except ImportError as error:
         say(f"bots-jax {program}: {error}: pip install 'bots-jax[{extra}]' has all that it needs")
         return 2

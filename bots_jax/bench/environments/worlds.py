@@ -229,9 +229,8 @@ def _dealt_among_alike(rng_key: jax.Array, rates: jax.Array, features: Any) -> j
     ridge = 1e-3 * len(rates) * jnp.eye(len(x), dtype=rates.dtype)
     weights = jnp.linalg.solve(x @ x.T + ridge, x @ _logits(rates))
     order = jnp.argsort(weights @ x)
-    group = jnp.arange(len(rates)) // ALIKE
-    dealt = jnp.lexsort((jax.random.uniform(rng_key, rates.shape), group))
-    return jnp.zeros_like(rates).at[order].set(rates[order[dealt]])
+    dealt = _shuffled(np.arange(len(rates)) // ALIKE, rng_key, rates[order], None)
+    return jnp.zeros_like(rates).at[order].set(dealt)
 
 
 def _roughly(rng_key: jax.Array, rates: jax.Array, features: Any) -> jax.Array:
