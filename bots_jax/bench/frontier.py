@@ -21,12 +21,18 @@ from bots_jax.types import ArrayLike, Selector
 
 
 def frontier(
-    *, batch_size: int = 32, rollouts: ArrayLike = 8, cost: float = 0.1, dtype: Any = None
+    *,
+    batch_size: int = 32,
+    rollouts: ArrayLike = 8,
+    cost: float = 0.1,
+    sees: str = "all",
+    dtype: Any = None,
 ) -> Selector:
     """Oracles that choose by the true rates and spread over the tasks, forgetting no visit.
 
     Args:
       batch_size: B. rollouts: m. cost: c >= 0. dtype: as in `bots`.
+      sees: "all" rates, or those of "visited" tasks as of the last visit: what finding costs.
 
     Raises:
       ValueError: where a number is out of range.
@@ -39,6 +45,7 @@ def frontier(
         choice="mixed",
         breadth=cost,
         keep=1.0,
+        sees=sees,
         dtype=dtype,
     )
     return dataclasses.replace(

@@ -4,6 +4,10 @@
     "mixed"    the largest V - c log((visits + 1) / (mean visits + 1)),
                V = 1 - p^m - (1 - p)^m or another worth, visits discounted by `keep` a step
 
+It sees them all, or (`sees="visited"`) the rate that each task had at its last visit, as told by
+a visit of endlessly many rollouts; tasks never visited count as p = 1/2. What is between the two is
+the price of finding the tasks.
+
 No strategy that sees what it has rolled out can beat "mixed" with c = 0 in the share of
 mixed groups; with growing c it traces how much of it breadth costs. It is no strategy for
 training: its `init` takes the true rates f[T, N] as `reference`, row t for step t + 1, and it
@@ -39,10 +43,15 @@ class Truth(NamedTuple):
 
     step: Array  # i32, steps taken
     visits: Visits
+    seen: Array | None  # f[C], the rates at the last visits; None: it sees the present ones
 
     def restart(self, settings: Settings, rows: Array, active: Array) -> Truth:
         """New tasks bring their own rates, in the reference."""
-        return self._replace(visits=self.visits.restart(settings, rows, active))
+        seen = None if self.seen is None else self.seen.at[rows].set(UNSEEN, mode="drop")
+        return self._replace(visits=self.visits.restart(settings, rows, active), seen=seen)
+
+
+UNSEEN = 0.5  # a task that was never visited is worth a visit
 
 
 @factory
@@ -55,6 +64,7 @@ def oracle(
     worth: str | WorthFn = "mixed",
     breadth: float = 0.0,
     keep: float = 0.98,
+    sees: str = "all",
     **shared: Unpack[Shared],
 ) -> Selector:
     """Choice by the true rates.
@@ -66,24 +76,30 @@ def oracle(
       worth: what a task is worth to the gradient, for "mixed", as in `auto`; static.
       breadth: c >= 0, for "mixed"; static.
       keep: share of the visits that is still counted a step later, static.
+      sees: "all" rates of the present step, or those of "visited" tasks at their last visit.
     """
     chosen = check_choice("choice", choice, ("nearest", "mixed"))
     cost = check_number("breadth", breadth, 0, 1e6)
     kept = check_number("keep", keep, 0, 1)
     value = find_worth(worth)
+    finds = check_choice("sees", sees, ("all", "visited")) == "visited"
     if chosen == "nearest" and value.name != "mixed":
         raise ValueError(f"worth={value.name!r} has no effect with choice='nearest'")
 
     def init(settings: Settings, reference: Reference, num_domains: int) -> Truth:
         if not reference.rates.shape[0]:
             raise ValueError("reference is None: the oracle takes the true rates f[T, N] there")
-        return Truth(jnp.zeros((), jnp.int32), no_visits(reference))
+        seen = jnp.full_like(reference.rates[0], UNSEEN) if finds else None
+        return Truth(jnp.zeros((), jnp.int32), no_visits(reference), seen)
 
     def fuse(
         belief: Truth, settings: Settings, reference: Reference, fused: StepEvidence
     ) -> tuple[Truth, BeliefInfo]:
         visits = count_visits(belief.visits, fused, kept)
-        return Truth(belief.step + 1, visits), no_inference(fused)
+        seen = belief.seen
+        if seen is not None:
+            seen = jnp.where(fused.trials > 0, _row(belief.step, reference), seen)
+        return Truth(belief.step + 1, visits, seen), no_inference(fused)
 
     def mixed(rng_key: Array, model: BeliefModel, state: State) -> tuple[Array, Array]:
         rate = _now(state.belief, state.reference)
@@ -96,13 +112,17 @@ def oracle(
         choice=nearest_target("mean") if chosen == "nearest" else Choice(mixed),
         settings=counting_settings(rollouts, target=target),
         batch_size=batch_size,
-        static={"choice": chosen, "worth": value.name, "breadth": cost, "keep": kept},
+        static={"choice": chosen, "worth": value.name, "breadth": cost, "keep": kept, "sees": sees},
         **shared,
     )
 
 
 def _now(belief: Truth, reference: Reference) -> Array:
-    return reference.rates[jnp.minimum(belief.step, reference.rates.shape[0] - 1)]
+    return _row(belief.step, reference) if belief.seen is None else belief.seen
+
+
+def _row(step: Array, reference: Reference) -> Array:
+    return reference.rates[jnp.minimum(step, reference.rates.shape[0] - 1)]
 
 
 def _predict(state: State, rows: Any) -> Belief:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import numpy as np
 import pytest
 
@@ -70,3 +71,25 @@ def test_it_needs_the_truth():
         oracle(choice="best")
     with pytest.raises(ValueError, match="worth='variance' has no effect"):
         oracle(worth="variance")
+
+
+def test_one_that_must_find_knows_what_it_visited_as_it_was_then(recording):
+    truth = recording.success_rate
+    selector = oracle(batch_size=BATCH, rollouts=8, choice="mixed", breadth=0.3, sees="visited")
+    run = run_replay(selector, recording, [0], reference=truth)
+    known = np.full(TASKS, 0.5, np.float32)
+    state = selector.init(truth)
+    for step in range(3):
+        state, batch = selector.select(jax.random.key(step), state)
+        rows = np.asarray(batch.task_ids)
+        assert (known[rows] == 0.5).all()  # 24 of 80 tasks: none comes again before all were tried
+        known[rows] = truth[step, rows]
+        state, _ = selector.update(state, batch.evidence(np.zeros((BATCH, 8))))
+        np.testing.assert_array_equal(selector.predict(state).mean, known)
+    assert chance(recording, run.task_ids) < chance(
+        recording,
+        run_replay(
+            oracle(batch_size=BATCH, rollouts=8, choice="mixed", breadth=0.3), recording, [0],
+            reference=truth,
+        ).task_ids,
+    )  # fmt: skip
