@@ -4,8 +4,8 @@ Run: python -m benchmarks.eager [--size 1e6]
 
 All sides take turns in one process: `select` then `update` as two plain calls; as two calls in
 place, `jax.jit(selector.select, donate_argnums=1)` and `jax.jit(selector.update,
-donate_argnums=0)`; and both in one jitted function whose state is donated. Prints the ratios to
-the last and writes results/eager.json.
+donate_argnums=0)`; `next_batch` and `observe` of a `TaskSampler`; and both in one jitted function
+whose state is donated. Prints the ratios to the last and writes results/eager.json.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ import numpy as np
 
 from benchmarks.common import save
 from bots_jax import Evidence, State, auto, bots
+from bots_jax.adapters import TaskSampler
 
 BATCH, ROLLOUTS = 512, 16
-SIDES = ("plain", "in place", "one step")
+SIDES = ("plain calls", "calls in place", "TaskSampler", "one step")
 
 
 def sides(method: Callable[..., Any], size: int) -> dict[str, Callable[[], None]]:
@@ -32,6 +33,7 @@ def sides(method: Callable[..., Any], size: int) -> dict[str, Callable[[], None]
     selector = method(batch_size=BATCH, rollouts=ROLLOUTS, representation="dense")
     reference = np.sort(np.random.default_rng(0).random((2, size), np.float32), axis=0)
     states = {name: selector.init(reference) for name in SIDES}
+    sampler = TaskSampler(selector, reference)
     solved = jnp.full((BATCH,), ROLLOUTS / 2)
 
     def made_of(select: Any, update: Any) -> Callable[[State, jax.Array], State]:
@@ -55,8 +57,16 @@ def sides(method: Callable[..., Any], size: int) -> dict[str, Callable[[], None]
 
         return turn
 
-    steps: tuple[Any, ...] = (plain, in_place, jax.jit(plain, donate_argnums=0))
-    return {name: run(name, step) for name, step in zip(SIDES, steps, strict=True)}
+    def by_sampler() -> None:
+        batch = sampler.next_batch()  # ends the step before
+        sampler.observe(batch.task_ids, np.full(BATCH, ROLLOUTS / 2), ROLLOUTS, batch.visits)
+
+    return {
+        "plain calls": run("plain calls", plain),
+        "calls in place": run("calls in place", in_place),
+        "TaskSampler": by_sampler,
+        "one step": run("one step", jax.jit(plain, donate_argnums=0)),
+    }
 
 
 def main() -> None:
@@ -80,7 +90,7 @@ def main() -> None:
         told[method.__name__] = {"ms": ms, "ratios": ratios}
         print(f"{method.__name__}: one jitted step {ms['one step']:.2f} ms")
         for name, ratio in ratios.items():
-            print(f"  two calls, {name}: {ms[name]:.2f} ms, ratio {ratio:.2f}")
+            print(f"  {name}: {ms[name]:.2f} ms, ratio {ratio:.2f}")
     save("eager", told)
 
 

@@ -9,6 +9,7 @@ whitened, so that the regression may use any of them.
 from __future__ import annotations
 
 import re
+import unicodedata
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -122,7 +123,7 @@ def _count_strings(prompts: Any, pad: int | None) -> np.ndarray:
     """f32[n, D]: counts of characters and of words, and how many there are."""
     if pad is not None:
         raise ValueError(f"pad={pad} goes with token ids i32[N, L], but prompts are strings")
-    texts = [str(prompt) if isinstance(prompt, str) else _refuse(prompt) for prompt in prompts]
+    texts = [_composed(prompt) for prompt in prompts]
     characters = np.frombuffer("".join(texts).encode("utf-32-le", "surrogatepass"), np.uint32)
     words = [_WORDS.findall(prompt) for prompt in texts]
     hashes = {word: zlib.crc32(word.encode("utf-8", "surrogatepass")) for word in _all(words)}
@@ -178,7 +179,10 @@ def _hash(codes: np.ndarray) -> np.ndarray:
     return x ^ (x >> np.uint64(16))
 
 
-def _refuse(prompt: Any) -> str:
+def _composed(prompt: Any) -> str:
+    """NFC, or a letter with its accent would be another where files were written elsewhere."""
+    if isinstance(prompt, str):
+        return unicodedata.normalize("NFC", prompt)
     raise ValueError(
         f"prompts holds {prompt!r} of type {type(prompt).__name__}: give strings or integers [N, L]"
     )

@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import sys
+import unicodedata
 
 import numpy as np
 import pytest
 
 from bots_jax import features
+from bots_jax.features.text import learn_text
 
 PROMPTS = [f"What is {i} {'plus' if i % 2 else 'mal'} {i * 7 % 13}?" for i in range(200)]
 IDS = np.arange(600).reshape(100, 6) * 7 % 11
@@ -46,6 +48,16 @@ def test_padding_of_token_ids_changes_nothing() -> None:
     wider = np.pad(IDS + 1, ((0, 0), (0, 3)))
     found = features.text(wider, pad=0, components=8)
     np.testing.assert_allclose(found, features.text(IDS + 1, components=8), atol=1e-6)
+
+
+def test_text_is_that_of_the_composed_form() -> None:
+    """A letter and its accent may be one code point or two."""
+    prompts = [f"Trouvez le côté {'où' if i % 2 else 'déjà'} {i}: 한국어" for i in range(50)]
+    apart = [unicodedata.normalize("NFD", prompt) for prompt in prompts]
+    assert apart != prompts
+    x, code = learn_text(prompts, components=8)
+    np.testing.assert_array_equal(features.text(apart, components=8), x)
+    np.testing.assert_array_equal(code.apply(apart), code.apply(prompts))
 
 
 def test_other_scripts_are_read() -> None:
