@@ -349,12 +349,13 @@ def main() -> None:
 # --- the table ------------------------------------------------------------------------------
 
 Runs = dict[int, dict[str, Any]]  # by seed
+Found = dict[tuple[str, str], Runs]  # by estimator and arm
 MEASURES = ("final", "auc", "greedy", "mixed")
 
 
-def load(path: Path) -> dict[tuple[str, str], Runs]:
+def load(path: Path) -> Found:
     """The records of each estimator and arm, by seed."""
-    found: dict[tuple[str, str], Runs] = {}
+    found: Found = {}
     for line in path.read_text().splitlines() if path.exists() else []:
         record = json.loads(line)
         record["auc"] = float(np.mean(record["solved"]))
@@ -363,31 +364,51 @@ def load(path: Path) -> dict[tuple[str, str], Runs]:
     return found
 
 
-def less(measure: str, runs: Runs, base: Runs) -> tuple[float, float]:
-    """Mean of the paired differences, and half of its 95% interval."""
-    common_seeds = sorted(set(runs) & set(base))
-    return interval([runs[s][measure] - base[s][measure] for s in common_seeds])
+def less(measure: str, runs: Runs, base: Runs) -> dict[int, float]:
+    """Differences of the seeds that both have."""
+    return {s: runs[s][measure] - base[s][measure] for s in sorted(set(runs) & set(base))}
 
 
-def table(found: dict[tuple[str, str], Runs]) -> tuple[str, list[dict[str, Any]]]:
+def table(found: Found) -> tuple[str, list[dict[str, Any]]]:
     """In markdown, and the figures: means, and differences from uniform paired by seed."""
-    names = "estimator", "arm", "seeds", *MEASURES, "thousand steps"
-    head = [*names, "final less uniform", "AUC less uniform", "final less auto-mixed"]
+    head = ["estimator", "arm", "seeds", *MEASURES, "thousand steps"]
+    head += ["final less uniform", "AUC less uniform"]
     lines = ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
     rows = []
     for (estimator, name), runs in sorted(found.items(), key=order):
         means = {m: interval([r[m] for r in runs.values()]) for m in (*MEASURES, "steps")}
-        rivals = [("final", "uniform"), ("auc", "uniform"), ("final", "auto-mixed")]
+        base = found.get((estimator, "uniform"), {}) if name != "uniform" else {}
         pairs = {
-            f"{m}_less_{rival}": less(m, runs, found.get((estimator, rival), {}))
-            for m, rival in rivals
+            f"{m}_less_uniform": interval(list(less(m, runs, base).values()))
+            for m in ("final", "auc")
         }
         about = {"estimator": estimator, "arm": name, "seeds": len(runs)}
         rows.append(about | means | pairs)
         told = [f"{means[m][0]:.3f}" for m in MEASURES] + [f"{means['steps'][0] / 1000:.0f}"]
         cells = [*map(str, about.values()), *told, *map(difference, pairs.values())]
         lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines), rows
+    more, contrasts = fit(found)
+    return "\n".join([*lines, "", *more]), rows + contrasts
+
+
+def fit(found: Found) -> tuple[list[str], list[dict[str, Any]]]:
+    """pass_gain less the other worths, under each estimator, and how much more under MaxRL."""
+    head = ["pass_gain less", "measure", *ESTIMATORS, "maxrl less grpo"]
+    lines = ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
+    rows = []
+    for arm in [arm for arm in ARMS if "-" in arm and "pass_gain" not in arm]:
+        kind, _, *told = arm.split("-")
+        ours = "-".join([kind, "pass_gain", *told])
+        for measure in ("final", "auc"):
+            pairs = [
+                less(measure, found.get((e, ours), {}), found.get((e, arm), {})) for e in ESTIMATORS
+            ]
+            gaps = [pairs[0][s] - pairs[1][s] for s in set(pairs[0]) & set(pairs[1])]
+            cells = [interval(list(values)) for values in (pairs[0].values(), pairs[1].values())]
+            cells.append(interval(gaps))
+            lines.append("| " + " | ".join([arm, measure, *map(difference, cells)]) + " |")
+            rows.append({"pass_gain_less": arm, "measure": measure, "gaps": cells})
+    return lines, rows
 
 
 def order(item: tuple[tuple[str, str], Runs]) -> tuple[int, int]:
