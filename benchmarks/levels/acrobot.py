@@ -10,6 +10,7 @@ each estimator, arm and seed. Arms of one seed start from the same network, and 
 use the same random numbers for initial states and actions.
 
     uniform, epochs         strategies of those names
+    uniform-longer          a quarter more updates: about as many environment steps as `auto`
     auto-WORTH              `auto(worth=WORTH)`, told nothing
     auto-WORTH-features     told height and limit
     rates-WORTH             drawn in proportion to WORTH at success rates that are measured for it
@@ -52,7 +53,8 @@ LAST = 64  # episodes a task of the evaluation at the end
 ESTIMATORS = ("maxrl", "grpo")
 WORTHS = ("pass_gain", "variance", "mixed")
 ARMS = (
-    *("uniform", "epochs", *(f"auto-{worth}" for worth in WORTHS)),
+    *("uniform", "uniform-longer", "epochs"),
+    *(f"auto-{worth}" for worth in WORTHS),
     *(f"auto-{worth}-features" for worth in WORTHS),
     *(f"rates-{worth}" for worth in WORTHS),
 )
@@ -173,14 +175,20 @@ def play(key: Array, policy: list[Array], tasks: Tasks, greedy: bool = False) ->
     return Window(seen, action, running, reached)
 
 
-def optimizer() -> optax.GradientTransformation:
+def make_optimizer(updates: int) -> optax.GradientTransformation:
     """Adam, whose rate falls to 0 in a line."""
     return optax.chain(
-        optax.clip_by_global_norm(1.0), optax.adam(optax.linear_schedule(RATE, 0.0, UPDATES))
+        optax.clip_by_global_norm(1.0), optax.adam(optax.linear_schedule(RATE, 0.0, updates))
     )
 
 
-def learn(policy: list[Array], moments: Any, window: Window, gain: Array) -> tuple[Any, Any]:
+def learn(
+    optimizer: optax.GradientTransformation,
+    policy: list[Array],
+    moments: Any,
+    window: Window,
+    gain: Array,
+) -> tuple[list[Array], Any]:
     """One step along gain f[R] times the gradient of the log-probability of each episode."""
     weight = jnp.where(window.running, gain, 0.0) / gain.size
 
@@ -188,7 +196,7 @@ def learn(policy: list[Array], moments: Any, window: Window, gain: Array) -> tup
         logs = jax.nn.log_softmax(logits_of(policy, window.seen))
         return -jnp.sum(weight * jnp.take_along_axis(logs, window.action[..., None], -1)[..., 0])
 
-    updates, moments = optimizer().update(jax.grad(loss)(policy), moments, policy)
+    updates, moments = optimizer.update(jax.grad(loss)(policy), moments, policy)
     return optax.apply_updates(policy, updates), moments
 
 
@@ -215,6 +223,7 @@ class Arm(NamedTuple):
     tell: Callable[[Any, Any, Array], Any]  # state, batch, rewards f[B, G] -> state
     measured: Callable[[Any, Array], Any] = lambda state, rates: state
     measures: bool = False
+    longer: float = 1.0  # times as many updates
 
 
 def with_selector(name: str, told: bool, **settings: Any) -> Arm:
@@ -256,8 +265,9 @@ def arm_of(name: str) -> Arm:
     worth, _, told = rest.partition("-")
     if kind == "rates":
         return with_rates(worth)
-    settings = {"worth": worth} if kind == "auto" else {}
-    return with_selector(kind, bool(told), **settings)
+    if kind == "auto":
+        return with_selector(kind, told == "features", worth=worth)
+    return with_selector(kind, False)._replace(longer=1.25 if worth == "longer" else 1.0)
 
 
 # --- a run ----------------------------------------------------------------------------------
@@ -268,6 +278,8 @@ def train(arm: Arm, estimator: str, key: Array) -> dict[str, Array]:
     policy_key, run_key, held_key = jax.random.split(key, 3)
     tasks = make_tasks()
     policy = new_policy(policy_key)
+    stretches = int(UPDATES * arm.longer) // EVERY
+    optimizer = make_optimizer(stretches * EVERY)
 
     def update(carry: Any, key: Array) -> Any:
         policy, moments, state = carry
@@ -277,7 +289,7 @@ def train(arm: Arm, estimator: str, key: Array) -> dict[str, Array]:
         window = play(play_key, policy, chosen)
         rewards = window.reached.reshape(BATCH, GROUP).astype(jnp.float32)
         gain = advantages(rewards, estimator).ravel()  # type: ignore[arg-type]
-        policy, moments = learn(policy, moments, window, gain)
+        policy, moments = learn(optimizer, policy, moments, window, gain)
         rate = rewards.mean(-1)
         told = jnp.mean((rate > 0) & (rate < 1)), rate.mean(), jnp.sum(window.running)
         return (policy, moments, arm.tell(state, batch, rewards)), told
@@ -290,16 +302,17 @@ def train(arm: Arm, estimator: str, key: Array) -> dict[str, Array]:
         held = success_rates(jax.random.fold_in(held_key, 1), carry[0], tasks, 16)
         return carry, (held.mean(), mixed.mean(), rate.mean(), steps.sum())
 
-    keys = jax.random.split(run_key, (UPDATES // EVERY, EVERY))
-    carry: Any = policy, optimizer().init(policy), arm.state
+    keys = jax.random.split(run_key, (stretches, EVERY))
+    carry: Any = policy, optimizer.init(policy), arm.state
     (policy, *_), (solved, mixed, rate, steps) = jax.lax.scan(stretch, carry, keys)
     at_end = success_rates(jax.random.fold_in(held_key, 2), policy, tasks, LAST)
     greedy = success_rates(jax.random.fold_in(held_key, 3), policy, tasks, 16, True)
+    # solved: held out, after each stretch; rate: of training episodes; mixed: share of groups.
     return {
         "solved": solved,
         "final": at_end.mean(),
         "greedy": greedy.mean(),
-        "mixed": mixed,
+        "mixed": mixed.mean(),
         "rate": rate,
         "steps": steps.sum(),
     }
@@ -319,7 +332,8 @@ def run(estimator: str, name: str, seed: int) -> dict[str, Any]:
     seconds = round(time.process_time() - start, 1)
     print(estimator, name, seed, found["final"], f"{seconds} s of processor time", flush=True)
     about = {"estimator": estimator, "arm": name, "seed": seed}
-    return about | {k: np.round(v.astype(float), 4).tolist() for k, v in found.items()}
+    digits = {name: 3 if value.ndim else 4 for name, value in found.items()}
+    return about | {k: np.round(v.astype(float), digits[k]).tolist() for k, v in found.items()}
 
 
 def main() -> None:
@@ -359,7 +373,6 @@ def load(path: Path) -> Found:
     for line in path.read_text().splitlines() if path.exists() else []:
         record = json.loads(line)
         record["auc"] = float(np.mean(record["solved"]))
-        record["mixed"] = float(np.mean(record["mixed"]))
         found.setdefault((record["estimator"], record["arm"]), {})[record["seed"]] = record
     return found
 
@@ -372,20 +385,27 @@ def less(measure: str, runs: Runs, base: Runs) -> dict[int, float]:
 def table(found: Found) -> tuple[str, list[dict[str, Any]]]:
     """In markdown, and the figures: means, and differences from uniform paired by seed."""
     head = ["estimator", "arm", "seeds", *MEASURES, "thousand steps"]
-    head += ["final less uniform", "AUC less uniform"]
+    rivals = ("final", "uniform"), ("auc", "uniform"), ("final", "uniform-longer")
+    head += [f"{measure} less {rival}" for measure, rival in rivals]
     lines = ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
     rows = []
     for (estimator, name), runs in sorted(found.items(), key=order):
         means = {m: interval([r[m] for r in runs.values()]) for m in (*MEASURES, "steps")}
-        base = found.get((estimator, "uniform"), {}) if name != "uniform" else {}
         pairs = {
-            f"{m}_less_uniform": interval(list(less(m, runs, base).values()))
-            for m in ("final", "auc")
+            f"{m}_less_{rival}": interval(
+                list(less(m, runs, found.get((estimator, rival), {})).values())
+            )
+            for m, rival in rivals
+            if name != rival
         }
         about = {"estimator": estimator, "arm": name, "seeds": len(runs)}
         rows.append(about | means | pairs)
         told = [f"{means[m][0]:.3f}" for m in MEASURES] + [f"{means['steps'][0] / 1000:.0f}"]
-        cells = [*map(str, about.values()), *told, *map(difference, pairs.values())]
+        cells = [
+            *map(str, about.values()),
+            *told,
+        ]
+        cells += [difference(pairs[f"{m}_less_{r}"]) if name != r else "" for m, r in rivals]
         lines.append("| " + " | ".join(cells) + " |")
     more, contrasts = fit(found)
     return "\n".join([*lines, "", *more]), rows + contrasts
@@ -396,7 +416,7 @@ def fit(found: Found) -> tuple[list[str], list[dict[str, Any]]]:
     head = ["pass_gain less", "measure", *ESTIMATORS, "maxrl less grpo"]
     lines = ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
     rows = []
-    for arm in [arm for arm in ARMS if "-" in arm and "pass_gain" not in arm]:
+    for arm in [arm for arm in ARMS if arm.startswith(("auto", "rates")) and "gain" not in arm]:
         kind, _, *told = arm.split("-")
         ours = "-".join([kind, "pass_gain", *told])
         for measure in ("final", "auc"):
