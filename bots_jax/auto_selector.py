@@ -29,7 +29,8 @@ from typing import Any, Unpack
 from bots_jax.belief.lengths import add_tokens
 from bots_jax.belief.logit_normal import AutoConfig, estimator_of_auto, logit_normal_belief
 from bots_jax.checks import check_choice, check_number
-from bots_jax.choice.mixed import mixed_groups, nearest_draws
+from bots_jax.choice.mixed import mixed_groups
+from bots_jax.choice.nearest import nearest_target
 from bots_jax.choice.worth import Worth, WorthFn, find_worth
 from bots_jax.compose import Choice, Shared, admit_rows, compose, factory, plan_of
 from bots_jax.grouped.logit_normal import AUTO_TOLERANCE, group_auto
@@ -97,9 +98,9 @@ def auto(
         whose draw or mean is nearest `target`, as BOTS does; static.
       worth: what a task is worth to your gradient, for choice="mixed": "mixed", the probability
         of a mixed group (advantages over the group's standard deviation, as in GRPO); "variance",
-        p (1 - p) (advantages as they are, as in RLOO); "pass_gain", 1 - (1 - p)^m - p (advantages
-        over the group's mean, as in MaxRL); or a function of arrays p f[...] and m f[] that
-        returns f[...] in [0, 1]. See `choice/worth.py`; static ["mixed"].
+        4 p (1 - p) (advantages as they are, as in RLOO); "pass_gain", 1 - (1 - p)^G - p over its
+        maximum (advantages over the group's mean, as in MaxRL); or a function of arrays p f[...]
+        and G f[] that returns f[...] in [0, 1]. See `choice/worth.py`; static ["mixed"].
       target: * p*, for choice="thompson" and "mean" [0.5].
       floor: passes over the pool within which every task is visited again, for choice="mixed";
         static [100].
@@ -238,13 +239,13 @@ def _with_tokens(selector: Selector) -> Selector:
 
 
 def _choice(
-    rules: AutoConfig,
+    config: AutoConfig,
     choice: str,
     noisy: bool,
-    floor: float | None,
+    floor: float,
     worth: Worth,
     spread: float | None,
 ) -> Choice:
     if choice == "mixed":
-        return mixed_groups(rules, floor, noisy, worth, spread)
-    return nearest_draws(rules, choice, noisy)
+        return mixed_groups(config, floor, noisy, worth, spread)
+    return nearest_target(choice, noisy)

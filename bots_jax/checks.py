@@ -49,7 +49,7 @@ def check_choice(name: str, value: str, known: Sequence[str]) -> str:
     return value
 
 
-def host_numbers(name: str, value: Any, *, copy: bool = True) -> Any:
+def host_numbers(name: str, value: Any, *, copy: bool = True, hint: str = "") -> Any:
     """What a user gives as a NumPy array of numbers; arrays of JAX, traced ones too, as they are.
 
     JAX reads NumPy arrays after a call has returned, so a buffer that is filled anew at once would
@@ -57,6 +57,7 @@ def host_numbers(name: str, value: Any, *, copy: bool = True) -> Any:
 
     Args:
       copy: whether the array must be no view of what was given.
+      hint: what to do where it holds no numbers.
 
     Raises:
       ValueError: naming the argument, if it holds no numbers, or rows of several lengths.
@@ -76,7 +77,7 @@ def host_numbers(name: str, value: Any, *, copy: bool = True) -> Any:
         ) from None
     real = array.dtype == np.bool_ or jnp.issubdtype(array.dtype, jnp.integer)
     if not real and not jnp.issubdtype(array.dtype, jnp.floating):
-        raise ValueError(f"{name} has dtype {array.dtype}, expected numbers")
+        raise ValueError(f"{name} has dtype {array.dtype}, expected numbers{hint}")
     return array
 
 

@@ -178,11 +178,18 @@ def factory(make: F) -> F:
     an argument is traced or cannot be hashed, a selector is equal to itself alone.
     """
     signature = inspect.signature(make)
+    spelt_out = _spelt_out(signature)
+    expected = spelt_out if "shared" in signature.parameters else signature
     # Weak, so that what nobody uses is forgotten with all that was compiled for it.
     made: weakref.WeakValueDictionary[Any, Selector] = weakref.WeakValueDictionary()
 
     @functools.wraps(make)
     def build(*args: Any, **given: Any) -> Selector:
+        try:
+            expected.bind(*args, **given)
+        except TypeError as error:
+            names = ", ".join(expected.parameters)
+            raise TypeError(f"{make.__name__}: {error}; it takes, by name, {names}") from None
         bound = signature.bind(*args, **given)
         bound.apply_defaults()
         arguments = {**bound.arguments, **bound.arguments.get("shared", {})}
@@ -196,7 +203,7 @@ def factory(make: F) -> F:
             found = made[key] = dataclasses.replace(make(*args, **given), recipe=recipe)
         return found
 
-    build.__signature__ = _spelt_out(signature)  # type: ignore[attr-defined]
+    build.__signature__ = spelt_out  # type: ignore[attr-defined]
     return build  # type: ignore[return-value]
 
 

@@ -1,6 +1,6 @@
 """jaxued's maze with a selector of bots_jax in place of its LevelSampler: one compiled scan.
 
-    pip install bots-jax jaxued flax optax
+    pip install bots-jax jaxued six flax optax
     python examples/jaxued_maze.py --updates 192 --method auto
 
 (jaxued 0.0.1 of PyPI calls jax.tree_map, which newer versions of jax no longer have: it is put

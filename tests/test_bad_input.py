@@ -54,8 +54,10 @@ def test_domains_beyond_those_of_the_factory() -> None:
 
 
 def test_unknown_factory_argument() -> None:
-    with pytest.raises(TypeError, match="lamda"):
+    with pytest.raises(TypeError, match=r"bots: got .* 'lamda'; it takes, by name, batch_size, "):
         bots(lamda=0.1)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="bots: too many positional arguments; it takes, by name"):
+        bots(32, 8)  # type: ignore[misc]
 
 
 RATES = np.full((2, 40), 0.5, np.float32)

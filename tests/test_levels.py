@@ -330,6 +330,12 @@ def test_insert_refuses_features_of_another_shape(described, features):
         levels.insert(selector, state, jnp.arange(8), jnp.arange(2), features=features)
 
 
+def test_insert_refuses_levels_of_other_rows_than_the_states():
+    selector, state = make(tasks=4, capacity=8)
+    with pytest.raises(ValueError, match=r"levels has leading sizes \[4\], expected 8"):
+        levels.insert(selector, state, jnp.arange(4), jnp.arange(2))
+
+
 def test_insert_refuses_features_where_there_were_none():
     selector, state = make()
     with pytest.raises(ValueError, match="made without: drop it"):

@@ -56,9 +56,9 @@ def test_large_pools() -> None:
 
 @pytest.mark.parametrize("page", ["auto", "features"])
 def test_how_to_use_it(page: str) -> None:
-    path = ROOT / f"docs/{page}.md"
-    (code,) = blocks(path)
-    names = run(code, path)
+    path, names = ROOT / f"docs/{page}.md", {}
+    for code in blocks(path):
+        run(code, path, names)
     assert names["state"].num_tasks == len(names["prompts"])
     assert names["state"].known.reference.embeddings is not None  # features were given
 

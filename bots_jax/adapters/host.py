@@ -789,7 +789,7 @@ class TaskSampler:
                 f"rollouts={self._engine.rollouts:g}: give TaskSampler(rollouts=...) what a task "
                 "gets, or observe(complete=True) with its last piece",
                 RuntimeWarning,
-                stacklevel=4,
+                stacklevel=_OF_THE_CALLER,
             )
 
     def _warn_of_stuck_visits(self) -> None:
@@ -811,10 +811,12 @@ class TaskSampler:
             "NaN, or give observe(complete=True) with the last piece of a group, "
             "TaskSampler(rollouts=...) what a task gets, or TaskSampler(expiry=...)",
             RuntimeWarning,
-            stacklevel=4,
+            stacklevel=_OF_THE_CALLER,
         )
 
 
+# Of warnings: to the line that calls `next_batch`, by which most steps end.
+_OF_THE_CALLER = 5
 _SILENT = 4  # steps without a report after which an incomplete visit is stuck
 _STUCK_SHARE = 0.01  # of the visits handed out
 _LEAKED_SHARE = 0.05  # of the pool's tasks

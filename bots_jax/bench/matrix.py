@@ -175,7 +175,10 @@ def make_plan(
                 for rule_spec, rule, rule_origin in rules
             ]
     if not matrix.environments:
-        raise ValueError("there is no environment: give --environment or a matrix with some")
+        raise ValueError(
+            "there is no environment: give a matrix (see --list), or --environment simulation, "
+            "or a recording of yours"
+        )
     _refuse_doubles("environment", places)
     return Plan(tuple(jobs), baseline, tuple(absent))
 

@@ -46,7 +46,6 @@ from bots_jax.belief.logit_normal import (
     AutoBelief,
     AutoConfig,
     Expected,
-    draw_rate,
     expect,
     in_force,
     mean_rate,
@@ -71,7 +70,7 @@ SPREAD = 1.0  # where anything is told of a task
 
 def mixed_groups(
     rules: AutoConfig,
-    floor: float | None,
+    floor: float,
     noisy: bool,
     worth: Worth = MIXED,
     spread: float | None = None,
@@ -79,7 +78,7 @@ def mixed_groups(
     """The equation above.
 
     Args:
-      floor: passes over the pool; None for no floor.
+      floor: passes over the pool within which every task is visited again.
       noisy: whether Gumbel noise times the temperature is added, as in `nearest_target`.
       worth: V, or what stands in its place.
       spread: s; 0 for the optimistic rate; None: `SPREAD` where anything is told of a
@@ -111,10 +110,8 @@ def mixed_groups(
         if noisy:
             noise = gumbel(noise_key, (capacity,), scores.dtype)
             scores -= settings.temperature * noise[picked]
-        if floor is not None:
-            late = _overdue(rules, state._replace(belief=belief), floor, task_ids)
-            scores = jnp.where(late > 0, -_FIRST - late, scores)
-        return scores
+        late = _overdue(rules, state._replace(belief=belief), floor, task_ids)
+        return jnp.where(late > 0, -_FIRST - late, scores)
 
     def score(rng_key: Array, model: BeliefModel, state: State) -> tuple[Array, Array]:
         return weigh(rng_key, state), rates(state)
@@ -241,20 +238,3 @@ def _overdue(rules: AutoConfig, state: State, floor: float, task_ids: Array) -> 
     share *= jnp.asarray(2.0**-24, dtype)  # golden ratio: evenly spread
     limit = jnp.where(was_visited(history), floor, first_visit(floor))
     return passes - limit * (0.5 + 0.5 * share)
-
-
-def nearest_draws(rules: AutoConfig, base: str, noisy: bool) -> Choice:
-    """|p^ - p*| as in the paper, p^ a draw ("thompson") or the mean of this belief."""
-
-    def score(rng_key: Array, model: BeliefModel, state: State) -> tuple[Array, Array]:
-        draw_key, noise_key = jax.random.split(rng_key)
-        domain = state.pool.domain
-        expected = expect(rules, state.belief, state.settings, state.reference, domain)
-        rate = draw_rate(draw_key, expected) if base == "thompson" else mean_rate(expected)
-        distance = jnp.abs(rate - state.settings.target)
-        if noisy:
-            noise = gumbel(noise_key, distance.shape, distance.dtype)
-            distance -= state.settings.temperature * noise
-        return distance, rate
-
-    return Choice(score)

@@ -1,4 +1,4 @@
-"""The choice of BOTS: the tasks whose draw, or mean, is nearest the target.
+"""The choice of BOTS, one of `auto`'s too: the tasks whose draw, or mean, is nearest the target.
 
 In: a belief. Out: step 1 of the method, |p^ - p*|, lower is better.
 """

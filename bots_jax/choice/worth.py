@@ -1,7 +1,8 @@
-"""What a task is worth to the gradient: a function of its rate p and of the rollouts m.
+"""What a task is worth to the gradient: a function of its rate p and of the rollouts of a group.
 
 In: `auto(worth=...)`, a name or a function. Out: a `Worth`, which `choice/mixed.py` and
 `grouped/mixed.py` score tasks by. Each is at most 1, so that `breadth` is a price in one unit.
+m is the group's size throughout: `auto(group=...)`, where that is given.
 
 =========  ===================================  ===============================================
 name       W(p, m)                              advantages that it suits

@@ -35,7 +35,8 @@ def text(
       components: columns; those that the prompts do not fill are 0.
       pad: token id that fills short rows, left out; with token ids alone. None: each counts.
 
-    Same prompts give the same features in every process, up to rounding.
+    Same prompts give the same features in every process, up to rounding. Components are those of
+    the prompts given: for tasks that are added later keep the code of `learn_text`.
 
     Raises:
       ValueError: prompts that are neither, or none.
@@ -102,6 +103,8 @@ def _take(prompts: Any, rows: np.ndarray) -> Any:
 
 
 def _is_ids(prompts: Any) -> bool:
+    if isinstance(prompts, str):
+        raise ValueError("prompts is one string: give a list, with a string for each task")
     if len(prompts) == 0:
         raise ValueError("prompts is empty: give one string or row of token ids for each task")
     if not hasattr(prompts, "dtype"):

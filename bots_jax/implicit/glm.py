@@ -121,8 +121,8 @@ def glm(
     """Regression on all references and domains.
 
     Args:
-      forgetting: f in [0, 1], static: share of the posterior that gives way to the prior at a
-        step; evidence counts for about 1 / f steps.
+      forgetting: f in [0, 1], static: share of the posterior's precision that gives way to the
+        prior's at a step; evidence counts for about 1 / f steps. Means stay.
       prior: standard deviations; None for those of `Prior`.
       least_counts: the fewest pseudo-counts that p~ claims, static. A Beta of less than 2 is
         U-shaped; a belief whose draws are not needs no floor.

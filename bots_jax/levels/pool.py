@@ -91,7 +91,7 @@ def insert(
     there at the next `selector.advance` (or `update`).
 
     Args:
-      levels: pytree [C, ...], beside the state.
+      levels: pytree [C, ...], a row for each of the state's; rows without a level hold anything.
       new_levels: pytree [A, ...], A <= C.
       worth: f[A], of the new levels, on the scale of `scores`: a level is inserted only where it
         is worth more than the one whose row it takes. None: all are.
@@ -107,7 +107,7 @@ def insert(
     Raises:
       ValueError: if the pool has domains, is grouped, or the shapes do not fit.
     """
-    capacity = _check_insert(state, new_levels)
+    capacity = _check_insert(state, levels, new_levels)
     columns = _columns_of(state, features)
     count = jax.tree.leaves(new_levels)[0].shape[0]
     believed = selector.predict(state).mean
@@ -188,7 +188,7 @@ def _renew(state: State, rows: Array) -> State:
     return state._replace(pool=pool, belief=belief)
 
 
-def _check_insert(state: State, new_levels: PyTree) -> int:
+def _check_insert(state: State, levels: PyTree, new_levels: PyTree) -> int:
     if state.representation == "grouped" or state.pool.domain is not None:
         raise ValueError(
             "insert needs a dense pool of one domain: make it with representation='dense' and "
@@ -199,6 +199,12 @@ def _check_insert(state: State, new_levels: PyTree) -> int:
     if len(sizes) != 1 or max(sizes) > capacity:
         raise ValueError(
             f"new_levels has leading sizes {sorted(sizes)}, expected one, at most {capacity}"
+        )
+    held = {x.shape[0] for x in jax.tree.leaves(levels)}
+    if held - {capacity}:  # a write beyond the last row would be dropped, unseen
+        raise ValueError(
+            f"levels has leading sizes {sorted(held)}, expected {capacity}, as the state has rows: "
+            "fill them up with any levels where init(capacity=...) is above the number of levels"
         )
     return capacity
 

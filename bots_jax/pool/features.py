@@ -12,6 +12,7 @@ and the code by which tasks that come later get theirs.
 
 from __future__ import annotations
 
+import itertools
 import zlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -104,12 +105,19 @@ def encode_as(features: Any, code: FeatureCode) -> np.ndarray:
     expected = dict(zip(code.source.tolist(), code.is_kind.tolist(), strict=True))
     given = {at: column.dtype.kind != "f" for at, column in enumerate(columns)}
     if given != expected:
-        shown = ["kinds" if kind else "numbers" for kind in expected.values()]
         raise ValueError(
-            f"features has {len(columns)} column(s) of dtypes {[str(c.dtype) for c in columns]}, "
-            f"expected those that the pool was made with: {shown}"
+            f"features are columns of {_runs(given)}, expected those that the pool was made with: "
+            f"{_runs(expected)}"
         )
     return _apply(columns, code)
+
+
+def _runs(are_kinds: Mapping[int, bool]) -> str:
+    """How many columns of numbers, and of kinds, follow each other."""
+    return ", ".join(
+        f"{'kinds' if kind else 'numbers'} ({len(list(run))})"
+        for kind, run in itertools.groupby(are_kinds.values())
+    )
 
 
 def feature_columns(features: Any) -> np.ndarray:
@@ -177,7 +185,7 @@ def _code_of(column: np.ndarray, at: int) -> FeatureCode:
     if len(values) > MOST_KINDS:
         raise ValueError(
             f"features column {at} has {len(values)} kinds, at most {MOST_KINDS}: join rare ones, "
-            "or give numbers as floats"
+            "give numbers as floats, or prompts as features.text(prompts)"
         )
     share = count / len(column)
     return _as_code(at, _hashes(values), True, share, np.sqrt(share) / _KIND_SPREAD)

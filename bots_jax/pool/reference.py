@@ -228,7 +228,7 @@ def _num_tasks(rates: ArrayLike | None, num_tasks: int | None) -> int:
     if len(shape) != 2:
         raise ValueError(
             f"reference has shape {shape}, expected [K, N]: one row a reference model, "
-            "ordered weak to strong, one column a task"
+            "ordered weak to strong, one column a task; a number of tasks is given as num_tasks"
         )
     # An oracle's true rates f[T, N] may have more steps than tasks; who says how many tasks there
     # are knows which axis they are on.
@@ -288,6 +288,9 @@ def reference_dtype(dtype: jnp.dtype | None, reference: Any) -> jnp.dtype:
     return wide_float(given)
 
 
+_PROMPTS = ": prompts are given as features=features.text(prompts), or TaskSampler(prompts=...)"
+
+
 def as_given(reference: Any, trials: Any, domains: Any) -> tuple[Any, Any, Any]:
     """The same as arrays of numbers, NaN where None or a mask says unknown; references checked.
 
@@ -295,8 +298,8 @@ def as_given(reference: Any, trials: Any, domains: Any) -> tuple[Any, Any, Any]:
       ValueError: naming the argument, if it holds no numbers, or makes no sense.
     """
 
-    def numbers(name: str, value: Any) -> Any:
-        return None if value is None else host_numbers(name, value, copy=False)
+    def numbers(name: str, value: Any, hint: str = "") -> Any:
+        return None if value is None else host_numbers(name, value, copy=False, hint=hint)
 
     if isinstance(reference, TaskFeatures | ReferenceCounts | ReferenceGroups):
         name = type(reference).__name__
@@ -304,7 +307,7 @@ def as_given(reference: Any, trials: Any, domains: Any) -> tuple[Any, Any, Any]:
                  reference._asdict().items() if part != "code"}  # fmt: skip
         reference = reference._replace(**parts)
     else:
-        reference = numbers("reference", reference)
+        reference = numbers("reference", reference, _PROMPTS)
     check_given(reference, trials)
     trials = numbers("reference_trials", trials)
     if trials is not None:

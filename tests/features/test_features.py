@@ -87,6 +87,8 @@ def test_columns_that_are_constant_count_for_nothing() -> None:
 def test_bad_input_is_refused() -> None:
     with pytest.raises(ValueError, match="empty"):
         features.text([])
+    with pytest.raises(ValueError, match="one string: give a list"):
+        features.text("What is 1 plus 2?")
     with pytest.raises(ValueError, match="float"):
         features.text(["a", 1.5])
     with pytest.raises(ValueError, match="pad=0"):
