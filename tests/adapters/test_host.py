@@ -217,6 +217,19 @@ def test_unsolicited(reference: np.ndarray) -> None:
     assert int(sampler.advance().unsolicited) == 2
 
 
+def test_unsolicited_rows_end_no_visit_that_was_opened_since(reference: np.ndarray) -> None:
+    """They waited, were taken for rollouts of it, and it ended: its own were late, and lost."""
+    sampler = make(reference[:, :B])
+    sampler.observe(np.arange(B), 1, 1, unsolicited=True)
+    batch = sampler.next_batch()
+    assert float(sampler.advance().trials) == B
+    with pytest.raises(NotEnoughTasksError):
+        sampler.next_batch(1)  # all are in flight
+    assert sampler.observe(batch.task_ids, 1, M, batch.visits).all()
+    info = sampler.advance()
+    assert (float(info.trials), int(info.stale)) == (B * M, 0)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
