@@ -122,15 +122,16 @@ class Ledger:
 
     # --- handing out ---------------------------------------------------------------------
 
-    def take_again(self, count: int) -> list[int]:
-        """Up to `count` rows that are given out again, in their first order."""
-        rows: list[int] = []
-        while self.again and len(rows) < count:
-            row, number = self.again.popleft()
-            visit = self.open.get(row)
-            if visit is not None and visit.number == number:
-                rows.append(row)
-        return rows
+    def take_again(self, count: int, may: np.ndarray | None = None) -> list[int]:
+        """Up to `count` rows that are given out again, in their first order.
+
+        Args:
+          may: bool[C], rows that may be; None: all. The others keep their places.
+        """
+        taken = self.waiting_again(may)[:count]
+        gone = set(taken)
+        self.again = deque(at for at in self.waiting_again() if at not in gone)
+        return [row for row, _ in taken]
 
     def hand_out(self, count: int) -> list[int]:
         """Open visits of `count` spare tasks, in the shares that a whole batch has."""
@@ -162,10 +163,13 @@ class Ledger:
         others = [at for at in self.waiting_again() if at not in set(lost)]
         self.again = deque(lost + others)
 
-    def waiting_again(self) -> list[tuple[int, int]]:
-        """Rows and numbers of open visits that will be given out again."""
+    def waiting_again(self, may: np.ndarray | None = None) -> list[tuple[int, int]]:
+        """Rows and numbers of open visits that will be given out again, of those that may be."""
+        if not self.again:
+            return []
         numbers = {row: visit.number for row, visit in self.open.items()}
-        return [(row, number) for row, number in self.again if numbers.get(row) == number]
+        waiting = [(row, number) for row, number in self.again if numbers.get(row) == number]
+        return waiting if may is None else [at for at in waiting if may[at[0]]]
 
     # --- coming back ---------------------------------------------------------------------
 

@@ -217,6 +217,49 @@ def test_unsolicited(reference: np.ndarray) -> None:
     assert int(sampler.advance().unsolicited) == 2
 
 
+def test_what_is_handed_out_again_must_be_eligible(reference: np.ndarray) -> None:
+    sampler = make(reference)
+    first = sampler.next_batch().rows
+    sampler.redeliver()
+    mask = np.ones(64, bool)
+    mask[first[[0, 2]]] = False
+    second = sampler.next_batch(eligible=mask).rows
+    assert mask[second].all()
+    assert second[:2].tolist() == first[[1, 3]].tolist()
+    assert sampler.next_batch(2).rows.tolist() == first[[0, 2]].tolist()  # in their turn
+
+
+def test_what_is_handed_out_again_outlives_a_call_that_fails(
+    reference: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stayed in flight, and in nobody's hands."""
+    sampler = make(reference)
+    first = sampler.next_batch(2).rows.tolist()
+    sampler.redeliver()
+    with pytest.raises(ValueError, match=r"eligible has shape \(7,\)"):
+        sampler.next_batch(eligible=np.ones(7, bool))
+
+    def stopped(eligible: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(sampler._engine, "select", stopped)
+        sampler.next_batch(2 * B)
+    assert sampler.next_batch(2).rows.tolist() == first
+
+
+def test_what_is_handed_out_again_may_expire_first(reference: np.ndarray) -> None:
+    """Where the step had to end for the rest of a batch: a KeyError, and the rest was lost."""
+    sampler = make(reference, expiry=1)
+    old = sampler.next_batch()
+    sampler.advance()
+    young = sampler.next_batch(eligible=~np.isin(np.arange(64), old.rows))
+    sampler.observe(young.task_ids, 1, M, young.visits)
+    sampler.redeliver()
+    batch = sampler.next_batch(B + 1)
+    assert len(sampler.in_flight().rows) == len(batch.rows) == B + 1
+
+
 def test_unsolicited_rows_end_no_visit_that_was_opened_since(reference: np.ndarray) -> None:
     """They waited, were taken for rollouts of it, and it ended: its own were late, and lost."""
     sampler = make(reference[:, :B])
