@@ -433,6 +433,8 @@ class TaskSampler:
         """Change settings from now on, for schedules: `set_settings(target=0.6)`."""
         with self._lock, self._engine.on_device():
             self._engine.set_numbers(numbers)
+            self._ledger.settle(self._engine.rollouts)
+            self._lock.notify_all()
 
     # --- looking -------------------------------------------------------------------------------
 
@@ -663,6 +665,7 @@ class TaskSampler:
             if in_flight == "abandon":
                 numbers = [visit.number for visit in ledger.open.values()]
                 ledger.abandon(list(ledger.open), numbers)
+            ledger.settle(float(state.settings.rollouts))
             self._engine.resume(state, host["engine"])  # raises before it changes anything
         self._names, self._groups, self._ledger, self._notes = fitted.names, None, ledger, notes
         self._text = fitted.text or self._text

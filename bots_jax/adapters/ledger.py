@@ -207,7 +207,7 @@ class Ledger:
                 piece = None if pieces is None else int(pieces[at])
                 counted[at] = self._add(visit, successes[at], trials[at], piece, step)
                 lost = trials[at] == 0 and np.isnan(successes[at])  # nobody knows how many
-                if lost or visit.attempts >= rollouts:
+                if counted[at] and (lost or visit.attempts >= rollouts):
                     ends[row] = None
             elif unsolicited and row >= 0 and visits[at] == ANY_VISIT and visit is None:
                 counted[at] = trials[at] > 0 and not np.isnan(successes[at])
@@ -242,6 +242,11 @@ class Ledger:
             low, high = _extremes(float(successes), float(trials))
             visit.lowest, visit.highest = min(visit.lowest, low), max(visit.highest, high)
         return True
+
+    def settle(self, rollouts: float) -> None:
+        """End the visits that are complete: `rollouts` may have become fewer."""
+        for row in [row for row, visit in self.open.items() if visit.attempts >= rollouts]:
+            self.end(row)
 
     def stuck(self, before: int) -> list[Visit]:
         """Open visits with some evidence, and none since step `before`."""

@@ -260,6 +260,29 @@ def test_what_is_handed_out_again_may_expire_first(reference: np.ndarray) -> Non
     assert len(sampler.in_flight().rows) == len(batch.rows) == B + 1
 
 
+def test_visits_end_when_fewer_rollouts_are_wanted_than_have_come(reference: np.ndarray) -> None:
+    """They stayed open until one more came, which never does."""
+    sampler = make(reference)
+    batch = sampler.next_batch()
+    sampler.observe(batch.task_ids, [1, 2, 3, 4], 4, batch.visits)
+    saved = sampler.state_dict()
+    fewer = make(reference, rollouts=4)
+    fewer.load_state_dict(saved, in_flight="keep")
+    sampler.set_settings(rollouts=4)
+    for one in (sampler, fewer):
+        assert not len(one.in_flight().rows)
+        assert float(one.advance().trials) == 16
+    same_leaves(sampler.state.pool, fewer.state.pool)
+
+
+def test_a_repeated_piece_ends_nothing(reference: np.ndarray) -> None:
+    sampler = make(reference)
+    batch = sampler.next_batch(1)
+    sampler.observe(batch.task_ids, 1, 1, batch.visits, pieces=[0])
+    assert not sampler.observe(batch.task_ids, [np.nan], 0, batch.visits, pieces=[0]).any()
+    assert len(sampler.in_flight().rows) == 1
+
+
 def test_unsolicited_rows_end_no_visit_that_was_opened_since(reference: np.ndarray) -> None:
     """They waited, were taken for rollouts of it, and it ended: its own were late, and lost."""
     sampler = make(reference[:, :B])
