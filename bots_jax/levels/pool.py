@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from bots_jax.checks import check_count
+from bots_jax.checks import check_count, host_numbers
 from bots_jax.growth import retire
 from bots_jax.pool.reference import stored_like
 from bots_jax.pool.visits import without_pending
@@ -99,7 +99,8 @@ def insert(
       trust: episodes that a parent's rate counts for.
       scores: f[C], what each level is worth, where it is not `usefulness`: MaxMC, PVL.
       features: f[A, F] numbers of the new levels, of the kind that `init(features=f[N, F])` was
-        given, NaN where unknown. None: of a pool with features, new levels are average ones.
+        given, NaN (or infinite) where unknown. None: of a pool with features, new levels are
+        average ones.
 
     Returns:
       The state, the levels, and i32[A], the row of each new level, -1 where it was not inserted.
@@ -158,17 +159,18 @@ def _columns_of(state: State, features: ArrayLike | None) -> Array | None:
         return None
     if features is None:
         return jnp.zeros((known.shape[0], 1), dtype)
-    given, code = jnp.asarray(features, dtype), state.reference.code
+    given, code = jnp.asarray(host_numbers("features", features)), state.reference.code
+    given = given.astype(dtype)
     if given.ndim != 2 or given.shape[1] != known.shape[0]:
         raise ValueError(
             f"features has shape {given.shape}, expected [A, {known.shape[0]}]: numbers like those "
             "that the pool was made with (kinds cannot be made ready inside jit)"
         )
     if code is None:
-        return given.T
+        return jnp.where(jnp.isfinite(given.T), given.T, 0)
     coarse, fine = jnp.asarray(code.center, dtype)[:, :, None]
     scale = jnp.asarray(code.scale, dtype)[:, None]
-    usable = ~jnp.isnan(given.T) & (scale > 0)
+    usable = jnp.isfinite(given.T) & (scale > 0)
     away = jnp.where(usable, given.T - coarse - fine, 0)
     return away / jnp.where(scale > 0, scale, 1)
 

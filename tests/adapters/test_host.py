@@ -242,8 +242,8 @@ def test_what_is_handed_out_again_outlives_a_call_that_fails(
     def stopped(eligible: object) -> None:
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(sampler._engine, "select", stopped)
+    monkeypatch.setattr(sampler._engine, "select", stopped)
+    with pytest.raises(KeyboardInterrupt):
         sampler.next_batch(2 * B)
     assert sampler.next_batch(2).rows.tolist() == first
 
