@@ -118,6 +118,7 @@ def record(
     worst = jnp.min(jnp.where(trials == 1, successes, jnp.where(trials > 1, 0, 1)), 0)
     differ = jnp.max(successes, 0) > worst
     successes, trials, attempts = (jnp.sum(x, 0) for x in (successes, trials, attempts))
+    visit = None if visit is None else host_numbers("visit", visit)
     ids = jnp.where((attempts > 0) | (not carry), levels, NO_LEVEL)
     attempts = attempts if carry else jnp.where(attempts > 0, attempts, jnp.inf)
     return after, Evidence(ids, successes, trials, visit, attempts=attempts, differ=differ)
