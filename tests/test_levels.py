@@ -126,6 +126,20 @@ def test_rows_close_visits_only_where_the_window_ends_them():
     assert kept.task_ids.tolist() == [5, -1]
 
 
+def test_levels_told_step_by_step_are_ended_by_the_window_too():
+    """What the window cut off stayed in flight for ever."""
+    dones = np.zeros((4, 2), bool)
+    dones[1, 0] = True
+    played = np.array([[5, 6], [5, 6], [7, 8], [7, -1]])  # 6 was left without an end, as 7 and 8
+    for unfinished, ended in (("drop", {5: 1, 6: np.inf, 7: np.inf, 8: np.inf}), ("carry", {5: 1})):
+        _, told = levels.record(
+            levels.no_running(2), dones, dones, played, played, unfinished=unfinished
+        )
+        rows = zip(*(np.asarray(x).tolist() for x in (told.task_ids, told.attempts)), strict=True)
+        assert {level: attempts for level, attempts in rows if level >= 0} == ended
+        assert float(told.trials.sum()) == 1
+
+
 def test_graded_outcomes_are_put_on_the_scale():
     dones = np.ones((1, 3), bool)
     _, evidence = levels.record(
