@@ -245,6 +245,7 @@ def test_what_is_handed_out_again_outlives_a_call_that_fails(
     monkeypatch.setattr(sampler._engine, "select", stopped)
     with pytest.raises(KeyboardInterrupt):
         sampler.next_batch(2 * B)
+    monkeypatch.undo()
     assert sampler.next_batch(2).rows.tolist() == first
 
 
