@@ -126,6 +126,20 @@ def test_rows_close_visits_only_where_the_window_ends_them():
     assert kept.task_ids.tolist() == [5, -1]
 
 
+def test_levels_told_step_by_step_are_ended_by_the_window_too():
+    """What the window cut off stayed in flight for ever."""
+    dones = np.zeros((4, 2), bool)
+    dones[1, 0] = True
+    played = np.array([[5, 6], [5, 6], [7, 8], [7, -1]])  # 6 was left without an end, as 7 and 8
+    for unfinished, ended in (("drop", {5: 1, 6: np.inf, 7: np.inf, 8: np.inf}), ("carry", {5: 1})):
+        _, told = levels.record(
+            levels.no_running(2), dones, dones, played, played, unfinished=unfinished
+        )
+        rows = zip(*(np.asarray(x).tolist() for x in (told.task_ids, told.attempts)), strict=True)
+        assert {level: attempts for level, attempts in rows if level >= 0} == ended
+        assert float(told.trials.sum()) == 1
+
+
 def test_graded_outcomes_are_put_on_the_scale():
     dones = np.ones((1, 3), bool)
     _, evidence = levels.record(
@@ -300,6 +314,30 @@ def described():
     selector = make_strategy("auto", batch_size=2, rollouts=2, representation="dense")
     told = np.stack([np.arange(8.0), np.full(8, 3.0)], 1)
     return selector, selector.init(features=told), told
+
+
+def test_insert_takes_numbers_of_any_type_and_none():
+    """Of numbers without a sign the best new level was taken for the worst."""
+    selector = make_strategy("uniform", batch_size=2, rollouts=4)
+    state = selector.init(num_tasks=4, capacity=6)
+    pool, full = jnp.arange(6), state._replace(pool=state.pool._replace(active=jnp.ones(6, bool)))
+    for dtype in (np.uint8, np.int32, np.float16):
+        worth, scores = np.array([0, 5], dtype), np.array([1, 2, 3, 4, 6, 6], dtype)
+        told = {"worth": worth, "scores": scores}
+        rows = levels.insert(selector, full, pool, jnp.arange(2), **told)[2]
+        assert rows.tolist() == [-1, 0]
+    assert levels.insert(selector, state, pool, jnp.arange(0))[2].shape == (0,)
+
+
+def test_a_row_without_a_level_is_no_parent():
+    """The last row stood for those beyond it, and 2**32 for 0."""
+    selector = make_strategy("uniform", batch_size=2, rollouts=4)
+    state, pool = selector.init(num_tasks=4, capacity=6), jnp.arange(6)
+    after, _, rows = levels.insert(selector, state, pool, jnp.arange(2), parents=[9, 5])
+    assert rows.tolist() == [4, 5]
+    assert int(selector.advance(after)[1].evaluated) == 0
+    with pytest.raises(ValueError, match=r"parents contains 4294967296, expected integers of 32"):
+        levels.insert(selector, state, pool, jnp.arange(1), parents=np.array([2**32]))
 
 
 def test_insert_describes_new_levels_as_init_described_the_first(described):

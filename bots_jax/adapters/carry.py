@@ -21,7 +21,7 @@ from bots_jax.adapters.names import Moves, TaskNames
 from bots_jax.adapters.prompts import as_texts, unpack_text
 from bots_jax.checkpoint import CheckpointError
 from bots_jax.pool.features import FeatureCode, encode_as
-from bots_jax.pool.reference import TaskFeatures, expand_reference
+from bots_jax.pool.reference import TaskFeatures, expand_reference, stored_like
 from bots_jax.pool.visits import NO_VISIT
 from bots_jax.types import InitFn, State
 
@@ -134,7 +134,7 @@ def fit(
         return Fitted(found, _as_wide(state, origin, code, text), names, moves, text)
     assert origin is not None
     origin = origin.coded(code, text)
-    fresh = origin.state()
+    fresh = _in_steps_of(found.get(f"{prefix}.reference.step"), origin.state(), origin)
     _check_alike(found, prefix, fresh, moves, names)
     wider = origin.state(len(fresh.pool.active) + 1)
     moved = _carry(found, prefix, moves.source, fresh, wider)
@@ -154,6 +154,17 @@ def _as_wide(
     if origin is None or own is None or code is None or own.kind.shape == code.kind.shape:
         return state
     return origin.coded(code, text).state()._replace(settings=state.settings)
+
+
+def _in_steps_of(step: np.ndarray | None, fresh: State, origin: Origin) -> State:
+    """The first state, its features of integers in the steps of the saved ones, which stay."""
+    given, known = origin.pool[0], fresh.reference
+    if step is None or known.step is None or not isinstance(given, TaskFeatures):
+        return fresh
+    known = known._replace(step=jnp.asarray(step))
+    columns = stored_like(known, given.embeddings)
+    embeddings = jnp.asarray(known.embeddings).at[:, : columns.shape[1]].set(columns)
+    return fresh._replace(reference=known._replace(embeddings=embeddings))
 
 
 # --- whether they are the same tasks --------------------------------------------------------
@@ -180,7 +191,8 @@ def _check_alike(arrays: Arrays, prefix: str, fresh: State, moves: Moves, names:
         ours, theirs = np.asarray(array)[..., here], saved[..., there]
         differ = ours != theirs
         if path.endswith("embeddings"):
-            differ = ~np.isclose(ours, theirs, _TOLERANCE, _TOLERANCE)
+            far = 1.0 if ours.dtype.kind == "i" else _TOLERANCE  # of a step, or of a deviation
+            differ = ~np.isclose(ours.astype(float), theirs.astype(float), _TOLERANCE, far)
         other = np.flatnonzero(np.atleast_2d(differ).any(axis=0))
         if other.size:
             shown = names.names_of(here[other[:3]]).tolist()

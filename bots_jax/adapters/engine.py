@@ -90,7 +90,6 @@ class Engine:
 
     def deliver(self, ended: list[Ended]) -> None:
         """Pass the evidence of ended visits to the selector, in an order independent of arrival."""
-        # Unnumbered rows last: one may complete a visit, and what is numbered would be late for it.
         ended = sorted(ended, key=lambda entry: (entry.number == ANY_VISIT, entry))
         size = self.batch_size
         for start in range(0, len(ended), size):
@@ -105,7 +104,9 @@ class Engine:
             s, n = s / over, n / over
             differ = np.zeros(size, bool)
             differ[: len(part)] = [entry.differ for entry in part]
-            told = Evidence(rows, s, n, numbers, differ=differ)
+            # What is of no visit is none of the rollouts that one opened since waits for.
+            attempts = np.where(numbers == ANY_VISIT, 0, n)
+            told = Evidence(rows, s, n, numbers, attempts=attempts, differ=differ)
             self.state = self.selector.observe(self.state, told)
         cut_short = [e.row for e in ended if e.number != ANY_VISIT and e.trials < self.rollouts]
         self.close(cut_short)

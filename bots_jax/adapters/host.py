@@ -50,6 +50,7 @@ from bots_jax.adapters.names import RETIRED, Moves, Name, TaskNames
 from bots_jax.adapters.prompts import TEXT, as_texts, pack_text, text_features, wants_text
 from bots_jax.adapters.watch import ChoiceWatch, PoolGroups, StepNotes
 from bots_jax.checks import check_choice, check_count
+from bots_jax.choice.batch import as_mask
 from bots_jax.compose import can_use_features, settings_of
 from bots_jax.growth import add_tasks, count_new, retire
 from bots_jax.pool.evidence import validate_evidence
@@ -195,7 +196,8 @@ class TaskSampler:
           n: any number; more than a batch is selected in several draws, of fewer the rest
             is handed out by later calls of the same step, or returned to the pool. Quotas and
             exploration hold for what is handed out, whatever the sizes asked for.
-          eligible: bool[C] by row; False keeps a task out.
+          eligible: bool[C] by row; False keeps a task out, also one that waits to be handed out
+            again, which goes on waiting.
 
         Raises:
           NotEnoughTasksError: if fewer can be handed out; then none is.
@@ -206,10 +208,13 @@ class TaskSampler:
         with self._lock, self._engine.on_device():
             if self._closed:
                 raise ClosedError("this sampler was closed")
-            rows = self._ledger.take_again(count)
+            mask = as_mask(eligible, int(self.state.capacity))  # raises before anything is done
+            may = None if mask is None else np.asarray(mask)
+            self._end_steps(count, may)
+            rows = self._ledger.take_again(count, may)
             try:
-                fresh = self._fresh(count - len(rows), eligible) if len(rows) < count else []
-            except (NotEnoughTasksError, TimeoutError, ClosedError):
+                fresh = self._fresh(count - len(rows), mask) if len(rows) < count else []
+            except BaseException:  # also of the device, or Ctrl-C: nobody has these tasks
                 self._put_back(rows)
                 raise
             return self._batch(rows + fresh)
@@ -428,6 +433,8 @@ class TaskSampler:
         """Change settings from now on, for schedules: `set_settings(target=0.6)`."""
         with self._lock, self._engine.on_device():
             self._engine.set_numbers(numbers)
+            self._ledger.settle(self._engine.rollouts)
+            self._lock.notify_all()
 
     # --- looking -------------------------------------------------------------------------------
 
@@ -658,6 +665,7 @@ class TaskSampler:
             if in_flight == "abandon":
                 numbers = [visit.number for visit in ledger.open.values()]
                 ledger.abandon(list(ledger.open), numbers)
+            ledger.settle(float(state.settings.rollouts))
             self._engine.resume(state, host["engine"])  # raises before it changes anything
         self._names, self._groups, self._ledger, self._notes = fitted.names, None, ledger, notes
         self._text = fitted.text or self._text
@@ -702,11 +710,19 @@ class TaskSampler:
 
     # --- inner steps; the lock is held -----------------------------------------------------
 
+    def _end_steps(self, count: int, may: np.ndarray | None) -> None:
+        """End the step that is over, if `count` are more than are handed out again.
+
+        Before any of those is taken: waiting lets others in, and visits expire when a step ends.
+        """
+        while self.auto_advance and self._handed >= self.tasks_per_step:
+            if len(self._ledger.waiting_again(may)) >= count:
+                return
+            if self._has_what_is_due():  # else others were let in, who may have ended it
+                self.advance()
+
     def _fresh(self, count: int, eligible: ArrayLike | None) -> list[int]:
         """Rows handed out for the first time."""
-        while self.auto_advance and self._handed >= self.tasks_per_step:
-            if self._has_what_is_due():  # waiting lets others in, who may end the step
-                self.advance()
         if eligible is not None:
             self._return_spare()
         try:

@@ -122,15 +122,16 @@ class Ledger:
 
     # --- handing out ---------------------------------------------------------------------
 
-    def take_again(self, count: int) -> list[int]:
-        """Up to `count` rows that are given out again, in their first order."""
-        rows: list[int] = []
-        while self.again and len(rows) < count:
-            row, number = self.again.popleft()
-            visit = self.open.get(row)
-            if visit is not None and visit.number == number:
-                rows.append(row)
-        return rows
+    def take_again(self, count: int, may: np.ndarray | None = None) -> list[int]:
+        """Up to `count` rows that are given out again, in their first order.
+
+        Args:
+          may: bool[C], rows that may be; None: all. The others keep their places.
+        """
+        taken = self.waiting_again(may)[:count]
+        gone = set(taken)
+        self.again = deque(at for at in self.waiting_again() if at not in gone)
+        return [row for row, _ in taken]
 
     def hand_out(self, count: int) -> list[int]:
         """Open visits of `count` spare tasks, in the shares that a whole batch has."""
@@ -162,10 +163,13 @@ class Ledger:
         others = [at for at in self.waiting_again() if at not in set(lost)]
         self.again = deque(lost + others)
 
-    def waiting_again(self) -> list[tuple[int, int]]:
-        """Rows and numbers of open visits that will be given out again."""
+    def waiting_again(self, may: np.ndarray | None = None) -> list[tuple[int, int]]:
+        """Rows and numbers of open visits that will be given out again, of those that may be."""
+        if not self.again:
+            return []
         numbers = {row: visit.number for row, visit in self.open.items()}
-        return [(row, number) for row, number in self.again if numbers.get(row) == number]
+        waiting = [(row, number) for row, number in self.again if numbers.get(row) == number]
+        return waiting if may is None else [at for at in waiting if may[at[0]]]
 
     # --- coming back ---------------------------------------------------------------------
 
@@ -203,7 +207,7 @@ class Ledger:
                 piece = None if pieces is None else int(pieces[at])
                 counted[at] = self._add(visit, successes[at], trials[at], piece, step)
                 lost = trials[at] == 0 and np.isnan(successes[at])  # nobody knows how many
-                if lost or visit.attempts >= rollouts:
+                if counted[at] and (lost or visit.attempts >= rollouts):
                     ends[row] = None
             elif unsolicited and row >= 0 and visits[at] == ANY_VISIT and visit is None:
                 counted[at] = trials[at] > 0 and not np.isnan(successes[at])
@@ -238,6 +242,11 @@ class Ledger:
             low, high = _extremes(float(successes), float(trials))
             visit.lowest, visit.highest = min(visit.lowest, low), max(visit.highest, high)
         return True
+
+    def settle(self, rollouts: float) -> None:
+        """End the visits that are complete: `rollouts` may have become fewer."""
+        for row in [row for row, visit in self.open.items() if visit.attempts >= rollouts]:
+            self.end(row)
 
     def stuck(self, before: int) -> list[Visit]:
         """Open visits with some evidence, and none since step `before`."""

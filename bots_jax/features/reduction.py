@@ -34,7 +34,7 @@ def learn_reduction(x: np.ndarray, components: int) -> Reduction:
     """
     mean = x.mean(axis=0)
     scale = x.std(axis=0)
-    differs = scale > 1e-6 * np.maximum(1, np.abs(mean))
+    differs = scale > 1e-6 * np.abs(x).max(axis=0)
     differs &= x.max(axis=0) > x.min(axis=0)  # a float32 mean of many equal rows may not be theirs
     z = (x - mean)[:, differs] / scale[differs]
     kept = min(components, *z.shape)

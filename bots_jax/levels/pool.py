@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from bots_jax.checks import check_count
+from bots_jax.checks import check_count, host_numbers, whole_numbers
 from bots_jax.growth import retire
 from bots_jax.pool.reference import stored_like
 from bots_jax.pool.visits import without_pending
@@ -95,11 +95,12 @@ def insert(
       new_levels: pytree [A, ...], A <= C.
       worth: f[A], of the new levels, on the scale of `scores`: a level is inserted only where it
         is worth more than the one whose row it takes. None: all are.
-      parents: i32[A], the rows that they were made from; -1: none.
+      parents: i32[A], the rows that they were made from; -1, or a row without a level: none.
       trust: episodes that a parent's rate counts for.
       scores: f[C], what each level is worth, where it is not `usefulness`: MaxMC, PVL.
       features: f[A, F] numbers of the new levels, of the kind that `init(features=f[N, F])` was
-        given, NaN where unknown. None: of a pool with features, new levels are average ones.
+        given, NaN (or infinite) where unknown. None: of a pool with features, new levels are
+        average ones.
 
     Returns:
       The state, the levels, and i32[A], the row of each new level, -1 where it was not inserted.
@@ -110,9 +111,11 @@ def insert(
     capacity = _check_insert(state, levels, new_levels)
     columns = _columns_of(state, features)
     count = jax.tree.leaves(new_levels)[0].shape[0]
-    believed = selector.predict(state).mean
-    held = usefulness(selector, state) if scores is None else jnp.asarray(scores)
-    held = jnp.where(state.pool.active, held, -jnp.inf)
+    believed, active = selector.predict(state).mean, state.pool.active
+    held = usefulness(selector, state)
+    if scores is not None:
+        held = _floats("scores", scores, held.dtype)
+    held = jnp.where(active, held, -jnp.inf)
     worst = jnp.argsort(jnp.where(state.pool.visit >= 0, jnp.inf, held), stable=True)[:count]
     order, accepted = _accept(state, held[worst], worst, worth, count)
     rows = (
@@ -129,12 +132,19 @@ def insert(
         state = state._replace(reference=state.reference._replace(embeddings=known))
     inserted = jnp.where(rows < capacity, rows, NO_LEVEL)
     if parents is not None:
-        parent = jnp.asarray(parents, jnp.int32)
-        known = (inserted >= 0) & (parent >= 0)
-        rate = believed[jnp.maximum(parent, 0)]
+        parent = whole_numbers("parents", parents, beyond=NO_LEVEL)
+        inside = (parent >= 0) & (parent < capacity)
+        at = jnp.where(inside, parent, 0)
+        known = (inserted >= 0) & inside & active[at]
+        rate = believed[at]
         ids = jnp.where(known, inserted, NO_LEVEL)
         state = selector.observe(state, Evidence(ids, trust * rate, jnp.full_like(rate, trust)))
     return state, levels, inserted
+
+
+def _floats(name: str, value: ArrayLike, dtype: jnp.dtype) -> Array:
+    """Numbers of any type as floats: of those without a sign less is more."""
+    return jnp.asarray(host_numbers(name, value)).astype(dtype)
 
 
 def _accept(
@@ -144,7 +154,7 @@ def _accept(
     free = state.pool.visit[worst] < 0
     if worth is None:
         return jnp.arange(count, dtype=jnp.int32), free
-    values = jnp.asarray(worth)
+    values = _floats("worth", worth, held.dtype)
     order = jnp.argsort(-values)
     return order, free & (values[order] > held)
 
@@ -158,17 +168,18 @@ def _columns_of(state: State, features: ArrayLike | None) -> Array | None:
         return None
     if features is None:
         return jnp.zeros((known.shape[0], 1), dtype)
-    given, code = jnp.asarray(features, dtype), state.reference.code
+    given, code = jnp.asarray(host_numbers("features", features)), state.reference.code
+    given = given.astype(dtype)
     if given.ndim != 2 or given.shape[1] != known.shape[0]:
         raise ValueError(
             f"features has shape {given.shape}, expected [A, {known.shape[0]}]: numbers like those "
             "that the pool was made with (kinds cannot be made ready inside jit)"
         )
     if code is None:
-        return given.T
+        return jnp.where(jnp.isfinite(given.T), given.T, 0)
     coarse, fine = jnp.asarray(code.center, dtype)[:, :, None]
     scale = jnp.asarray(code.scale, dtype)[:, None]
-    usable = ~jnp.isnan(given.T) & (scale > 0)
+    usable = jnp.isfinite(given.T) & (scale > 0)
     away = jnp.where(usable, given.T - coarse - fine, 0)
     return away / jnp.where(scale > 0, scale, 1)
 
@@ -178,7 +189,7 @@ def _renew(state: State, rows: Array) -> State:
     pool, capacity, before = state.pool, state.pool.active.shape[0], state.pool.active
     inside = rows < capacity
     added = jnp.sum(inside & ~pool.active[jnp.minimum(rows, capacity - 1)], dtype=jnp.int32)
-    highest = jnp.max(jnp.where(inside, rows + 1, 0))
+    highest = jnp.max(jnp.where(inside, rows + 1, 0), initial=0)
     pool = without_pending(pool, rows)._replace(
         active=pool.active.at[rows].set(True, mode="drop"),
         domain_sizes=pool.domain_sizes + added,

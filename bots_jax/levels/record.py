@@ -76,7 +76,8 @@ def record(
     Returns:
       What to hand to the next window, and evidence of S rows (one a slot) for i32[S] levels or of
       T * S rows (one a step). A row with nothing finished has id -1 or 0 trials, which leave its
-      visit open, where the slot runs on; and endless attempts where the window ended its visit.
+      visit open, where the slot runs on; and endless attempts where the window ended its visit
+      (of rows by step, the last one of a level's stay in a slot).
 
     Raises:
       ValueError: naming the argument and its value.
@@ -113,11 +114,13 @@ def record(
     carry = unfinished == "carry"
     after = end if carry else no_running(dones.shape[1])
     if by_step:
+        attempts = attempts if carry else _ending_stays(levels, attempts)
         return after, _rows_by_step(levels, successes, trials, attempts, visit)
     # A step that counts more than its own end counts one that was cut off.
     worst = jnp.min(jnp.where(trials == 1, successes, jnp.where(trials > 1, 0, 1)), 0)
     differ = jnp.max(successes, 0) > worst
     successes, trials, attempts = (jnp.sum(x, 0) for x in (successes, trials, attempts))
+    visit = None if visit is None else host_numbers("visit", visit)
     ids = jnp.where((attempts > 0) | (not carry), levels, NO_LEVEL)
     attempts = attempts if carry else jnp.where(attempts > 0, attempts, jnp.inf)
     return after, Evidence(ids, successes, trials, visit, attempts=attempts, differ=differ)
@@ -131,6 +134,12 @@ def _change_level(slots: Running, level: Array) -> Running:
         jnp.where(new, 0, slots.episodes),
         slots.counted & ~new,
     )
+
+
+def _ending_stays(levels: Array, attempts: Array) -> Array:
+    """f[T, S] attempts, endless at the last step of a level in a slot if nothing counts there."""
+    last = jnp.ones_like(levels, bool).at[:-1].set(levels[1:] != levels[:-1])
+    return jnp.where(last & (levels >= 0) & (attempts == 0), jnp.inf, attempts)
 
 
 def _rows_by_step(

@@ -148,8 +148,10 @@ def _holds_arrays(features: Any) -> bool:
 
 
 def _unmasked(part: Any) -> np.ndarray:
-    """On the host, in a float that NumPy knows; what a masked array hides is NaN."""
+    """On the host, in a float that NumPy knows; None, and what a masked array hides, is NaN."""
     array = np.asarray(part)
+    if array.dtype == object and all(x is None or isinstance(x, float) for x in array.flat):
+        return array.astype(np.float64)
     if np.ma.is_masked(part):
         if array.dtype.kind != "f":
             raise ValueError(
@@ -168,6 +170,8 @@ def _checked(part: np.ndarray) -> np.ndarray:
     if part.dtype.kind == "f":
         if np.isinf(part).any():
             raise ValueError("features holds infinity: give finite numbers, NaN where unknown")
+        if part.dtype == np.float64 and (np.abs(part) > np.finfo(np.float32).max).any():
+            raise ValueError("features holds numbers beyond 3e38: give their logarithms")
         return part.astype(np.float64)
     if part.dtype.kind in "iubUS":
         return part
@@ -213,7 +217,11 @@ def _moments(column: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     mean = np.where(known, column, 0).sum() / count
     away = np.where(known, column - mean, 0)
     scale = np.sqrt((away**2).sum() / count)
-    return np.asarray(mean), np.where(scale <= 1e-9 * max(1, abs(mean)), 0, scale)
+    rounding = 1e-9 * np.max(np.abs(column), where=known, initial=0)
+    return np.asarray(mean), np.where(scale <= max(rounding, _LEAST), 0, scale)
+
+
+_LEAST = float(np.finfo(np.float32).tiny)
 
 
 def _hashes(values: np.ndarray) -> np.ndarray:

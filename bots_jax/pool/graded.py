@@ -60,7 +60,13 @@ def evidence_of_rewards(
     share = as_shares(given, low, high, "rewards")
     successes, trials, differ = _counts(jnp.asarray(task_ids), share)
     attempts = jnp.full(trials.shape, given.shape[1], trials.dtype)
-    return Evidence(task_ids, successes, trials, visit, tokens, attempts, differ)
+    ids, visit, tokens = map(_kept, ("task_ids", "visit", "tokens"), (task_ids, visit, tokens))
+    return Evidence(ids, successes, trials, visit, tokens, attempts, differ)
+
+
+def _kept(name: str, value: ArrayLike | None) -> Any:
+    """Not the user's own buffer, which may be filled anew before the evidence is handed over."""
+    return None if value is None else host_numbers(name, value)
 
 
 def check_ends(low: float, high: float, what: str) -> None:

@@ -187,22 +187,25 @@ def _with_embeddings(
 
 
 FEATURES_DTYPES = ("float32", "float16", "int8")
+# Deviations from the mean that a number is taken to lie away at most. The square of 1e20 is no
+# float32: one such task, added later, made all beliefs NaN.
+FAR = 1e6
 # Tasks from which features are stored in 16 bits: a pass over them takes as long as reading them.
 _MANY_TASKS = 200_000
 
 
 def _step_of(embeddings: ArrayLike, dtype: jnp.dtype) -> Array:
     """f[E]: what 1 of an i8 stands for, so that the largest of a column is 127."""
-    largest = jnp.max(jnp.abs(jnp.asarray(embeddings, dtype)), axis=1)
+    largest = jnp.minimum(jnp.max(jnp.abs(jnp.asarray(embeddings, dtype)), axis=1), FAR)
     return jnp.where(largest > 0, largest / 127, 1)
 
 
 def _stored(embeddings: ArrayLike, dtype: jnp.dtype, step: Array | None) -> Array:
-    """[E, A] as a state holds them; what lies outside of the dtype at its end."""
+    """[E, A] as a state holds them; what lies outside of the dtype, or beyond `FAR`, at its end."""
     if step is not None:
         scaled = jnp.asarray(embeddings, step.dtype) / step[:, None]
         return jnp.clip(jnp.round(scaled), -127, 127).astype(dtype)
-    most = float(jnp.finfo(dtype).max)
+    most = min(float(jnp.finfo(dtype).max), FAR)
     clip = np.clip if is_concrete(embeddings) else jnp.clip  # on the host if it can be
     return jnp.asarray(clip(embeddings, -most, most), dtype)
 

@@ -217,6 +217,86 @@ def test_unsolicited(reference: np.ndarray) -> None:
     assert int(sampler.advance().unsolicited) == 2
 
 
+def test_what_is_handed_out_again_must_be_eligible(reference: np.ndarray) -> None:
+    sampler = make(reference)
+    first = sampler.next_batch().rows
+    sampler.redeliver()
+    mask = np.ones(64, bool)
+    mask[first[[0, 2]]] = False
+    second = sampler.next_batch(eligible=mask).rows
+    assert mask[second].all()
+    assert second[:2].tolist() == first[[1, 3]].tolist()
+    assert sampler.next_batch(2).rows.tolist() == first[[0, 2]].tolist()  # in their turn
+
+
+def test_what_is_handed_out_again_outlives_a_call_that_fails(
+    reference: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stayed in flight, and in nobody's hands."""
+    sampler = make(reference)
+    first = sampler.next_batch(2).rows.tolist()
+    sampler.redeliver()
+    with pytest.raises(ValueError, match=r"eligible has shape \(7,\)"):
+        sampler.next_batch(eligible=np.ones(7, bool))
+
+    def stopped(eligible: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sampler._engine, "select", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        sampler.next_batch(2 * B)
+    monkeypatch.undo()
+    assert sampler.next_batch(2).rows.tolist() == first
+
+
+def test_what_is_handed_out_again_may_expire_first(reference: np.ndarray) -> None:
+    """Where the step had to end for the rest of a batch: a KeyError, and the rest was lost."""
+    sampler = make(reference, expiry=1)
+    old = sampler.next_batch()
+    sampler.advance()
+    young = sampler.next_batch(eligible=~np.isin(np.arange(64), old.rows))
+    sampler.observe(young.task_ids, 1, M, young.visits)
+    sampler.redeliver()
+    batch = sampler.next_batch(B + 1)
+    assert len(sampler.in_flight().rows) == len(batch.rows) == B + 1
+
+
+def test_visits_end_when_fewer_rollouts_are_wanted_than_have_come(reference: np.ndarray) -> None:
+    """They stayed open until one more came, which never does."""
+    sampler = make(reference)
+    batch = sampler.next_batch()
+    sampler.observe(batch.task_ids, [1, 2, 3, 4], 4, batch.visits)
+    saved = sampler.state_dict()
+    fewer = make(reference, rollouts=4)
+    fewer.load_state_dict(saved, in_flight="keep")
+    sampler.set_settings(rollouts=4)
+    for one in (sampler, fewer):
+        assert not len(one.in_flight().rows)
+        assert float(one.advance().trials) == 16
+    same_leaves(sampler.state.pool, fewer.state.pool)
+
+
+def test_a_repeated_piece_ends_nothing(reference: np.ndarray) -> None:
+    sampler = make(reference)
+    batch = sampler.next_batch(1)
+    sampler.observe(batch.task_ids, 1, 1, batch.visits, pieces=[0])
+    assert not sampler.observe(batch.task_ids, [np.nan], 0, batch.visits, pieces=[0]).any()
+    assert len(sampler.in_flight().rows) == 1
+
+
+def test_unsolicited_rows_end_no_visit_that_was_opened_since(reference: np.ndarray) -> None:
+    """They waited, were taken for rollouts of it, and it ended: its own were late, and lost."""
+    sampler = make(reference[:, :B])
+    sampler.observe(np.arange(B), 1, 1, unsolicited=True)
+    batch = sampler.next_batch()
+    assert float(sampler.advance().trials) == B
+    with pytest.raises(NotEnoughTasksError):
+        sampler.next_batch(1)  # all are in flight
+    assert sampler.observe(batch.task_ids, 1, M, batch.visits).all()
+    info = sampler.advance()
+    assert (float(info.trials), int(info.stale)) == (B * M, 0)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -19,6 +19,7 @@ from bots_jax.adapters import TaskSampler
 from bots_jax.adapters.flat import flatten, unflatten
 from bots_jax.checkpoint import CheckpointError
 from bots_jax.features import text
+from bots_jax.pool.features import encode_as
 from bots_jax.pool.reference import ReferenceCounts
 from bots_jax.sharding import padded_capacity, task_mesh
 from bots_jax.strategies import STRATEGIES, make_strategy
@@ -388,6 +389,27 @@ def test_features_keep_the_code_of_the_first_tasks() -> None:
     np.testing.assert_array_equal(believed(two, listed), believed(again, listed))
     numbers[4] += 1
     refused(of(order), one.state_dict(), "1 of the 6 tasks .* other features")
+
+
+def test_features_of_eight_bits_keep_the_steps_of_the_first_tasks() -> None:
+    """Without the largest of a column the steps are others: all tasks seemed to be."""
+    numbers = np.random.default_rng(0).normal(size=(14, 2))
+    numbers[0] *= 10
+
+    def of(at: list[int]) -> TaskSampler:
+        selector = auto(batch_size=B, rollouts=M, features_dtype="int8")
+        return TaskSampler(selector, features=numbers[at], task_ids=[f"t{i}" for i in at])
+
+    first, then = of(list(range(12))), of([12, *range(11, 0, -1)])
+    run(first, 3, 0)
+    then.load_state_dict(first.state_dict())
+    known = first.state.reference
+    step, code = np.asarray(known.step), known.code
+    assert code is not None
+    ours = np.asarray(then.state.reference.described())
+    np.testing.assert_allclose(ours[:, 1:], np.asarray(known.described())[:, 11:0:-1])
+    away = encode_as(numbers[12:13], code)[:, 0] - ours[:, 0]
+    assert np.all(np.abs(away) <= 0.51 * step)
 
 
 def test_prompts_keep_the_components_of_the_first_tasks() -> None:

@@ -412,3 +412,42 @@ def test_which_features_group_a_large_pool() -> None:
         forced.init(features=kind[:50] / 7)
     with pytest.raises(ValueError, match="features are of 200000 tasks, but num_tasks=9"):
         selector.init(features=kind, num_tasks=9)
+
+
+@pytest.mark.parametrize("unit", [1e-30, 1e-10, 1.0, 1e30])
+def test_the_unit_of_a_number_does_not_matter(unit: float) -> None:
+    """In small ones a column was taken for a constant."""
+    x = np.random.default_rng(0).normal(3, 5, (50, 2))
+    x[:, 1] = 2.0
+    np.testing.assert_allclose(feature_columns(x * unit), feature_columns(x), rtol=1e-4)
+    arrays = bots_jax.features.of_levels([x * unit], components=2)
+    np.testing.assert_allclose(arrays, bots_jax.features.of_levels([x], components=2), rtol=1e-4)
+
+
+def test_none_is_missing() -> None:
+    expected = feature_columns(np.array([[1.0, np.nan], [2.0, 3.0], [4.0, 5.0]]))
+    np.testing.assert_array_equal(feature_columns([[1.0, None], [2.0, 3.0], [4.0, 5.0]]), expected)
+    for kinds in ([1, None, 2], ["a", None, "b"]):  # a kind of its own, or none: who knows
+        with pytest.raises(ValueError, match="features has dtype object"):
+            feature_columns(kinds)
+
+
+def test_numbers_beyond_32_bits_are_refused_by_name() -> None:
+    with pytest.raises(ValueError, match="features holds numbers beyond 3e38"):
+        feature_columns(np.array([1.0, 2.0, 1e300]))
+
+
+def test_a_task_far_from_the_first_ones_does_not_spoil_the_others() -> None:
+    """The square of what was 1e20 deviations away is no float32: all rates were NaN."""
+    selector = bots_jax.auto(batch_size=2, rollouts=4)
+    told = np.random.default_rng(0).normal(size=(20, 2))
+    state = selector.init(features=told, capacity=30)
+    state, ids = bots_jax.add_tasks(state, features=np.array([[1e20, 0.0], [0.0, -1e30]]))
+    insert = jax.jit(functools.partial(bots_jax.levels.insert, selector))
+    odd = jnp.array([[jnp.inf, 0.0], [jnp.nan, 1e30]])
+    state, _, rows = insert(state, jnp.arange(30), jnp.arange(2), features=odd)
+    state, _ = selector.update(
+        state, bots_jax.Evidence([0, 1, *ids.tolist(), *rows.tolist()], [1.0, 2, 4, 0, 4, 0], 4.0)
+    )
+    assert all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(state))
+    assert np.isfinite(np.asarray(selector.predict(state).mean)).all()

@@ -11,6 +11,7 @@ import pytest
 
 from bots_jax import Evidence, Selector, State, auto, bots
 from bots_jax.checks import host_numbers, whole_numbers
+from bots_jax.levels import no_running, record
 from bots_jax.pool.graded import evidence_of_rewards
 
 SELECTORS = {
@@ -159,6 +160,19 @@ def test_nothing_is_a_view_of_what_was_given() -> None:
         assert not np.shares_memory(host_numbers("x", given), given)
     given = np.arange(4.0)
     assert host_numbers("x", given, copy=False) is given
+
+
+def test_evidence_holds_no_buffer_of_the_user() -> None:
+    """It may be kept until other rewards are in; the buffers by then are of other tasks."""
+    ids, visit, tokens = np.arange(4), np.arange(4, dtype=np.int32), np.arange(4.0)
+    dones, slots = np.ones((1, 4), bool), no_running(4)
+    for told in (
+        evidence_of_rewards(ids, np.ones((4, 2)), visit=visit, tokens=tokens),
+        begun()[2].evidence(np.ones((4, 4)), tokens=tokens),
+        record(slots, dones, dones, ids, visit)[1],
+    ):
+        for column in told:
+            assert not any(np.shares_memory(column, x) for x in (ids, visit, tokens))
 
 
 def test_a_mask_may_be_filled_anew_at_once() -> None:
