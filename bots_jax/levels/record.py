@@ -67,7 +67,8 @@ def record(
       level_ids: i32[S], one level a slot for the whole window; or i32[T, S], the level played at
         each step, where slots change levels in the middle. -1: a slot that does not count.
       visit: of the shape of `level_ids`, from `Selection.visit`; None: unnumbered.
-      episodes: episodes that count, of each stay of a level in a slot; None: all.
+      episodes: episodes that count, of each stay of a level in a slot; None: all. With "carry" a
+        level that its slot is given anew goes on with the same stay: give None there.
       unfinished: "carry", "fail" or "drop": the episode that the end of the window cuts off.
       limit: an episode that reaches so many steps without an end counts as failed then; what it
         comes to later does not count. None: no limit.
