@@ -472,7 +472,6 @@ def test_capability_has_an_entry_a_domain_and_the_dtype_of_the_state(make: Any, 
         selector = make(batch_size=2, dtype="float32")
         reference = np.linspace(0, 1, 24, dtype=np.float32).reshape(2, 12)
         state = selector.init(reference, domains=np.arange(12) % 3)
-        state, batch = selector.select(jax.random.key(0), state)
-        _, info = selector.update(state, batch.evidence([[1, 0], [1, 1]]))
+        _, info = selector.update(state, Evidence([4, 7], [1.0, 2.0], 2.0))
         assert info.capability.shape == (3,)
         assert info.capability.dtype == jnp.float32

@@ -147,7 +147,7 @@ def test_small_pool_inclusions_pairs_and_distance(form: str) -> None:
     alpha, beta = counts(selector, state)
     keys = jax.random.split(jax.random.key(0), runs)
     find = jax.jit(
-        lambda keys: jax.lax.map(lambda key: selector.select(key, state)[1], keys, batch_size=500),
+        lambda keys: jax.lax.map(lambda key: selector.select(key, state)[1], keys),
         compiler_options=OPTIMISED,
     )
     chosen = find(keys)
