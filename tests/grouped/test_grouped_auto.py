@@ -101,7 +101,7 @@ def select_often(selector: Selector) -> Callable[..., jax.Array]:
     return jax.jit(find, compiler_options=OPTIMISED)
 
 
-@pytest.mark.parametrize("crowded", [False, True])
+@pytest.mark.parametrize("crowded", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_selections_have_the_same_distribution(crowded: bool) -> None:
     """Inclusions in the batch and in its better half of each task, with a mask and tasks in flight.
 

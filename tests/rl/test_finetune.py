@@ -26,6 +26,8 @@ TINY = [
     "--warmup-late", "3", "--reference-rollouts", "2",
     "--checkpoint-every", "1",
 ]  # fmt: skip
+# With as many devices as the tests, or they find nothing that is compiled already.
+CHILD = {**os.environ, "JAX_NUM_CPU_DEVICES": "8"}
 READ_COMPILED_ONLY = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "1e9"}
 TIMINGS = ("seconds", "select_ms", "step_ms")
 
@@ -82,7 +84,7 @@ def test_strategies_of_a_seed_start_alike(whole: Path) -> None:
 
 def start(out: Path, cache: Path) -> subprocess.Popen[bytes]:
     arguments = [sys.executable, "-m", "bots_jax.cli", *command(out, cache, "--resume")]
-    return subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    return subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=CHILD)
 
 
 def wait_for_lines(out: Path, count: int, process: subprocess.Popen[bytes]) -> None:
@@ -349,7 +351,7 @@ def test_a_full_disk_stops_with_one_clear_line_and_loses_nothing(
     run = "import sys; from bots_jax.cli import main; sys.exit(main(sys.argv[1:]))"
     full = subprocess.run(
         [sys.executable, "-c", limit + run, *command(out, cache)],
-        capture_output=True, text=True, check=False, env={**os.environ, **READ_COMPILED_ONLY},
+        capture_output=True, text=True, check=False, env={**CHILD, **READ_COMPILED_ONLY},
     )  # fmt: skip
     assert full.returncode == 2, full.stderr
     assert "could not be written" in full.stderr
