@@ -231,6 +231,7 @@ def test_a_used_up_task_recovers():
     np.testing.assert_allclose(used_up(later, config, ids), [kept, 0, 0], rtol=1e-4)
 
 
+@pytest.mark.long
 def test_greed_learns_less_than_breadth_as_calibrated():
     """Greedy means get more mixed groups from fewer tasks, and a worse policy.
 
