@@ -72,10 +72,7 @@ LARGE = {
 
 @pytest.mark.parametrize(
     "case",
-    [
-        pytest.param(case, marks=() if "grouped" in case or case == "bots" else pytest.mark.long)
-        for case in LARGE
-    ],
+    [pytest.param(case, marks=() if case == "bots" else pytest.mark.long) for case in LARGE],
 )
 def test_a_step_of_a_large_pool(case: str) -> None:
     factory, build, given = LARGE[case]

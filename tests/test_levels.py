@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -221,9 +223,14 @@ def test_record_refuses_what_makes_no_sense(wrong):
         levels.record(levels.no_running(1), np.ones((2, 1)), np.ones((2, 1)), [0], **wrong)
 
 
-def make(tasks=8, batch=4, capacity=None, name="auto"):
+@cache  # kept, or it is compiled for each test
+def selector_of(name):
     dense = {} if name == "mopps" else {"representation": "dense"}
-    selector = make_strategy(name, batch_size=batch, rollouts=2, **dense)
+    return make_strategy(name, batch_size=4, rollouts=2, **dense)
+
+
+def make(tasks=8, capacity=None, name="auto"):
+    selector = selector_of(name)
     return selector, selector.init(num_tasks=tasks, capacity=capacity)
 
 

@@ -205,6 +205,7 @@ def test_every_task_is_visited_within_the_floor() -> None:
     assert late[:, tasks // 3 :].sum() <= 1.2 * late.sum() * 2 / floor
 
 
+@pytest.mark.long
 def test_every_task_is_tried_within_sixteen_passes() -> None:
     """By a sweep that begins after eight, whatever is thought of the task."""
     tasks, batch = 240, 10

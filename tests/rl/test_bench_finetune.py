@@ -51,6 +51,7 @@ def test_extra_rollouts_are_counted(cache: str) -> None:
     assert first.values["heldout"] == again.values["heldout"]
 
 
+@pytest.mark.long  # the loop itself with anchors: test_extra_loop.py
 def test_dots_gets_embeddings_of_the_base_policy(cache: str) -> None:
     place = finetune_environment(**TINY, cache=cache)
     told = place.run(Strategy("dots", dots, {"anchors": 8, "screening": 4}), [0])[0]

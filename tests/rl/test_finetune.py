@@ -342,6 +342,7 @@ def test_unwritable_results_are_one_clear_line(
     assert "Traceback" not in capsys.readouterr().err
 
 
+@pytest.mark.long  # quick for a single checkpoint: tests/test_checkpoint.py
 def test_a_full_disk_stops_with_one_clear_line_and_loses_nothing(
     cache: Path, tmp_path: Path, whole: Path
 ) -> None:
