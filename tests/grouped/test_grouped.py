@@ -128,9 +128,6 @@ def test_tasks_return_to_their_group_by_the_tolerance() -> None:
 
 # --- selections ----------------------------------------------------------------------------
 
-# The dense pool is compared with brute force in tests/choice/test_batch.py too.
-FORMS = [pytest.param("dense", marks=pytest.mark.long), "grouped"]
-
 
 def after_steps(selector: Selector, reference: np.ndarray, steps: int, rows: int) -> State:
     """The same evidence for every selector."""
@@ -141,7 +138,8 @@ def after_steps(selector: Selector, reference: np.ndarray, steps: int, rows: int
     return state
 
 
-@pytest.mark.parametrize("form", FORMS)
+# The dense pool is compared with brute force in tests/choice/test_batch.py too.
+@pytest.mark.parametrize("form", [pytest.param("dense", marks=pytest.mark.long), "grouped"])
 def test_small_pool_inclusions_pairs_and_distance(form: str) -> None:
     rng = np.random.default_rng(3)
     size, batch, runs = 200, 4, 2500
@@ -164,7 +162,8 @@ def test_small_pool_inclusions_pairs_and_distance(form: str) -> None:
     assert stats.ks_2samp(last, [distance for _, distance in brute]).pvalue > FAILURE
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.long
+@pytest.mark.parametrize("form", ["dense", "grouped"])
 def test_large_pool_inclusions_by_group_and_distance(form: str) -> None:
     rng = np.random.default_rng(4)
     size, batch, runs = 120_000, 64, 150

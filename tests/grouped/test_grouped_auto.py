@@ -57,7 +57,7 @@ def same_tasks(state: State) -> None:
 # --- beliefs -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("forgetting", [None, 0.3])
+@pytest.mark.parametrize("forgetting", [None, pytest.param(0.3, marks=pytest.mark.long)])
 def test_beliefs_are_those_of_the_dense_pool(forgetting: float | None) -> None:
     """With domains, lambda learned, and one so large that tasks return to their groups.
 

@@ -180,6 +180,7 @@ def test_seeds_together_give_what_each_gives_alone(data: worlds.WorldData) -> No
     assert alone[0]["heldout"][0] == pytest.approx(exact.mean(), rel=1e-5)
 
 
+@pytest.mark.long
 def test_each_seed_may_start_from_a_policy_of_its_own(data: worlds.WorldData) -> None:
     rule = epochs(batch_size=4, rollouts=4)
     task = seeds.Task(data.start.graphdef, data.start.base, data.pool, data.held_out)
