@@ -21,7 +21,7 @@ USERS_FLAGS := tests/test_golden.py tests/numerics/test_beta_draws.py \
   "tests/test_contract.py::test_runs_in_scan_and_vmap[auto]" \
   "tests/test_contract.py::test_runs_in_scan_and_vmap[bots]"
 
-.PHONY: finetune test lint types unit users-flags format notebooks clean test-adapters wheel-check site
+.PHONY: finetune test lint types unit test-long users-flags format notebooks clean test-adapters wheel-check site
 
 finetune: $(VENV)/.run  ## finetune a small policy on tasks that the engine selects; goes on where it stopped
 	$(BIN)/bots-jax finetune --out $(OUT) --resume $(ARGS)
@@ -36,10 +36,13 @@ types: $(VENV)/.test
 	$(BIN)/mypy
 
 # Workers and tests compile the same programs, most of them in less than the 0.3 s of above.
-unit users-flags: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS = 0.05
+unit test-long users-flags: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS = 0.05
 
 unit: $(VENV)/.test
-	$(BIN)/pytest -n $(WORKERS) --dist worksteal $(ARGS)
+	$(BIN)/pytest -n $(WORKERS) --dist worksteal -m "not long" $(ARGS)
+
+test-long: $(VENV)/.test  ## what `make test` leaves out: wider repetitions of its tests
+	$(BIN)/pytest -n $(WORKERS) --dist worksteal -m long $(ARGS)
 
 users-flags: $(VENV)/.test  ## the rest runs with XLA's optimisations off (tests/conftest.py)
 	BOTS_JAX_USERS_FLAGS=1 $(BIN)/pytest -n $(WORKERS) $(USERS_FLAGS)

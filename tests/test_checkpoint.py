@@ -147,7 +147,14 @@ def dense(state: State) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize(
     ("name", "batch_size", "room"),
-    [("bots", 2, 100), ("bots", 11, 60), ("auto", 11, 2000), ("dps", 4, 100)],
+    [
+        ("bots", 2, 100),
+        ("auto", 11, 2000),
+        *(
+            pytest.param(*case, marks=pytest.mark.long)
+            for case in [("bots", 11, 60), ("dps", 4, 100)]
+        ),
+    ],
 )
 def test_more_room_and_another_batch_size(
     tmp_path: Path, reference: np.ndarray, name: str, batch_size: int, room: int

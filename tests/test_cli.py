@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import tomllib
@@ -24,35 +25,53 @@ def recording(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("command", ["finetune", "finetune-llm"])
-@pytest.mark.parametrize("given", [[], ["--help"], ["--out", "x", "--resume"]])
+COMMANDS, GIVEN = ("finetune", "finetune-llm"), ([], ["--help"], ["--out", "x", "--resume"])
+ENVIRONMENTS = ("worlds,world=frontier", "finetune")
+BENCH = ["bench", "--strategy", "uniform", "--environment"]
+
+
+@pytest.fixture(scope="module")
+def without_flax(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str]]:
+    """What each command returns, and says on stderr, in one process that cannot import flax."""
+    cases = [[command, *given] for command in COMMANDS for given in GIVEN]
+    cases += [[*BENCH, environment] for environment in ENVIRONMENTS]
+    code = """
+import contextlib, io, json, sys
+sys.modules["flax"] = None
+from bots_jax.cli import main
+for given in json.loads(sys.argv[1]):
+    with contextlib.redirect_stderr(io.StringIO()) as told:
+        status = main(given)
+    print(json.dumps([str(given), [status, told.getvalue()]]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, json.dumps(cases)],
+        capture_output=True, text=True, cwd=tmp_path_factory.mktemp("cli"),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return dict(map(json.loads, done.stdout.splitlines()))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("given", GIVEN)
 def test_a_command_without_its_libraries_says_what_to_install(
-    command: str, given: list[str]
+    command: str, given: list[str], without_flax: dict[str, tuple[int, str]]
 ) -> None:
-    code = (
-        "import sys; sys.modules['flax'] = None; from bots_jax.cli import main; "
-        f"sys.exit(main({[command, *given]!r}))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 2
+    status, told = without_flax[str([command, *given])]
+    assert status == 2
     extra = {"finetune": "cli,plots", "finetune-llm": "llm"}[command]
-    assert done.stderr == (
+    assert told == (
         f"bots-jax {command}: needs flax, which is not installed: pip install 'bots-jax[{extra}]'\n"
     )
 
 
-@pytest.mark.parametrize("environment", ["worlds,world=frontier", "finetune"])
+@pytest.mark.parametrize("environment", ENVIRONMENTS)
 def test_a_bench_without_its_libraries_says_what_to_install(
-    environment: str, tmp_path: Path
+    environment: str, without_flax: dict[str, tuple[int, str]]
 ) -> None:
-    given = ["bench", "--environment", environment, "--strategy", "uniform", "--out", str(tmp_path)]
-    code = (
-        "import sys; sys.modules['flax'] = None; from bots_jax.cli import main; "
-        f"sys.exit(main({given!r}))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 2
-    assert done.stderr == "bots-jax bench: needs flax: pip install 'bots-jax[cli,plots]'\n"
+    status, told = without_flax[str([*BENCH, environment])]
+    assert status == 2
+    assert told == "bots-jax bench: needs flax: pip install 'bots-jax[cli,plots]'\n"
 
 
 def test_ctrl_c_is_one_line(

@@ -51,7 +51,10 @@ def selector_of(name: str) -> Selector:
     return make_strategy(name, batch_size=BATCH, rollouts=ROLLOUTS, expiry=3)
 
 
-@pytest.fixture(scope="module", params=[*sorted(STRATEGIES), GROUPED])
+SELECTORS = [*sorted(STRATEGIES), GROUPED]
+
+
+@pytest.fixture(scope="module", params=SELECTORS)
 def selector(request: pytest.FixtureRequest) -> Selector:
     return selector_of(request.param)
 
@@ -185,6 +188,12 @@ def test_a_step_without_evidence(selector: Selector, state: State) -> None:
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves((state.belief, info)))
 
 
+@pytest.mark.parametrize(
+    "selector",
+    [pytest.param(name, marks=() if name in THOROUGH else pytest.mark.long) for name in SELECTORS],
+    indirect=True,
+    scope="module",
+)
 def test_runs_in_scan_and_vmap(selector: Selector, state: State) -> None:
     """A whole run inside jit, over four seeds at once, equals the run step by step."""
 

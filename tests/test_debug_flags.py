@@ -45,7 +45,13 @@ def a_step(selector: Selector, state: State) -> None:
     assert not any(np.isnan(leaf).any() for leaf in jax.tree.leaves((state, told)))
 
 
-@pytest.mark.parametrize("name", STRATEGIES)
+# Most strategies are made of the same parts; these have others.
+QUICK = ("auto", "bots", "kgps", "learning-progress", "uniform")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(s, marks=() if s in QUICK else pytest.mark.long) for s in STRATEGIES]
+)
 def test_a_step_with_room_and_unknown_references(name: str) -> None:
     selector = make_strategy(name, batch_size=4, rollouts=4)
     state = selector.init(references(40), domains=np.arange(40) % 2, capacity=48)
@@ -64,7 +70,10 @@ LARGE = {
 }
 
 
-@pytest.mark.parametrize("case", LARGE)
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, marks=() if case == "bots" else pytest.mark.long) for case in LARGE],
+)
 def test_a_step_of_a_large_pool(case: str) -> None:
     factory, build, given = LARGE[case]
     selector = factory(batch_size=4, rollouts=4, **{"representation": "dense", **build})

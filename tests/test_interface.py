@@ -10,6 +10,7 @@ import pickle
 import subprocess
 import sys
 import warnings
+from collections.abc import Iterator
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -100,28 +101,30 @@ OTHER: dict[Any, dict[str, Any]] = {
 CASES = [(factory, name) for factory, values in OTHER.items() for name in values]
 
 
-def trail(factory: Any, **arguments: Any) -> list[np.ndarray]:
-    """Selections and beliefs of some steps, evidence of the first batch held back."""
+def trail(factory: Any, **arguments: Any) -> Iterator[np.ndarray]:
+    """Selections and beliefs of some steps, evidence of the first batch held back.
+
+    One after another, so that nothing is compiled or run after the first that differs.
+    """
     selector = factory(**{"batch_size": 4, "rollouts": 8, **arguments})
     # Wrong by more than .25, so that implicit evidence may be trusted less.
     rates = 1 - REFERENCE.mean(axis=0)
     state = selector.init(REFERENCE, domains=np.arange(60) % 2)
-    told = []
     for step in range(24):
         state, batch = selector.select(jax.random.key(step), state)
-        told += [np.asarray(batch.task_ids), np.asarray(state.pool.in_flight)]
+        yield np.asarray(batch.task_ids)
+        yield np.asarray(state.pool.in_flight)
         if step:
             draw = np.random.default_rng(step).random((len(batch.task_ids), 8))
             rewards = draw < rates[np.asarray(batch.task_ids)][:, None]
             came = 4 if step == 5 else 8  # of the 8 rollouts, once a half
             state, _ = selector.update(state, batch.evidence(rewards[:, :came]))
-        told.append(np.asarray(selector.predict(state).mean))
-    return told
+        yield np.asarray(selector.predict(state).mean)
 
 
 @cache
 def plain_trail(factory: Any) -> list[np.ndarray]:
-    return trail(factory)
+    return list(trail(factory))
 
 
 @pytest.mark.parametrize(("factory", "name"), CASES)
@@ -129,10 +132,10 @@ def test_every_argument_does_something(factory: Any, name: str) -> None:
     plain = plain_trail(factory)
     with jax.enable_x64(name == "dtype"):
         other = trail(factory, **{name: OTHER[factory][name]})
-    same = all(
-        a.shape == b.shape and a.dtype == b.dtype and np.array_equal(a, b)
-        for a, b in zip(plain, other, strict=True)
-    )
+        same = all(
+            a.shape == b.shape and a.dtype == b.dtype and np.array_equal(a, b)
+            for a, b in zip(plain, other, strict=True)
+        )
     assert not same, f"{factory.__name__}({name}=...) changes nothing"
 
 
@@ -472,7 +475,6 @@ def test_capability_has_an_entry_a_domain_and_the_dtype_of_the_state(make: Any, 
         selector = make(batch_size=2, dtype="float32")
         reference = np.linspace(0, 1, 24, dtype=np.float32).reshape(2, 12)
         state = selector.init(reference, domains=np.arange(12) % 3)
-        state, batch = selector.select(jax.random.key(0), state)
-        _, info = selector.update(state, batch.evidence([[1, 0], [1, 1]]))
+        _, info = selector.update(state, Evidence([4, 7], [1.0, 2.0], 2.0))
         assert info.capability.shape == (3,)
         assert info.capability.dtype == jnp.float32

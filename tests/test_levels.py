@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -38,15 +40,19 @@ def loop(start, dones, outcomes, played, episodes, unfinished, limit):
     return found, end
 
 
+# Each is compiled: of `episodes`, `unfinished`, `limit` and `by_step` every pair occurs.
+RULES = [
+    (None, "carry", None, True), (None, "fail", 1, False), (None, "drop", 3, True),
+    (None, "carry", 9, False), (1, "fail", None, False), (1, "drop", 1, True),
+    (1, "carry", 3, False), (1, "fail", 9, True), (2, "drop", None, False),
+    (2, "carry", 1, True), (2, "fail", 3, True), (2, "drop", 9, False),
+]  # fmt: skip
 windows = st.fixed_dictionaries(
     {
         "dones": st.lists(st.booleans(), min_size=2 * T * S, max_size=2 * T * S),
         "outcomes": st.lists(st.integers(0, 4), min_size=2 * T * S, max_size=2 * T * S),
         "levels": st.lists(st.integers(-1, 2), min_size=2 * T * S, max_size=2 * T * S),
-        "episodes": st.sampled_from([None, 1, 2]),
-        "unfinished": st.sampled_from(["carry", "fail", "drop"]),
-        "limit": st.sampled_from([None, 1, 3, 9]),
-        "by_step": st.booleans(),
+        "rule": st.sampled_from(RULES),
     }
 )
 compiled = jax.jit(levels.record, static_argnames=("episodes", "unfinished", "limit"))
@@ -71,16 +77,17 @@ def test_record_is_a_loop_over_episodes(case):
     dones = np.reshape(case["dones"], (2, T, S))
     outcomes = np.reshape(case["outcomes"], (2, T, S)).astype(np.float32) / 4
     played = np.reshape(case["levels"], (2, T, S))
-    if not case["by_step"]:
+    episodes, unfinished, limit, by_step = case["rule"]
+    if not by_step:
         played = np.broadcast_to(played[:, :1], played.shape)
-    rule = {key: case[key] for key in ("episodes", "unfinished", "limit")}
+    rule = {"episodes": episodes, "unfinished": unfinished, "limit": limit}
     running, slots = levels.no_running(S), [(-1, 0, 0, False)] * S
     for window in range(2):
-        ids = played[window] if case["by_step"] else played[window, 0]
+        ids = played[window] if by_step else played[window, 0]
         running, evidence = compiled(running, dones[window], outcomes[window], ids, **rule)
         found, slots = loop(slots, dones[window], outcomes[window], played[window], **rule)
         told = totals(evidence)
-        if not case["by_step"]:
+        if not by_step:
             for slot in range(S):
                 shares = [share for _, at, _, share in found if at == slot]
                 assert bool(evidence.differ[slot]) == (len(set(shares)) > 1)
@@ -230,9 +237,14 @@ def test_record_refuses_what_makes_no_sense(wrong):
         levels.record(levels.no_running(1), np.ones((2, 1)), np.ones((2, 1)), [0], **wrong)
 
 
-def make(tasks=8, batch=4, capacity=None, name="auto"):
+@cache  # kept, or it is compiled for each test
+def selector_of(name):
     dense = {} if name == "mopps" else {"representation": "dense"}
-    selector = make_strategy(name, batch_size=batch, rollouts=2, **dense)
+    return make_strategy(name, batch_size=4, rollouts=2, **dense)
+
+
+def make(tasks=8, capacity=None, name="auto"):
+    selector = selector_of(name)
     return selector, selector.init(num_tasks=tasks, capacity=capacity)
 
 

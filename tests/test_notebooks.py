@@ -27,7 +27,17 @@ def test_all_five_are_there() -> None:
 
 
 # In this process instead of a kernel of its own: what is compiled once serves all of them.
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+# The longest of them at every release: `make test-long`.
+LONG = ("02", "03", "04")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, id=path.stem, marks=pytest.mark.long if path.stem[:2] in LONG else ())
+        for path in NOTEBOOKS
+    ],
+)
 @pytest.mark.filterwarnings("ignore:FigureCanvasAgg is non-interactive")
 def test_it_runs(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BOTS_JAX_QUICK", "1")

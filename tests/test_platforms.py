@@ -43,7 +43,13 @@ def lower(selector: Selector, state: State) -> export.Exported:
     return export.export(jax.jit(step), platforms=PLATFORMS)(jax.random.key(0), state)
 
 
-@pytest.mark.parametrize("case", CASES)
+# Most strategies are made of the same parts; these have others.
+QUICK = ("auto", "auto, grouped", "auto, features", "bots", "bots, grouped", "easy-to-hard")
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(c, marks=() if c in QUICK else pytest.mark.long) for c in CASES]
+)
 def test_a_step_lowers_for_accelerators(case: str) -> None:
     make, options = CASES[case]
     features = options.get("features")

@@ -74,8 +74,19 @@ CASES: dict[str, dict[str, Any]] = {
 AGAINST_ONE = {"much evidence in domains", "auto"}
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_devices_select_and_believe_the_same(case: str) -> None:
+# On all eight; the races on fewer too. `long`: a choice and a belief of the same two kinds.
+QUICK = ("race", "auto")
+SPREAD = [(case, 8) for case in CASES] + [("race", 1), ("race", 2)]
+
+
+@pytest.mark.parametrize(
+    ("case", "devices"),
+    [
+        pytest.param(case, n, marks=() if case in QUICK and n == 8 else pytest.mark.long)
+        for case, n in SPREAD
+    ],
+)
+def test_devices_select_and_believe_the_same(case: str, devices: int) -> None:
     options = {"batch_size": 16, "rollouts": 16, "representation": "dense"}
     options |= CASES[case]
     eligible, more = options.pop("eligible", None), options.pop("more", None)
@@ -89,10 +100,11 @@ def test_devices_select_and_believe_the_same(case: str) -> None:
     assert np.asarray(info.evaluated).min() > 0
     if case == "fallback":  # no race goes so far
         assert np.abs(np.asarray(selection.rate) - 0.5).min(axis=1).max() > 0.125
-    for devices in (1, 2, 8) if case == "race" else (8,):  # 4: of processes, below
-        assert_same(run(selector, over(start, devices), eligible=eligible, more=more), expected)
+    # Four devices: of processes, below.
+    assert_same(run(selector, over(start, devices), eligible=eligible, more=more), expected)
 
 
+@pytest.mark.long
 def test_features_are_spread_with_their_tasks() -> None:
     """So many tasks that all are scored roughly first."""
     size = 64 * 8 * 80
@@ -246,21 +258,25 @@ def start_processes(
     return [dict(np.load(file)) for file in files]
 
 
-def test_processes_select_and_believe_the_same(tmp_path: Path) -> None:
-    """And four devices what two do.
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
+    """What one process with two devices comes to, which the others must equal."""
+    return start_processes(tmp_path_factory.mktemp("alone"), 1, devices=2)[0]
 
-    In one test, so that the one process that the others must equal runs once.
-    """
-    (alone,) = start_processes(tmp_path, 1, devices=2)
-    for processes in (2, 4):
-        each = start_processes(tmp_path, processes)
-        for name, expected in alone.items():
-            if name in ("alpha", "beta"):  # each process holds its part
-                joined = np.concatenate([result[name] for result in each])
-                np.testing.assert_array_equal(joined, expected)
-            else:
-                for result in each:
-                    np.testing.assert_array_equal(result[name], expected)
+
+@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.long)])
+def test_processes_select_and_believe_the_same(
+    processes: int, alone: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    """And four devices what two do."""
+    each = start_processes(tmp_path, processes)
+    for name, expected in alone.items():
+        if name in ("alpha", "beta"):  # each process holds its part
+            joined = np.concatenate([result[name] for result in each])
+            np.testing.assert_array_equal(joined, expected)
+        else:
+            for result in each:
+                np.testing.assert_array_equal(result[name], expected)
 
 
 @pytest.mark.parametrize("method", [auto, bots])
@@ -281,7 +297,9 @@ def test_arrays_on_the_mesh_of_a_model_are_taken(method: Any) -> None:
         assert int(selector.abandon(state, ids).pool.in_flight) == 0
 
 
-@pytest.mark.parametrize("representation", ["dense", "grouped"])
+@pytest.mark.parametrize(
+    "representation", ["dense", pytest.param("grouped", marks=pytest.mark.long)]
+)
 def test_arrays_of_a_model_s_explicit_mesh_in_traced_code(representation: str) -> None:
     """Within the user's own jit, under `set_mesh` or not; their type alone tells of the mesh."""
     mesh = jax.make_mesh((4,), ("data",))

@@ -214,6 +214,7 @@ def test_a_matrix_with_scores_out_of_range_is_refused(tmp_path):
 # triples and tasks: over 20 other draws the interpolation itself, without the engine, had
 # .610, .583 and .446 on average, with standard deviations of .002, .002 and .012.
 # `bots-jax bench prediction` shows the two that would take too long here.
+@pytest.mark.long
 def test_linear_interpolation_has_its_known_correlation():
     path = shared_file("data", "rg_scores_easy_dev.npz")
     place = predict_environment(path=str(path), batches="random")

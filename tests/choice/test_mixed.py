@@ -128,13 +128,15 @@ def chosen_by(told: dict[str, Any], **settings: Any) -> list[list[int]]:
     ids=["numbers", "kinds", "references", "domains"],
 )
 def test_rates_are_drawn_where_anything_is_told_of_tasks(told: dict[str, Any]) -> None:
-    assert chosen_by(told) == chosen_by(told, spread=mixed.SPREAD)
-    assert chosen_by(told) != chosen_by(told, spread=0)
+    chosen = chosen_by(told)
+    assert chosen == chosen_by(told, spread=mixed.SPREAD)
+    assert chosen != chosen_by(told, spread=0)
 
 
 def test_none_is_drawn_where_nothing_is_told_unless_it_is_asked_for() -> None:
-    assert chosen_by({}) == chosen_by({}, spread=0)
-    assert chosen_by({}) != chosen_by({}, spread=1)
+    chosen = chosen_by({})
+    assert chosen == chosen_by({}, spread=0)
+    assert chosen != chosen_by({}, spread=1)
 
 
 def test_lengths_are_those_of_a_ridge_line() -> None:

@@ -138,7 +138,8 @@ def after_steps(selector: Selector, reference: np.ndarray, steps: int, rows: int
     return state
 
 
-@pytest.mark.parametrize("form", ["dense", "grouped"])
+# The dense pool is compared with brute force in tests/choice/test_batch.py too.
+@pytest.mark.parametrize("form", [pytest.param("dense", marks=pytest.mark.long), "grouped"])
 def test_small_pool_inclusions_pairs_and_distance(form: str) -> None:
     rng = np.random.default_rng(3)
     size, batch, runs = 200, 4, 2500
@@ -147,7 +148,7 @@ def test_small_pool_inclusions_pairs_and_distance(form: str) -> None:
     alpha, beta = counts(selector, state)
     keys = jax.random.split(jax.random.key(0), runs)
     find = jax.jit(
-        lambda keys: jax.lax.map(lambda key: selector.select(key, state)[1], keys, batch_size=500),
+        lambda keys: jax.lax.map(lambda key: selector.select(key, state)[1], keys),
         compiler_options=OPTIMISED,
     )
     chosen = find(keys)
@@ -161,6 +162,7 @@ def test_small_pool_inclusions_pairs_and_distance(form: str) -> None:
     assert stats.ks_2samp(last, [distance for _, distance in brute]).pvalue > FAILURE
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("form", ["dense", "grouped"])
 def test_large_pool_inclusions_by_group_and_distance(form: str) -> None:
     rng = np.random.default_rng(4)

@@ -57,7 +57,7 @@ def same_tasks(state: State) -> None:
 # --- beliefs -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("forgetting", [None, 0.3])
+@pytest.mark.parametrize("forgetting", [None, pytest.param(0.3, marks=pytest.mark.long)])
 def test_beliefs_are_those_of_the_dense_pool(forgetting: float | None) -> None:
     """With domains, lambda learned, and one so large that tasks return to their groups.
 
@@ -101,7 +101,7 @@ def select_often(selector: Selector) -> Callable[..., jax.Array]:
     return jax.jit(find, compiler_options=OPTIMISED)
 
 
-@pytest.mark.parametrize("crowded", [False, True])
+@pytest.mark.parametrize("crowded", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_selections_have_the_same_distribution(crowded: bool) -> None:
     """Inclusions in the batch and in its better half of each task, with a mask and tasks in flight.
 
@@ -205,6 +205,7 @@ def test_every_task_is_visited_within_the_floor() -> None:
     assert late[:, tasks // 3 :].sum() <= 1.2 * late.sum() * 2 / floor
 
 
+@pytest.mark.long
 def test_every_task_is_tried_within_sixteen_passes() -> None:
     """By a sweep that begins after eight, whatever is thought of the task."""
     tasks, batch = 240, 10

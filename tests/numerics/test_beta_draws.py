@@ -26,7 +26,7 @@ def cdf_of_log_odds(log_odds: np.ndarray, alpha: float, beta: float) -> np.ndarr
     return found
 
 
-@pytest.mark.parametrize("x64", [False, True])
+@pytest.mark.parametrize("x64", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_log_odds_follow_the_beta_distribution(x64: bool) -> None:
     """Kolmogorov-Smirnov on the log-odds of 49 pairs of parameters."""
     pairs = [(a, b) for a in GRID for b in GRID]

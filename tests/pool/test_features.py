@@ -142,12 +142,17 @@ def test_features_tell_of_tasks_never_tried() -> None:
     assert soon < 0.2 * none  # not held back while most is to be learned
 
 
+def first(features: object) -> tuple[Any, Any]:
+    """What a regression is told of tasks by their features, and its parameters before a step."""
+    given = TaskFeatures(None, *encode(features))
+    reference, _ = make_reference(given, None, None, None, np.float32)
+    return reference, glm().init(reference, 1)
+
+
 def believed(features: object, rate: np.ndarray, steps: int = 12) -> tuple[np.ndarray, np.ndarray]:
     """p~ f[N] of a regression on features after batches of 16 tasks, each once; and its trust."""
     estimator, rng = glm(), np.random.default_rng(1)
-    given = TaskFeatures(None, *encode(features))
-    reference, _ = make_reference(given, None, None, None, np.float32)
-    params = estimator.init(reference, 1)
+    reference, params = first(features)
 
     @jax.jit
     def fit(params: Any, known: Any, solved: Any) -> Any:
@@ -172,7 +177,7 @@ def test_noise_beside_kinds_costs_no_trust_in_them() -> None:
     assert trust[0] > 32 * 4**2  # of noise: 4 to the 2 times its first
     error = [np.sqrt(np.mean((found - rate) ** 2)) for found in (alone, beside)]
     assert error[1] < error[0] + 0.01
-    assert believed(noise, rate)[1].shape == (2,)  # which of both there is, is not asked
+    assert first(noise)[1].trust.shape == (2,)  # which of both there is, is not asked
 
 
 GROWING = {
@@ -266,8 +271,18 @@ def correlated(tasks: int, size: int) -> tuple[np.ndarray, np.ndarray]:
     return x, 1 / (1 + np.exp(-0.3 * x @ rng.normal(size=size)))
 
 
-@pytest.mark.parametrize("spread", [0.0, None])
-@pytest.mark.parametrize("told", ["features", "references, domains and features"])
+EXACT = glm(least_counts=0.0)._replace(infer_roughly=None)
+FEW, ALL = "features", "references, domains and features"
+
+
+@pytest.mark.parametrize(
+    ("told", "spread"),
+    [
+        (ALL, 0.0),
+        (FEW, None),
+        *(pytest.param(*c, marks=pytest.mark.long) for c in [(FEW, 0.0), (ALL, None)]),
+    ],
+)
 def test_rough_scores_change_no_selection(told: str, spread: float | None) -> None:
     """In a large pool all tasks are scored by a rough variance, and the best by the exact one.
 
@@ -276,12 +291,12 @@ def test_rough_scores_change_no_selection(told: str, spread: float | None) -> No
     tasks = 40_000
     x, rate = correlated(tasks, 8)
     known: dict[str, object] = {"features": x}
-    if told != "features":
+    if told == ALL:
         reference = np.clip(rate[None] + np.array([[0.1], [-0.1]]), 0, 1)
         known |= {"reference": reference, "domains": np.arange(tasks) % 3}
     selectors = [
         bots_jax.auto(batch_size=32, rollouts=8, estimator=estimator, spread=spread)
-        for estimator in ("glm", glm(least_counts=0.0)._replace(infer_roughly=None))
+        for estimator in ("glm", EXACT)
     ]
     states = [selector.init(**known) for selector in selectors]
     assert not np.array_equal(*(rough_and_exact(selectors[0], states[0])))
@@ -291,7 +306,9 @@ def test_rough_scores_change_no_selection(told: str, spread: float | None) -> No
         batches = []
         for at, selector in enumerate(selectors):
             states[at], batch = selector.select(jax.random.key(step), states[at])
-            states[at], _ = selector.update(states[at], batch.evidence(rewards[batch.task_ids]))
+            if spread is not None or at == 0:  # with draws, both go on from the same state
+                told_of = batch.evidence(rewards[batch.task_ids])
+                states[at], _ = selector.update(states[at], told_of)
             order = np.argsort(batch.task_ids)  # scores that differ by rounding may change places
             batches.append((np.asarray(batch.task_ids)[order], np.asarray(batch.rate)[order]))
         common.append(np.intersect1d(batches[0][0], batches[1][0]).size)
@@ -372,7 +389,7 @@ def test_features_of_many_tasks_take_half_the_room() -> None:
 # --- kinds alone: tasks of the same kinds are alike ---------------------------------------------
 
 
-@pytest.mark.parametrize("with_reference", [False, True])
+@pytest.mark.parametrize("with_reference", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_kinds_alone_keep_a_pool_grouped(with_reference: bool) -> None:
     """Beliefs are those of a dense pool, of tasks that came later too."""
     rng = np.random.default_rng(0)

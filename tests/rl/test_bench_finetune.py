@@ -16,9 +16,16 @@ TINY = {
 }  # fmt: skip
 
 
-def test_a_run_is_measured_and_cleared_away_and_its_cell_is_its_own(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(tmp_path_factory.mktemp("cache"))
+
+
+def test_a_run_is_measured_and_cleared_away_and_its_cell_is_its_own(
+    tmp_path: Path, cache: str
+) -> None:
     work = tmp_path / "work"
-    place = finetune_environment(**TINY, workspace=str(work), cache=str(tmp_path / "cache"))
+    place = finetune_environment(**TINY, workspace=str(work), cache=cache)
     told = place.run(Strategy("uniform", uniform), [0])[0]
     assert {"etr", "heldout", "breadth", "tokens", "variance"} <= set(told.values)
     assert told.values["rollouts"] == 4 * 4 * 4
@@ -32,8 +39,8 @@ def test_a_run_is_measured_and_cleared_away_and_its_cell_is_its_own(tmp_path: Pa
         place.run(Strategy("oracle", oracle), [0])
 
 
-def test_extra_rollouts_are_counted(tmp_path: Path) -> None:
-    place = finetune_environment(**TINY, cache=str(tmp_path / "cache"))
+def test_extra_rollouts_are_counted(cache: str) -> None:
+    place = finetune_environment(**TINY, cache=cache)
     rule = Strategy("dynamic", dynamic_sampling, {"max_rounds": 2})
     first, again = place.run(rule, [0]) + place.run(rule, [0])
     # The base policy after two steps of warm-up solves hardly anything: both rounds are made.
@@ -44,8 +51,9 @@ def test_extra_rollouts_are_counted(tmp_path: Path) -> None:
     assert first.values["heldout"] == again.values["heldout"]
 
 
-def test_dots_gets_embeddings_of_the_base_policy(tmp_path: Path) -> None:
-    place = finetune_environment(**TINY, cache=str(tmp_path / "cache"))
+@pytest.mark.long  # the loop itself with anchors: test_extra_loop.py
+def test_dots_gets_embeddings_of_the_base_policy(cache: str) -> None:
+    place = finetune_environment(**TINY, cache=cache)
     told = place.run(Strategy("dots", dots, {"anchors": 8, "screening": 4}), [0])[0]
     # Two measurements of 8 anchors in four steps.
     assert told.values["rollouts"] == 4 * 4 * 4 + 2 * 8 * 4

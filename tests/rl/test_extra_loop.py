@@ -51,7 +51,10 @@ def run(extra: Oversampling, start: WarmStart, steps: int = 3, reference=None):
     return jax.jit(lambda state: jax.lax.scan(step, state, length=steps))(loop)
 
 
-@pytest.mark.parametrize("make", [dynamic_sampling, speed, learnability])
+@pytest.mark.parametrize(
+    "make",
+    [dynamic_sampling, *(pytest.param(m, marks=pytest.mark.long) for m in (speed, learnability))],
+)
 def test_trains_on_what_is_worth_it_and_counts_everything(start: WarmStart, make) -> None:
     extra = make(batch_size=4, rollouts=4)
     state, told = run(extra, start)

@@ -26,7 +26,9 @@ TINY = [
     "--warmup-late", "3", "--reference-rollouts", "2",
     "--checkpoint-every", "1",
 ]  # fmt: skip
-NO_COMPILATION_CACHE = {"JAX_ENABLE_COMPILATION_CACHE": "false"}
+# With as many devices as the tests, or they find nothing that is compiled already.
+CHILD = {**os.environ, "JAX_NUM_CPU_DEVICES": "8"}
+READ_COMPILED_ONLY = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "1e9"}
 TIMINGS = ("seconds", "select_ms", "step_ms")
 
 
@@ -82,7 +84,7 @@ def test_strategies_of_a_seed_start_alike(whole: Path) -> None:
 
 def start(out: Path, cache: Path) -> subprocess.Popen[bytes]:
     arguments = [sys.executable, "-m", "bots_jax.cli", *command(out, cache, "--resume")]
-    return subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    return subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=CHILD)
 
 
 def wait_for_lines(out: Path, count: int, process: subprocess.Popen[bytes]) -> None:
@@ -93,13 +95,14 @@ def wait_for_lines(out: Path, count: int, process: subprocess.Popen[bytes]) -> N
         time.sleep(0.02)
 
 
+@pytest.mark.parametrize("moments", [(3, 12), pytest.param((2, 12, 13), marks=pytest.mark.long)])
 def test_kill_and_resume_end_with_the_same_numbers(
-    tmp_path: Path, cache: Path, whole: Path
+    tmp_path: Path, cache: Path, whole: Path, moments: tuple[int, ...]
 ) -> None:
-    """kill -9 at three moments: in the first run, in the second, and while resuming."""
+    """kill -9 in the first run, and in the second, which had resumed; and once more."""
     out = tmp_path / "run"
     jitter = random.Random(0)
-    for lines in (3, 12, 13):
+    for lines in moments:
         process = start(out, cache)
         wait_for_lines(out, lines, process)
         time.sleep(jitter.uniform(0, 0.15))
@@ -339,6 +342,7 @@ def test_unwritable_results_are_one_clear_line(
     assert "Traceback" not in capsys.readouterr().err
 
 
+@pytest.mark.long  # quick for a single checkpoint: tests/test_checkpoint.py
 def test_a_full_disk_stops_with_one_clear_line_and_loses_nothing(
     cache: Path, tmp_path: Path, whole: Path
 ) -> None:
@@ -348,7 +352,7 @@ def test_a_full_disk_stops_with_one_clear_line_and_loses_nothing(
     run = "import sys; from bots_jax.cli import main; sys.exit(main(sys.argv[1:]))"
     full = subprocess.run(
         [sys.executable, "-c", limit + run, *command(out, cache)],
-        capture_output=True, text=True, check=False, env={**os.environ, **NO_COMPILATION_CACHE},
+        capture_output=True, text=True, check=False, env={**CHILD, **READ_COMPILED_ONLY},
     )  # fmt: skip
     assert full.returncode == 2, full.stderr
     assert "could not be written" in full.stderr

@@ -56,7 +56,7 @@ def start(cache: Path) -> WarmStart:
     return warm_up(SMALL, cache)
 
 
-@pytest.mark.parametrize("name", ["bots", "easy-to-hard"])
+@pytest.mark.parametrize("name", ["bots", pytest.param("easy-to-hard", marks=pytest.mark.long)])
 def test_scan_equals_steps(start: WarmStart, name: str) -> None:
     """Selection included, the whole loop runs on the device and gives the same numbers."""
     selector = make_strategy(name, batch_size=4, rollouts=4)

@@ -43,8 +43,13 @@ TINY = dataclasses.replace(
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> worlds.WorldData:
-    return worlds.make_world(TINY, tmp_path_factory.mktemp("cache"))
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def data(cache: Path) -> worlds.WorldData:
+    return worlds.make_world(TINY, cache)
 
 
 @pytest.mark.parametrize("name", sorted(worlds.WORLDS))
@@ -158,12 +163,13 @@ def test_seeds_together_give_what_each_gives_alone(data: worlds.WorldData) -> No
     task = seeds.Task(data.start.graphdef, data.start.base, data.pool, data.held_out)
     loop = worlds.loop_config(TINY)
 
-    def run(which: list[int], batched: bool) -> list[dict[str, Any]]:
-        config = seeds.SeedsConfig(4, 2, batched, loop)
-        return seeds.run_seeds(rule, first, task, config, which, name="epochs")
-
-    alone = [run([seed], False)[0] for seed in (3, 5)]
-    for one, other in zip(run([3, 5], True), alone, strict=True):
+    together, alone = (
+        seeds.run_seeds(
+            rule, first, task, seeds.SeedsConfig(4, 2, batched, loop), [3, 5], name="epochs"
+        )
+        for batched in (True, False)
+    )
+    for one, other in zip(together, alone, strict=True):
         assert one["seed"] == other["seed"]
         assert one["task_ids"] == other["task_ids"]
         assert one["tokens"] == other["tokens"]
@@ -174,6 +180,7 @@ def test_seeds_together_give_what_each_gives_alone(data: worlds.WorldData) -> No
     assert alone[0]["heldout"][0] == pytest.approx(exact.mean(), rel=1e-5)
 
 
+@pytest.mark.long
 def test_each_seed_may_start_from_a_policy_of_its_own(data: worlds.WorldData) -> None:
     rule = epochs(batch_size=4, rollouts=4)
     task = seeds.Task(data.start.graphdef, data.start.base, data.pool, data.held_out)
@@ -391,9 +398,11 @@ def test_the_main_job_is_in_a_world_unless_there_are_tasks_of_a_file() -> None:
         config("--tasks", "mine.jsonl", "--verifier", "a:b", "--eval-rollouts", "0")
 
 
-def test_the_environment_measures_a_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_measures_a_world(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(worlds.WORLDS, "frontier", TINY)
-    place = worlds_environment(eval_every=2, cache=str(tmp_path), workspace=str(tmp_path / "work"))
+    place = worlds_environment(eval_every=2, cache=str(cache), workspace=str(tmp_path / "work"))
     told = place.run(Strategy("epochs", epochs, told="nothing"), [0, 1])
     assert [one.values["rollouts"] for one in told] == [64, 64]
     assert list(told[0].series["heldout_average"].x) == [0, 2, 4]
