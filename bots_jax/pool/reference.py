@@ -31,7 +31,7 @@ def without_nan(rates: Any, dtype: jnp.dtype) -> Array:
     if not is_concrete(rates):
         return jnp.where(jnp.isnan(rates), UNKNOWN, rates).astype(dtype)
     values = np.asarray(rates)
-    return jnp.asarray(np.where(np.isnan(values), UNKNOWN, values), dtype)
+    return jnp.asarray(np.where(np.isnan(values), UNKNOWN, values).astype(dtype))
 
 
 class ReferenceCounts(NamedTuple):
@@ -137,11 +137,17 @@ def make_reference(
             raise ValueError("reference_trials was given without reference: give both or neither")
         return Reference(jnp.zeros((0, capacity), dtype), None), num_tasks
     check_rates(rates)
-    padding = ((0, 0), (0, capacity - num_tasks))
-    rates = jnp.pad(without_nan(rates, dtype), padding, constant_values=UNKNOWN)
+    rates = _with_room(without_nan(rates, dtype), capacity, UNKNOWN)
     if trials is not None:
-        trials = jnp.pad(broadcast_trials(trials, rates.shape[0], num_tasks, dtype), padding)
+        trials = broadcast_trials(trials, rates.shape[0], num_tasks, dtype)
+        trials = _with_room(trials, capacity, 0)
     return Reference(rates, trials), num_tasks
+
+
+def _with_room(columns: Array, capacity: int, value: float) -> Array:
+    """[A, C] of [A, N]; where there is no room nothing is compiled for it."""
+    room = capacity - columns.shape[1]
+    return jnp.pad(columns, ((0, 0), (0, room)), constant_values=value) if room else columns
 
 
 def _with_embeddings(
@@ -181,7 +187,7 @@ def _with_embeddings(
     else:
         stored_in = jnp.dtype(features_dtype)
     step = _step_of(given.embeddings, dtype) if stored_in == jnp.int8 else None
-    embeddings = jnp.pad(_stored(given.embeddings, stored_in, step), ((0, 0), (0, rows - tasks)))
+    embeddings = _with_room(_stored(given.embeddings, stored_in, step), rows, 0)
     code = None if given.code is None else FeatureCode(*map(jnp.asarray, given.code))
     return known._replace(embeddings=embeddings, code=code, step=step), tasks
 
@@ -206,8 +212,10 @@ def _stored(embeddings: ArrayLike, dtype: jnp.dtype, step: Array | None) -> Arra
         scaled = jnp.asarray(embeddings, step.dtype) / step[:, None]
         return jnp.clip(jnp.round(scaled), -127, 127).astype(dtype)
     most = min(float(jnp.finfo(dtype).max), FAR)
-    clip = np.clip if is_concrete(embeddings) else jnp.clip  # on the host if it can be
-    return jnp.asarray(clip(embeddings, -most, most), dtype)
+    if not is_concrete(embeddings):
+        return jnp.clip(embeddings, -most, most).astype(dtype)
+    clipped = np.clip(np.asarray(embeddings), -most, most)  # on the host: nothing is compiled
+    return jnp.asarray(clipped.astype(dtype))
 
 
 def stored_like(known: Reference, embeddings: ArrayLike) -> Array:

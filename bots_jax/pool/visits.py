@@ -18,6 +18,7 @@ are gone through in any case.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -165,6 +166,8 @@ class Counts(NamedTuple):
     in_flight: Array
 
 
+# One program: each array by itself would be compiled anew for each size of pool.
+@partial(jax.jit, static_argnums=(0, 1, 3, 4, 5, 6))
 def make_pool(
     num_tasks: int,
     capacity: int,
