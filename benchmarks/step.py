@@ -72,8 +72,8 @@ def our_step(form: str, size: int, forgetting: float | None, method: str = "bots
     state = selector.init(reference)
 
     def truth(state: State, task_ids: jax.Array) -> jax.Array:
-        rates = state.known.reference.rates
-        return jnp.mean(rates, axis=0)[state.column_of(task_ids)]
+        rates = state.known.reference.rates[:, state.column_of(task_ids)]
+        return jnp.mean(rates, axis=0)
 
     @partial(jax.jit, donate_argnums=1)
     def step(rng_key: jax.Array, state: State) -> tuple[State, Any]:
