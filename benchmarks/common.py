@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -16,6 +17,12 @@ from typing import Any
 import jax
 
 RESULTS = Path(os.environ.get("BOTS_JAX_RESULTS") or Path(__file__).parent / "results")
+
+
+def no_options(doc: str | None) -> None:
+    """`--help` of a script that has no options; another argument is an error."""
+    form = argparse.RawDescriptionHelpFormatter
+    argparse.ArgumentParser(description=doc, formatter_class=form).parse_args()
 
 
 def alternate(sides: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, float]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 
-from benchmarks.common import RESULTS
+from benchmarks.common import RESULTS, no_options
 
 # Label, marker and colour (of the palette of Okabe and Ito, told apart by everyone).
 STYLES = {
@@ -45,4 +45,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    no_options(__doc__)
     main()

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.common import alternate, save
+from benchmarks.common import alternate, no_options, save
 from bots_jax import Evidence, bots
 from bots_jax.sharding import shard, task_mesh
 
@@ -110,4 +110,5 @@ def _step(selector: Any, state: Any) -> tuple[Any, dict[str, int]]:
 
 if __name__ == "__main__":
     jax.config.update("jax_num_cpu_devices", 8)
+    no_options(__doc__)
     main()

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.common import alternate, save
+from benchmarks.common import alternate, no_options, save
 from bots_jax import Evidence, Settings, bots
 
 TASKS, BATCH, ROLLOUTS, STEPS = 100_000, 64, 16, 3
@@ -91,4 +91,5 @@ def _sides(function: Any, keys: jax.Array, states: Any) -> tuple[dict[str, Any],
 
 
 if __name__ == "__main__":
+    no_options(__doc__)
     main()

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.common import no_options
 from benchmarks.levels.rules import RULES
 from benchmarks.levels.run import RESULTS, make_pools, maze
 
@@ -64,4 +65,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    no_options(__doc__)
     main()

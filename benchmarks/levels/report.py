@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.common import no_options
 from bots_jax.evaluate import metrics
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -199,4 +200,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    no_options(__doc__)
     main()
