@@ -4,10 +4,8 @@ Run: bots-jax bench auto_trace --data FOLDER
      python -m benchmarks.selection.equal_breadth runs/bench/auto_trace/results.jsonl [--only auto]
 
 In: the cells of a matrix of recorded runs with rows `frontier,cost=...`, which choose by the true
-rates of the moment (those with `sees=visited` by the true rates of the last visits: no line, but
-what finding the tasks costs). Out: for each strategy its breadth, and its ETR minus that of the
-line through those rows at the same breadth, in all steps and the first 50: paired by seed, with 95%
-intervals.
+rates of the moment. Out: for each strategy its breadth, and its ETR minus that of the line through
+those rows at the same breadth, in all steps and the first 50: paired by seed, with 95% intervals.
 """
 
 from __future__ import annotations
@@ -21,7 +19,7 @@ import numpy as np
 from bots_jax.bench.store import Store
 from bots_jax.evaluate import metrics
 
-ORACLE, FINDER, RATIOS = "frontier", "frontier, sees visited", ("etr", "etr_early")
+ORACLE, RATIOS = "frontier", ("etr", "etr_early")
 Runs = Mapping[int, Mapping[str, float]]  # values by seed
 
 
@@ -36,16 +34,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         rows = by_recording.setdefault(record["environment"], {})
         rows.setdefault(record["strategy"], {})[record["seed"]] = record["values"]
     for recording, rows in by_recording.items():
-        line = [runs for name, runs in rows.items() if _on_the_line(name)]
+        line = [runs for name, runs in rows.items() if name.startswith(ORACLE)]
         print(f"{recording}: breadth, ETR minus the line, in the first 50 steps")
         for name, runs in rows.items():
-            if name.startswith(given.only) and not _on_the_line(name):
+            if name.startswith(given.only) and not name.startswith(ORACLE):
                 breadth = np.mean([values["breadth"] for values in runs.values()])
-                print(f"  {name:34s} {breadth:5.0f}", *(_told(runs, line, of) for of in RATIOS))
-
-
-def _on_the_line(name: str) -> bool:
-    return name.startswith(ORACLE) and not name.startswith(FINDER)
+                print(f"  {name:24s} {breadth:5.0f}", *(_told(runs, line, of) for of in RATIOS))
 
 
 def _told(runs: Runs, line: Sequence[Runs], ratio: str) -> str:

@@ -21,22 +21,29 @@ from bots_jax.types import ArrayLike, Selector
 
 
 def frontier(
-    *,
-    batch_size: int = 32,
-    rollouts: ArrayLike = 8,
-    cost: float = 0.1,
-    sees: str = "all",
-    dtype: Any = None,
+    *, batch_size: int = 32, rollouts: ArrayLike = 8, cost: float = 0.1, dtype: Any = None
 ) -> Selector:
     """Oracles that choose by the true rates and spread over the tasks, forgetting no visit.
 
     Args:
       batch_size: B. rollouts: m. cost: c >= 0. dtype: as in `bots`.
-      sees: "all" rates, or those of "visited" tasks as of the last visit: what finding costs.
 
     Raises:
       ValueError: where a number is out of range.
     """
+    return _spreading("frontier", "all", batch_size, rollouts, cost, dtype)
+
+
+def finder(
+    *, batch_size: int = 32, rollouts: ArrayLike = 8, cost: float = 0.1, dtype: Any = None
+) -> Selector:
+    """The same, told each rate as it was at the task's last visit: what finding the tasks costs."""
+    return _spreading("finder", "visited", batch_size, rollouts, cost, dtype)
+
+
+def _spreading(
+    name: str, sees: str, batch_size: int, rollouts: ArrayLike, cost: float, dtype: Any
+) -> Selector:
     if not cost >= 0:
         raise ValueError(f"cost={cost} must be at least 0")
     made = oracle(
@@ -51,5 +58,5 @@ def frontier(
     return dataclasses.replace(
         made,
         recipe=None,
-        static={**made.static, "strategy": "frontier", "reads": "truth", "cost": float(cost)},
+        static={**made.static, "strategy": name, "reads": "truth", "cost": float(cost)},
     )

@@ -111,10 +111,10 @@ def _value(text: str) -> Any:
 
 def strategies() -> dict[str, Callable[..., Any]]:
     """The package's factories by name: selectors, oracles, strategies with extra rollouts."""
-    from bots_jax.bench.frontier import frontier
+    from bots_jax.bench.frontier import finder, frontier
     from bots_jax.evaluate.replay import KNOWN
 
-    return {"frontier": frontier, **KNOWN}
+    return {"frontier": frontier, "finder": finder, **KNOWN}
 
 
 def expand(texts: Sequence[str]) -> list[Spec]:

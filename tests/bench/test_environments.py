@@ -9,7 +9,7 @@ from bots_jax.bench.environment import Strategy
 from bots_jax.bench.environments import predict
 from bots_jax.bench.environments.predict import draw_triples, load_matrix, predict_environment
 from bots_jax.bench.environments.replay import of_recording
-from bots_jax.bench.frontier import frontier
+from bots_jax.bench.frontier import finder, frontier
 from bots_jax.evaluate import meter, metrics
 from bots_jax.evaluate.replay import Recording
 from bots_jax.strategies import oracle, uniform
@@ -58,9 +58,19 @@ def test_the_frontier_begins_at_the_most_etr_and_grows_broader():
     assert points[0]["rmse"] == pytest.approx(0, abs=1e-6)  # it was told the truth
 
 
+def test_finding_the_tasks_costs_mixed_groups():
+    place = of_recording(made_up(steps=60, tasks=64), batch_size=8)
+    told, finds = (
+        place.run(Strategy(make.__name__, make, {"cost": 0.1}), range(4))[0].values["etr"]
+        for make in (frontier, finder)
+    )
+    assert finds < told
+
+
 def test_an_oracle_is_marked_as_one_and_others_are_not():
     place = of_recording(made_up(), batch_size=8)
-    assert place.run(Strategy("oracle", oracle), [0])[0].truth
+    for make in (oracle, frontier, finder):
+        assert place.run(Strategy(make.__name__, make), [0])[0].truth
     assert not place.run(Strategy("uniform", uniform), [0])[0].truth
 
 
