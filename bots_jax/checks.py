@@ -81,6 +81,11 @@ def host_numbers(name: str, value: Any, *, copy: bool = True, hint: str = "") ->
     return array
 
 
+def numbers_or_none(name: str, value: Any, *, copy: bool = True, hint: str = "") -> Any:
+    """`host_numbers` of what a user may leave out."""
+    return None if value is None else host_numbers(name, value, copy=copy, hint=hint)
+
+
 def without_mask(value: Any) -> np.ndarray:
     """A masked array of numbers as a plain one; where it hides any, in float64, and those NaN."""
     hides = np.ma.is_masked(value)

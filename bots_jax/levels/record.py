@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bots_jax.checks import check_choice, host_numbers, whole_numbers, wide_float
+from bots_jax.checks import check_choice, host_numbers, numbers_or_none, whole_numbers, wide_float
 from bots_jax.pool.graded import as_shares, check_ends
 from bots_jax.types import Array, ArrayLike, Evidence
 
@@ -86,6 +86,7 @@ def record(
     check_choice("unfinished", unfinished, UNFINISHED)
     dones, share, levels = _check_window(dones, outcomes, level_ids, low, high)
     _check_counts(episodes, limit)
+    visit = numbers_or_none("visit", visit)
     by_step = levels.ndim == 2
     played = levels if by_step else jnp.broadcast_to(levels, dones.shape)
     most = jnp.iinfo(jnp.int32).max if episodes is None else episodes
@@ -121,7 +122,6 @@ def record(
     worst = jnp.min(jnp.where(trials == 1, successes, jnp.where(trials > 1, 0, 1)), 0)
     differ = jnp.max(successes, 0) > worst
     successes, trials, attempts = (jnp.sum(x, 0) for x in (successes, trials, attempts))
-    visit = None if visit is None else host_numbers("visit", visit)
     ids = jnp.where((attempts > 0) | (not carry), levels, NO_LEVEL)
     attempts = attempts if carry else jnp.where(attempts > 0, attempts, jnp.inf)
     return after, Evidence(ids, successes, trials, visit, attempts=attempts, differ=differ)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bots_jax.checks import host_numbers, is_concrete, whole_numbers
+from bots_jax.checks import host_numbers, is_concrete, numbers_or_none, whole_numbers
 from bots_jax.types import Array, ArrayLike, Evidence
 
 UNNUMBERED = -1
@@ -120,7 +120,7 @@ def take_evidence(evidence: Any) -> Evidence:
             "update(state, evidence); make it by batch.evidence(rewards)"
         )
     columns: dict[str, Any] = {
-        name: None if value is None else host_numbers(f"evidence.{name}", value)
+        name: numbers_or_none(f"evidence.{name}", value)
         for name, value in evidence._asdict().items()
     }
     rows, tokens = np.shape(columns["task_ids"]), np.shape(columns["tokens"])

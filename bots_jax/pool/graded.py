@@ -22,7 +22,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from bots_jax.checks import host_numbers, is_concrete, wide_float
+from bots_jax.checks import host_numbers, is_concrete, numbers_or_none, wide_float
 from bots_jax.numerics.compiling import jit_by_size
 from bots_jax.types import Array, ArrayLike, Evidence
 
@@ -60,13 +60,10 @@ def evidence_of_rewards(
     share = as_shares(given, low, high, "rewards")
     successes, trials, differ = _counts(jnp.asarray(task_ids), share)
     attempts = jnp.full(trials.shape, given.shape[1], trials.dtype)
-    ids, visit, tokens = map(_kept, ("task_ids", "visit", "tokens"), (task_ids, visit, tokens))
-    return Evidence(ids, successes, trials, visit, tokens, attempts, differ)
-
-
-def _kept(name: str, value: ArrayLike | None) -> Any:
-    """Not the user's own buffer, which may be filled anew before the evidence is handed over."""
-    return None if value is None else host_numbers(name, value)
+    # Not the user's own buffers, which may be filled anew before the evidence is handed over.
+    task_ids = host_numbers("task_ids", task_ids)
+    visit, tokens = numbers_or_none("visit", visit), numbers_or_none("tokens", tokens)
+    return Evidence(task_ids, successes, trials, visit, tokens, attempts, differ)
 
 
 def check_ends(low: float, high: float, what: str) -> None:

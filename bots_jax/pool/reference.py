@@ -8,13 +8,14 @@ same padded to the C rows of the state, with `UNKNOWN` in place of NaN: a state 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from bots_jax.checks import check_count, host_numbers, is_concrete, wide_float
+from bots_jax.checks import check_count, host_numbers, is_concrete, numbers_or_none, wide_float
 from bots_jax.pool.features import FeatureCode
 from bots_jax.types import Array, ArrayLike
 
@@ -137,14 +138,14 @@ def make_reference(
             raise ValueError("reference_trials was given without reference: give both or neither")
         return Reference(jnp.zeros((0, capacity), dtype), None), num_tasks
     check_rates(rates)
-    rates = _with_room(without_nan(rates, dtype), capacity, UNKNOWN)
+    rates = _padded(without_nan(rates, dtype), capacity, UNKNOWN)
     if trials is not None:
         trials = broadcast_trials(trials, rates.shape[0], num_tasks, dtype)
-        trials = _with_room(trials, capacity, 0)
+        trials = _padded(trials, capacity, 0)
     return Reference(rates, trials), num_tasks
 
 
-def _with_room(columns: Array, capacity: int, value: float) -> Array:
+def _padded(columns: Array, capacity: int, value: float) -> Array:
     """[A, C] of [A, N]; where there is no room nothing is compiled for it."""
     room = capacity - columns.shape[1]
     return jnp.pad(columns, ((0, 0), (0, room)), constant_values=value) if room else columns
@@ -187,7 +188,7 @@ def _with_embeddings(
     else:
         stored_in = jnp.dtype(features_dtype)
     step = _step_of(given.embeddings, dtype) if stored_in == jnp.int8 else None
-    embeddings = _with_room(_stored(given.embeddings, stored_in, step), rows, 0)
+    embeddings = _padded(_stored(given.embeddings, stored_in, step), rows, 0)
     code = None if given.code is None else FeatureCode(*map(jnp.asarray, given.code))
     return known._replace(embeddings=embeddings, code=code, step=step), tasks
 
@@ -309,16 +310,14 @@ def as_given(reference: Any, trials: Any, domains: Any) -> tuple[Any, Any, Any]:
       ValueError: naming the argument, if it holds no numbers, or makes no sense.
     """
 
-    def numbers(name: str, value: Any, hint: str = "") -> Any:
-        return None if value is None else host_numbers(name, value, copy=False, hint=hint)
-
+    numbers = partial(numbers_or_none, copy=False)
     if isinstance(reference, TaskFeatures | ReferenceCounts | ReferenceGroups):
         name = type(reference).__name__
         parts = {part: numbers(f"{name}.{part}", value) for part, value in
                  reference._asdict().items() if part != "code"}  # fmt: skip
         reference = reference._replace(**parts)
     else:
-        reference = numbers("reference", reference, _PROMPTS)
+        reference = numbers("reference", reference, hint=_PROMPTS)
     check_given(reference, trials)
     trials = numbers("reference_trials", trials)
     if trials is not None:
