@@ -208,8 +208,10 @@ class TaskSampler:
         with self._lock, self._engine.on_device():
             if self._closed:
                 raise ClosedError("this sampler was closed")
-            mask = as_mask(eligible, int(self.state.capacity))  # raises before anything is done
-            may = None if mask is None else np.asarray(mask)
+            mask = may = None
+            if eligible is not None:
+                mask = as_mask(eligible, int(self.state.capacity))  # raises before anything is done
+                may = np.asarray(mask)
             self._end_steps(count, may)
             rows = self._ledger.take_again(count, may)
             try:

@@ -112,9 +112,10 @@ def insert(
     columns = _columns_of(state, features)
     count = jax.tree.leaves(new_levels)[0].shape[0]
     believed, active = selector.predict(state).mean, state.pool.active
-    held = usefulness(selector, state)
-    if scores is not None:
-        held = _floats("scores", scores, held.dtype)
+    if scores is None:
+        held = usefulness(selector, state)
+    else:
+        held = _floats("scores", scores, believed.dtype)
     held = jnp.where(active, held, -jnp.inf)
     worst = jnp.argsort(jnp.where(state.pool.visit >= 0, jnp.inf, held), stable=True)[:count]
     order, accepted = _accept(state, held[worst], worst, worth, count)
@@ -143,7 +144,7 @@ def insert(
 
 
 def _floats(name: str, value: ArrayLike, dtype: jnp.dtype) -> Array:
-    """Numbers of any type as floats: of those without a sign less is more."""
+    """Numbers of any type as floats: the negative of one without a sign is no less than it."""
     return jnp.asarray(host_numbers(name, value)).astype(dtype)
 
 
@@ -168,8 +169,7 @@ def _columns_of(state: State, features: ArrayLike | None) -> Array | None:
         return None
     if features is None:
         return jnp.zeros((known.shape[0], 1), dtype)
-    given, code = jnp.asarray(host_numbers("features", features)), state.reference.code
-    given = given.astype(dtype)
+    given, code = _floats("features", features, dtype), state.reference.code
     if given.ndim != 2 or given.shape[1] != known.shape[0]:
         raise ValueError(
             f"features has shape {given.shape}, expected [A, {known.shape[0]}]: numbers like those "
