@@ -186,14 +186,12 @@ def factory(make: F) -> F:
     @functools.wraps(make)
     def build(*args: Any, **given: Any) -> Selector:
         try:
-            expected.bind(*args, **given)
+            bound = expected.bind(*args, **given)
         except TypeError as error:
             names = ", ".join(expected.parameters)
             raise TypeError(f"{make.__name__}: {error}; it takes, by name, {names}") from None
-        bound = signature.bind(*args, **given)
         bound.apply_defaults()
-        arguments = {**bound.arguments, **bound.arguments.get("shared", {})}
-        arguments.pop("shared", None)
+        arguments = bound.arguments
         key = _frozen(arguments)
         if key is None:
             return make(*args, **given)
