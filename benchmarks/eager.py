@@ -25,18 +25,17 @@ from bots_jax import Evidence, State, auto, bots
 from bots_jax.adapters import TaskSampler
 
 BATCH, ROLLOUTS = 512, 16
-SIDES = ("plain calls", "calls in place", "TaskSampler", "one step")
+ONE_STEP = "one step"
 
 
-def sides(method: Callable[..., Any], size: int) -> dict[str, Callable[[], None]]:
+def sides(method: Callable[..., Any], size: int) -> dict[str, Callable[[], Any]]:
     """A step of each side; each keeps a state of its own."""
     selector = method(batch_size=BATCH, rollouts=ROLLOUTS, representation="dense")
     reference = np.sort(np.random.default_rng(0).random((2, size), np.float32), axis=0)
-    states = {name: selector.init(reference) for name in SIDES}
-    sampler = TaskSampler(selector, reference)
     solved = jnp.full((BATCH,), ROLLOUTS / 2)
+    keys = iter(jax.random.split(jax.random.key(0), 10_000))
 
-    def made_of(select: Any, update: Any) -> Callable[[State, jax.Array], State]:
+    def step_of(select: Any, update: Any) -> Callable[[State, jax.Array], State]:
         def step(state: State, key: jax.Array) -> State:
             state, batch = select(key, state)
             evidence = Evidence(batch.task_ids, solved, ROLLOUTS, batch.visit)
@@ -45,27 +44,30 @@ def sides(method: Callable[..., Any], size: int) -> dict[str, Callable[[], None]
 
         return step
 
-    plain = made_of(selector.select, selector.update)
-    in_place = made_of(
-        jax.jit(selector.select, donate_argnums=1), jax.jit(selector.update, donate_argnums=0)
-    )
-    keys = iter(jax.random.split(jax.random.key(0), 10_000))
+    def turns(step: Callable[[State, jax.Array], State]) -> Callable[[], None]:
+        state = selector.init(reference)
 
-    def run(name: str, one: Callable[[State, jax.Array], State]) -> Callable[[], None]:
         def turn() -> None:
-            states[name] = jax.block_until_ready(one(states[name], next(keys)))
+            nonlocal state
+            state = jax.block_until_ready(step(state, next(keys)))
 
         return turn
+
+    plain = step_of(selector.select, selector.update)
+    in_place = step_of(
+        jax.jit(selector.select, donate_argnums=1), jax.jit(selector.update, donate_argnums=0)
+    )
+    sampler = TaskSampler(selector, reference)
 
     def by_sampler() -> None:
         batch = sampler.next_batch()  # ends the step before
         sampler.observe(batch.task_ids, np.full(BATCH, ROLLOUTS / 2), ROLLOUTS, batch.visits)
 
     return {
-        "plain calls": run("plain calls", plain),
-        "calls in place": run("calls in place", in_place),
+        "plain calls": turns(plain),
+        "calls in place": turns(in_place),
         "TaskSampler": by_sampler,
-        "one step": run("one step", jax.jit(plain, donate_argnums=0)),
+        ONE_STEP: turns(jax.jit(plain, donate_argnums=0)),
     }
 
 
@@ -77,18 +79,18 @@ def main() -> None:
     args = parser.parse_args()
     told: dict[str, Any] = {"size": int(args.size)}
     for method in (bots, auto):
-        all_sides = sides(method, int(args.size))
-        times: dict[str, list[float]] = {name: [] for name in SIDES}
+        steps = sides(method, int(args.size))
+        times: dict[str, list[float]] = {name: [] for name in steps}
         for turn in range(args.turns + 3):
-            for name, step in all_sides.items():
+            for name, step in steps.items():
                 start = time.perf_counter()
                 step()
                 if turn >= 3:  # compiled, and past the first steps
                     times[name].append(1e3 * (time.perf_counter() - start))
         ms = {name: statistics.median(values) for name, values in times.items()}
-        ratios = {name: ms[name] / ms["one step"] for name in SIDES[:-1]}
+        ratios = {name: ms[name] / ms[ONE_STEP] for name in ms if name != ONE_STEP}
         told[method.__name__] = {"ms": ms, "ratios": ratios}
-        print(f"{method.__name__}: one jitted step {ms['one step']:.2f} ms")
+        print(f"{method.__name__}: one jitted step {ms[ONE_STEP]:.2f} ms")
         for name, ratio in ratios.items():
             print(f"  {name}: {ms[name]:.2f} ms, ratio {ratio:.2f}")
     save("eager", told)

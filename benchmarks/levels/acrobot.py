@@ -401,10 +401,7 @@ def table(found: Found) -> tuple[str, list[dict[str, Any]]]:
         about = {"estimator": estimator, "arm": name, "seeds": len(runs)}
         rows.append(about | means | pairs)
         told = [f"{means[m][0]:.3f}" for m in MEASURES] + [f"{means['steps'][0] / 1000:.0f}"]
-        cells = [
-            *map(str, about.values()),
-            *told,
-        ]
+        cells = [*map(str, about.values()), *told]
         cells += [difference(pairs[f"{m}_less_{r}"]) if name != r else "" for m, r in rivals]
         lines.append("| " + " | ".join(cells) + " |")
     more, contrasts = fit(found)
