@@ -27,7 +27,7 @@ import dataclasses
 from typing import Any, Unpack
 
 from bots_jax.belief.lengths import add_tokens
-from bots_jax.belief.logit_normal import AutoConfig, estimator_of_auto, logit_normal_belief
+from bots_jax.belief.logit_normal import AutoConfig, logit_normal_belief
 from bots_jax.checks import check_choice, check_number
 from bots_jax.choice.mixed import mixed_groups
 from bots_jax.choice.nearest import nearest_target
@@ -36,7 +36,7 @@ from bots_jax.compose import Choice, Shared, admit_rows, compose, factory, plan_
 from bots_jax.grouped.logit_normal import AUTO_TOLERANCE, group_auto
 from bots_jax.grouped.representation import REPRESENTATIONS, Grouping, with_grouped
 from bots_jax.grouped.selector import check_slots, check_tolerance
-from bots_jax.implicit import Estimator
+from bots_jax.implicit import Estimator, make_estimator
 from bots_jax.pool.evidence import take_evidence
 from bots_jax.pool.visits import admit
 from bots_jax.settings import (
@@ -170,7 +170,7 @@ def _config(
     estimator: str | Estimator, given: Settings, batch_size: int, per_token: bool
 ) -> AutoConfig:
     return AutoConfig(
-        estimator_of_auto(estimator),
+        make_estimator(estimator),
         learn_trust=given.implicit_weight is None,
         learn_speed=given.forgetting is None,
         batch_size=batch_size,

@@ -16,7 +16,7 @@ from bots_jax import Evidence, Selection, Selector, State, add_tasks, auto, summ
 from bots_jax.belief.lengths import relative_length
 from bots_jax.belief.logit_normal import _reweighted, was_visited
 from bots_jax.choice.worth import chance_of_mixed_group, prob_zero_advantage
-from bots_jax.implicit.glm import glm
+from bots_jax.implicit import ESTIMATORS, glm
 from bots_jax.summary import expected_of_random_tasks
 
 BATCH, ROLLOUTS, TASKS = 5, 8, 60
@@ -111,7 +111,7 @@ def test_references_without_weight_tell_nothing(reference: np.ndarray) -> None:
 
 def test_without_a_visit_the_mean_is_the_estimators(reference: np.ndarray) -> None:
     """p~ is a mean already: taking it for a median would pull it towards 1/2 once more."""
-    estimator = glm(least_counts=0.0)
+    estimator = glm()
     selector = make(estimator=estimator, implicit_weight=1.0)
     state = selector.init(reference)
     visited = np.arange(20, dtype=np.int32)
@@ -122,6 +122,26 @@ def test_without_a_visit_the_mean_is_the_estimators(reference: np.ndarray) -> No
     rest = slice(20, TASKS)
     np.testing.assert_allclose(selector.predict(state).mean[rest], inferred.mean[rest], atol=1e-5)
     assert np.ptp(np.asarray(inferred.mean[rest])) > 0.3
+
+
+@pytest.mark.parametrize("by", ["name", "record"])
+@pytest.mark.parametrize(("name", "most"), [("glm", 0.05), ("linear_ls", 0.1), ("logit", 0.1)])
+def test_estimators_may_claim_less_than_two_counts(name: str, most: float, by: str) -> None:
+    """Each task is solved always or never, so p~ is worth hardly a count as a prior.
+
+    With two claimed at least, p~ was taken for more certain, and means were off by .07 to .38.
+    """
+    rng = np.random.default_rng(0)
+    reference = np.sort(rng.random((2, 300)), 0).astype(np.float32)
+    rates = reference.mean(0)
+    solved = ROLLOUTS * (rng.random(300) < rates).astype(np.float32)
+    made = name if by == "name" else ESTIMATORS[name]()
+    selector = auto(batch_size=25, rollouts=ROLLOUTS, estimator=made)
+    state = selector.init(reference)
+    for ids in np.arange(200, dtype=np.int32).reshape(8, 25):
+        state, _ = selector.update(state, Evidence(ids, solved[ids], ROLLOUTS))
+    off = np.abs(np.asarray(selector.predict(state).mean) - rates)[200:]
+    assert off.mean() < most
 
 
 def test_chooses_by_the_equation(reference: np.ndarray) -> None:

@@ -37,8 +37,8 @@ def make_features(kind: str, tasks: int) -> tuple[np.ndarray, np.ndarray]:
 
 def places(kind: str, tasks: int, steps: int) -> list[dict[str, int]]:
     """Of each step: how many of the batch are the same, and the last place by rough scores."""
-    exactly = glm(least_counts=0.0)._replace(infer_roughly=None)
-    infer = glm(least_counts=0.0).infer_roughly
+    exactly = glm()._replace(infer_roughly=None)
+    infer = glm().infer_roughly
     assert infer is not None
     roughly = exactly._replace(infer=infer)
     exact = auto(batch_size=BATCH, rollouts=ROLLOUTS, estimator=exactly)

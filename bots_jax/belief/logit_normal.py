@@ -59,7 +59,6 @@ from jax import lax
 
 from bots_jax.belief.lengths import Lengths, learn_lengths, no_lengths
 from bots_jax.compose import BeliefInfo, BeliefModel
-from bots_jax.implicit import glm, make_estimator
 from bots_jax.implicit.contract import Estimator, TaskCounts
 from bots_jax.implicit.features import shrink, unshrink
 from bots_jax.numerics.arithmetic import masked_mean, safe_ratio
@@ -176,11 +175,6 @@ class AutoConfig(NamedTuple):
     learn_speed: bool  # lambda likewise
     batch_size: int
     per_token: bool = False  # whether tokens are learned
-
-
-def estimator_of_auto(estimator: str | Estimator) -> Estimator:
-    """That of the name, or the record as it is. Of "glm" p~ need claim nothing beside a history."""
-    return glm(least_counts=0.0) if estimator == "glm" else make_estimator(estimator)
 
 
 class HyperGrid(NamedTuple):

@@ -116,7 +116,6 @@ _ITERATIONS = 8
 def glm(
     forgetting: float = 0.02,
     prior: Prior | None = None,
-    least_counts: float = overdispersion.LEAST_COUNTS,
 ) -> Estimator:
     """Regression on all references and domains.
 
@@ -124,8 +123,6 @@ def glm(
       forgetting: f in [0, 1], static: share of the posterior's precision that gives way to the
         prior's at a step; evidence counts for about 1 / f steps. Means stay.
       prior: standard deviations; None for those of `Prior`.
-      least_counts: the fewest pseudo-counts that p~ claims, static. A Beta of less than 2 is
-        U-shaped; a belief whose draws are not needs no floor.
     """
     keep = 1 - check_number("forgetting", forgetting, 0, 1)
     scales = Prior() if prior is None else prior
@@ -170,21 +167,15 @@ def glm(
             after = _learn_trust(after, jnp.maximum(count, 1) * each, kinds)
         return _if_finite(after, params)
 
-    def infer(params: Regression, reference: Reference, domain: Array | None) -> Inferred:
-        return _infer_in_chunks(params, reference, domain, least_counts)
-
-    def infer_roughly(params: Regression, reference: Reference, domain: Array | None) -> Inferred:
-        return _infer_roughly(params, reference, domain, least_counts)
-
     return Estimator(
         "glm",
         0,
         init,
         fit,
-        infer,
+        _infer_in_chunks,
         _capability,
         uses_momentum=False,
-        infer_roughly=infer_roughly,
+        infer_roughly=_infer_roughly,
         is_slow=_is_slow,
     )
 
@@ -460,21 +451,19 @@ def _is_slow(params: Regression, reference: Reference) -> bool:
     return params.mean.weights.shape[0] > FEW_ROWS and reference.rates.shape[1] > _FEW_TASKS
 
 
-def _infer_in_chunks(
-    params: Regression, reference: Reference, domain: Array | None, least: float
-) -> Inferred:
+def _infer_in_chunks(params: Regression, reference: Reference, domain: Array | None) -> Inferred:
     """`_infer`, a chunk after the other where all at once would be moved through memory."""
     tasks = reference.rates.shape[1]
     whole = tasks // _CHUNK
     few = params.mean.weights.shape[0] <= FEW_ROWS
     if few or whole < 2 or mesh_of(reference.rates) is not None:
-        return _infer(params, reference, domain, least)
+        return _infer(params, reference, domain)
 
     def part(start: Array | int, size: int) -> Inferred:
         def cut(values: Array) -> Array:
             return lax.dynamic_slice_in_dim(values, start, size, axis=-1)
 
-        return _infer(params, reference.each(cut), None if domain is None else cut(domain), least)
+        return _infer(params, reference.each(cut), None if domain is None else cut(domain))
 
     starts = _CHUNK * jnp.arange(whole, dtype=jnp.int32)
     chunks = lax.map(lambda start: part(start, _CHUNK), starts)
@@ -485,9 +474,7 @@ def _infer_in_chunks(
     return jax.tree.map(lambda *x: jnp.concatenate(x), told, part(whole * _CHUNK, rest))
 
 
-def _infer_roughly(
-    params: Regression, reference: Reference, domain: Array | None, least: float
-) -> Inferred:
+def _infer_roughly(params: Regression, reference: Reference, domain: Array | None) -> Inferred:
     """`_infer` with a variance that leaves out what the weights of embeddings have in common.
 
     So it costs two products a feature and not F, in one pass over the tasks. Intercept,
@@ -506,21 +493,19 @@ def _infer_roughly(
     variance = _variance(corner, known, domain)
     for at, row in enumerate(embeddings, start=first):
         variance += params.covariance[at, at] * row * row
-    return _told(params, eta, variance, least)
+    return _told(params, eta, variance)
 
 
-def _infer(
-    params: Regression, reference: Reference, domain: Array | None, least: float
-) -> Inferred:
+def _infer(params: Regression, reference: Reference, domain: Array | None) -> Inferred:
     x = _feature_rows(params.levels, reference)
     eta = _line(params.mean, x, domain)
-    return _told(params, eta, _variance(params, x, domain), least)
+    return _told(params, eta, _variance(params, x, domain))
 
 
-def _told(params: Regression, eta: Array, variance: Array, least: float) -> Inferred:
+def _told(params: Regression, eta: Array, variance: Array) -> Inferred:
     mean = logistic(shrink(eta, variance))
     known = jnp.ones(mean.shape, bool)
-    counts = overdispersion.concentration(params.dispersion, mean, variance, least)
+    counts = overdispersion.concentration(params.dispersion, mean, variance)
     return Inferred(mean, known, counts, variance)
 
 

@@ -28,7 +28,6 @@ _PRIOR_PHI, _PRIOR_WEIGHT = 0.25, 2.0
 _LEAST_PHI, _MOST_PHI = 0.005, 0.95
 _FLOOR = 1e-3  # of p (1 - p), so that one surprise at p~ = 0 is not all there is
 _LEAST_MEAN = 1e-6  # predictions are kept this far from 0 and 1, where they have no logit
-LEAST_COUNTS = 2.0
 KEEP = 0.98  # share of earlier steps' evidence of phi that still counts
 
 
@@ -143,21 +142,17 @@ def learn(
     )
 
 
-def concentration(
-    dispersion: Overdispersion, mean: Array, variance: Array, least: float = LEAST_COUNTS
-) -> Array:
+def concentration(dispersion: Overdispersion, mean: Array, variance: Array) -> Array:
     """Pseudo-counts f[C] that p~ is worth.
 
     Args:
       mean: f[C], p~.
       variance: f[C], of logit p~, from what is uncertain of the estimator's parameters.
-      least: the fewest.
 
     A Beta of c counts has variance about 1 / (c p (1 - p)) in logits, so parameters alone
     would give 1 / (p (1 - p) v) + 1 (a uniform at v = pi^2 / 3); variances of independent
-    causes add up, and so do the inverses of counts. Never less than 2, what the uniform prior
-    has: a U-shaped one says of every task that it is solved or hopeless, and none is tried.
+    causes add up, and so do the inverses of counts.
     """
     phi = phi_of(dispersion)
     scaled = mean * (1 - mean) * variance
-    return jnp.maximum(1 / (phi / (1 - phi) + scaled / (1 + scaled)), least)
+    return 1 / (phi / (1 - phi) + scaled / (1 + scaled))

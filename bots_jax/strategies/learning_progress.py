@@ -26,14 +26,13 @@ from bots_jax.belief.logit_normal import (
     AutoBelief,
     AutoConfig,
     Expected,
-    estimator_of_auto,
     expect,
     logit_normal_belief,
     mean_rate,
 )
 from bots_jax.checks import check_choice, check_number
 from bots_jax.compose import BeliefInfo, BeliefModel, Choice, Shared, compose, factory, plan_of
-from bots_jax.implicit import Estimator
+from bots_jax.implicit import Estimator, make_estimator
 from bots_jax.numerics.arithmetic import safe_ratio
 from bots_jax.pool.reference import Reference
 from bots_jax.pool.visits import StepEvidence
@@ -84,7 +83,7 @@ def learning_progress(
     steps = check_number("horizon", horizon, 1, 1e6)
     share = check_number("novelty", novelty, 0, 1)
     alone = check_choice("of", of, OF) == "kind"
-    made = estimator_of_auto(estimator)
+    made = make_estimator(estimator)
     given = Settings(rollouts=rollouts)
     check_settings(given)
     config = AutoConfig(made, True, True, plan_of(batch_size, shared).batch_size)

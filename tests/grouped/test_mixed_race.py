@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from bots_jax import auto
-from bots_jax.belief.logit_normal import AutoConfig, estimator_of_auto
+from bots_jax.belief.logit_normal import AutoConfig
 from bots_jax.choice.mixed import LOTTERY
 from bots_jax.grouped.groups import group_of
 from bots_jax.grouped.mixed import _Scores, mixed_in_groups
+from bots_jax.implicit import glm
 from tests.choice.test_batch import assert_same_rates, membership
 from tests.conftest import OPTIMISED
 
@@ -30,7 +31,7 @@ def test_large_groups_are_taken_as_if_each_task_were_scored() -> None:
     selector = auto(batch_size=BATCH, rollouts=8, representation="grouped", slots=512)
     state = selector.init(np.repeat(PAIRS, SIZES, axis=0).T)
     np.testing.assert_array_equal(state.pool.groups.sizes, SIZES)
-    rules = AutoConfig(estimator_of_auto("glm"), True, True, BATCH)
+    rules = AutoConfig(glm(), True, True, BATCH)
     best = mixed_in_groups(rules, None)
     no_slots = jnp.zeros(state.pool.slot_ids.shape)
 

@@ -167,15 +167,12 @@ def test_overdispersion(sums: tuple[float, float], with_history: bool) -> None:
         np.testing.assert_allclose(moved.mean, new, rtol=1e-9)
         np.testing.assert_allclose(moved.slope, (1 - explained) * new * (1 - new), rtol=1e-9)
         np.testing.assert_allclose(moved.information, worth, rtol=1e-12)
-        # Pseudo-counts of independent causes; at least 2, or what is asked for.
+        # Pseudo-counts of independent causes.
         wide = np.linspace(0, 9, TASKS)
         scaled = p * (1 - p) * wide
         claimed = 1 / (phi / (1 - phi) + scaled / (1 + scaled))
-        for least in (2.0, 0.0, 10.0):
-            found = overdispersion.concentration(spread, jnp.asarray(p), jnp.asarray(wide), least)
-            np.testing.assert_allclose(found, np.maximum(claimed, least), rtol=1e-12)
-        default = overdispersion.concentration(spread, jnp.asarray(p), jnp.asarray(wide))
-        np.testing.assert_allclose(default, np.maximum(claimed, 2), rtol=1e-12)
+        found = overdispersion.concentration(spread, jnp.asarray(p), jnp.asarray(wide))
+        np.testing.assert_allclose(found, claimed, rtol=1e-12)
         check_parabola(told)
 
 
@@ -303,10 +300,10 @@ def test_least_squares_and_what_it_is_worth(domains: bool, with_history: bool) -
             )
 
 
-def claimed_by(sums: Any, mean: Floats, variance: Floats, least: float = 2.0) -> Floats:
+def claimed_by(sums: Any, mean: Floats, variance: Floats) -> Floats:
     phi = float(np.clip(sums[0] / sums[1], 0.005, 0.95))
     scaled = mean * (1 - mean) * variance
-    return np.maximum(1 / (phi / (1 - phi) + scaled / (1 + scaled)), least)
+    return 1 / (phi / (1 - phi) + scaled / (1 + scaled))
 
 
 @pytest.mark.parametrize("domains", [False, True])
@@ -357,7 +354,7 @@ def test_enough_steps_reach_the_mode(
     batches = Batches(models, models, missing)
     size = 1 + models
     with jax.enable_x64(True):
-        estimator = glm(forgetting=0.1, least_counts=0.5)
+        estimator = glm(forgetting=0.1)
         params = batches.fitted(estimator, domains, explained_fraction=explained)
         mean, covariance, phi = glm_oracle(batches, domains, explained, 0.9)
         whole, precision = dense(params)
@@ -385,7 +382,7 @@ def test_the_regression_infers(more: int, domains: bool) -> None:
     with jax.enable_x64(True):
         embeddings = jnp.asarray(extra) if more else None
         reference = Reference(jnp.asarray(rates), jnp.asarray(attempts), embeddings)
-        estimator, place = glm(least_counts=1.0), jnp.asarray(domain, jnp.int32)
+        estimator, place = glm(), jnp.asarray(domain, jnp.int32)
         params = some_regression(1 + models + more, count if domains else 0, models)
         told = estimator.infer(params, reference, place if domains else None)
         assert estimator.infer_roughly is not None
@@ -413,7 +410,7 @@ def test_the_regression_infers(more: int, domains: bool) -> None:
         np.testing.assert_allclose(found.variance, wide, rtol=1e-9)
         np.testing.assert_allclose(found.mean, mean, rtol=1e-9)
         np.testing.assert_allclose(
-            found.concentration, claimed_by(params.dispersion, mean, wide, 1.0), rtol=1e-9
+            found.concentration, claimed_by(params.dispersion, mean, wide), rtol=1e-9
         )
         assert np.all(found.known)
 

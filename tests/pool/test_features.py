@@ -271,7 +271,7 @@ def correlated(tasks: int, size: int) -> tuple[np.ndarray, np.ndarray]:
     return x, 1 / (1 + np.exp(-0.3 * x @ rng.normal(size=size)))
 
 
-EXACT = glm(least_counts=0.0)._replace(infer_roughly=None)
+EXACT = glm()._replace(infer_roughly=None)
 FEW, ALL = "features", "references, domains and features"
 
 
@@ -324,7 +324,7 @@ def rough_and_exact(selector: bots_jax.Selector, state: bots_jax.State) -> list[
     told = bots_jax.Evidence(np.arange(64), np.arange(64) % 9, 8.0)
     params = selector.update(state, told)[0].belief.shared.estimator
     known, domain = state.reference, state.pool.domain
-    infer = glm(least_counts=0.0)
+    infer = glm()
     assert infer.is_slow(params, known)
     found = [f(params, known, domain) for f in (infer.infer_roughly, infer.infer)]
     np.testing.assert_allclose(found[0].variance.mean(), found[1].variance.mean(), rtol=0.5)
