@@ -46,17 +46,22 @@ params_of_env = maze.default_params.replace(max_steps_in_episode=MAX_STEPS)
 # --- levels ---------------------------------------------------------------------------------
 
 
-def distance(level: Any) -> jax.Array:
-    """Steps from start to goal, turns not counted; SIZE ** 2 where there is no way."""
+def flood(level: Any) -> jax.Array:
+    """bool[SIZE ** 2 - 1, SIZE, SIZE]: the cells within 1, 2, ... steps of the start."""
     start = jnp.zeros((SIZE, SIZE), bool).at[level.agent_pos[1], level.agent_pos[0]].set(True)
 
     def grow(reached: jax.Array, _: None) -> tuple[jax.Array, jax.Array]:
         padded = jnp.pad(reached, 1)
         near = padded[:-2, 1:-1] | padded[2:, 1:-1] | padded[1:-1, :-2] | padded[1:-1, 2:]
         reached = (reached | near) & ~level.wall_map
-        return reached, reached[level.goal_pos[1], level.goal_pos[0]]
+        return reached, reached
 
-    _, arrived = jax.lax.scan(grow, start, None, length=SIZE**2 - 1)
+    return jax.lax.scan(grow, start, None, length=SIZE**2 - 1)[1]
+
+
+def distance(level: Any) -> jax.Array:
+    """Steps from start to goal, turns not counted; SIZE ** 2 where there is no way."""
+    arrived = flood(level)[:, level.goal_pos[1], level.goal_pos[0]]
     return jnp.sum(~arrived) + 1
 
 

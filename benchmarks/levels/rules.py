@@ -40,6 +40,8 @@ class Pool(NamedTuple):
     levels: Any
     solvable: jax.Array  # bool[N]
     plain: jax.Array  # f[N, 4], see `run.plain_features`: no search for a way
+    reach: jax.Array  # f[N, 6], and how many cells can be reached from the start
+    way: jax.Array  # f[N, 2], whether there is a way, and the steps of the shortest
 
 
 def first_episodes(slots: Any, done: jax.Array, outcome: jax.Array) -> Any:
@@ -64,7 +66,7 @@ def jaxued_sampler(capacity: int) -> LevelSampler:
 
 
 def with_selector(name: str, told: str = "nothing", graded: bool = False, **numbers: Any) -> Rule:
-    """A strategy of bots_jax, told nothing, four plain features, or the levels' arrays.
+    """A strategy of bots_jax, told nothing, the levels' arrays, or a field of the pool.
 
     graded: evidence is the return, 1 - .9 of the share of the steps that a solution took, in place
     of whether the level was solved.
@@ -74,7 +76,7 @@ def with_selector(name: str, told: str = "nothing", graded: bool = False, **numb
     def init(key: jax.Array, pool: Pool) -> Any:
         if told == "nothing":
             return selector.init(num_tasks=pool.solvable.shape[0])
-        known = np.asarray(pool.plain) if told == "plain" else of_levels(pool.levels)
+        known = of_levels(pool.levels) if told == "arrays" else np.asarray(getattr(pool, told))
         return selector.init(features=known)
 
     def choose(key: jax.Array, state: Any, update: jax.Array) -> Any:
@@ -216,9 +218,12 @@ RULES: dict[str, Callable[[], Rule]] = {
     "bots": partial(with_selector, "bots"),
     "auto": partial(with_selector, "auto"),
     "auto-features": partial(with_selector, "auto", told="plain"),
+    "auto-reach": partial(with_selector, "auto", told="reach"),
+    "auto-way": partial(with_selector, "auto", told="way"),
     "auto-arrays": partial(with_selector, "auto", told="arrays"),
     "auto-half": partial(with_selector, "auto", worth=half_for_solved),
     "auto-features-half": partial(with_selector, "auto", told="plain", worth=half_for_solved),
+    "auto-way-half": partial(with_selector, "auto", told="way", worth=half_for_solved),
     "auto-returns": partial(with_selector, "auto", graded=True),
     "auto-features-returns": partial(with_selector, "auto", told="plain", graded=True),
     "auto-.3": partial(with_selector, "auto", breadth=0.3),

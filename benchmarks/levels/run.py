@@ -69,9 +69,15 @@ def make_pools(key: jax.Array, share: float, size: int = LEVELS) -> tuple[Pool, 
     many, _ = maze.make_pool(jax.random.fold_in(held_key, 1), 10 * HELD_OUT, 1.0)
     _, longest = jax.lax.top_k(jax.vmap(maze.distance)(many), HELD_OUT)
     made = jax.tree.map(lambda x: jnp.tile(x, (TRIES,) + (1,) * (x.ndim - 1)), hand_made())
-    told = jax.vmap(plain_features)(levels)
+    plain, reach = jax.vmap(plain_features)(levels), jax.vmap(cells_reached)(levels)[:, None]
+    way = jnp.where(solvable, jax.vmap(maze.distance)(levels), 0)
+    known = (
+        plain,
+        jnp.concatenate([plain, reach, jnp.log(reach)], axis=1),
+        jnp.stack([solvable, way], axis=1).astype(jnp.float32),
+    )
     held = HeldOut(held_out, jax.tree.map(lambda x: x[longest], many), made)
-    return Pool(levels, solvable, told), held
+    return Pool(levels, solvable, *known), held
 
 
 def hand_made() -> Any:
@@ -98,6 +104,11 @@ def plain_features(level: Any) -> jax.Array:
         sides(level.goal_pos),
     ]
     return jnp.stack(told).astype(jnp.float32)
+
+
+def cells_reached(level: Any) -> jax.Array:
+    """f: how many cells can be reached from the start."""
+    return jnp.sum(maze.flood(level)[-1]).astype(jnp.float32)
 
 
 def train(
