@@ -432,6 +432,13 @@ def test_pool_metrics_count_shares():
     assert float(told["in_flight"]) == 0
 
 
+def test_levels_without_a_score_are_in_no_bin():
+    selector, state = taught("bots")
+    scores = jnp.linspace(0.0, 0.25, 8).at[3].set(jnp.nan)
+    counts = levels.pool_metrics(selector, state, scores=scores, bins=4)["histogram"]
+    assert counts.tolist() == [2, 1, 2, 2]
+
+
 def test_staleness_is_the_age_of_the_last_visit():
     told = levels.staleness(np.array([0, 4, 2]), 4)
     assert float(told["staleness_mean"]) == 2.0

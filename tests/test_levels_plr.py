@@ -123,3 +123,13 @@ def test_nothing_is_replayed_before_the_buffer_is_filled():
 def test_bad_settings_are_named(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         plr.make_plr(**wrong)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_nan_is_no_score(rule):
+    """One NaN made every weight NaN ("proportional"), or stayed for good ("rank")."""
+    buffer, rows = plr.insert_scored(rule, plr.empty(3), [1.0, np.nan, 3.0, 2.0])
+    np.testing.assert_array_equal(rows, [0, -1, 1, 2])
+    buffer = plr.update(buffer, [0, 1, 2, 0], [5.0, np.nan, 4.0, np.nan])
+    np.testing.assert_array_equal(buffer.score, [5.0, 3.0, 4.0])
+    assert float(plr.weights(rule, buffer).sum()) == pytest.approx(1, abs=1e-6)

@@ -718,10 +718,21 @@ class TaskSampler:
         Before any of those is taken: waiting lets others in, and visits expire when a step ends.
         """
         while self.auto_advance and self._handed >= self.tasks_per_step:
-            if len(self._ledger.waiting_again(may)) >= count:
+            again = self._ledger.waiting_again(may)
+            if len(again) >= count or self._needs_any_of(again):
                 return
             if self._has_what_is_due():  # else others were let in, who may have ended it
                 self.advance()
+
+    def _needs_any_of(self, again: list[tuple[int, int]]) -> bool:
+        """Whether the step waits for tasks that nobody has, as they are yet to be handed out again.
+
+        They are first then, and as many others as are asked for are of this step too.
+        """
+        if self.delay is None:
+            return False
+        due = self.step - self.delay
+        return any(self._ledger.open[row].opened <= due for row, _ in again)
 
     def _fresh(self, count: int, eligible: ArrayLike | None) -> list[int]:
         """Rows handed out for the first time."""

@@ -111,14 +111,18 @@ def draw(rule: PLR, rng_key: Array, buffer: Replay, num: int) -> tuple[Replay, A
 
 
 def update(buffer: Replay, rows: ArrayLike, scores: ArrayLike) -> Replay:
-    """Update the scores f[B] of played rows; of a row played twice the last one is kept."""
+    """Update the scores f[B] of played rows; of a row played twice the last one is kept.
+
+    NaN leaves a row the score it had: one NaN among the scores would make every weight NaN.
+    """
     rows, scores = jnp.asarray(rows), jnp.asarray(scores, buffer.score.dtype)
+    rows = jnp.where(jnp.isnan(scores), buffer.score.shape[0], rows)
     at = jnp.where(_overwritten(rows), buffer.score.shape[0], rows)
     return buffer._replace(score=buffer.score.at[at].set(scores, mode="drop"))
 
 
 def insert_scored(rule: PLR, buffer: Replay, scores: ArrayLike) -> tuple[Replay, Array]:
-    """Insert A new levels with scores f[A], one after another.
+    """Insert A new levels with scores f[A], one after another; none with a score of NaN.
 
     Returns:
       The buffer, and i32[A] rows, -1 where a level was not worth it, or has had to leave for a
@@ -143,6 +147,7 @@ def insert_scored(rule: PLR, buffer: Replay, scores: ArrayLike) -> tuple[Replay,
         return (after, rank), jnp.where(better, row, -1)
 
     given = jnp.asarray(scores, buffer.score.dtype)
+    given = jnp.where(jnp.isnan(given), -jnp.inf, given)
     (buffer, _), rows = lax.scan(one, (buffer, _ranks(buffer.score)), given)
     return buffer, jnp.where(_overwritten(rows), -1, rows)
 

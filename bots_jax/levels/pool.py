@@ -97,7 +97,8 @@ def insert(
         is worth more than the one whose row it takes. None: all are.
       parents: i32[A], the rows that they were made from; -1, or a row without a level: none.
       trust: episodes that a parent's rate counts for.
-      scores: f[C], what each level is worth, where it is not `usefulness`: MaxMC, PVL.
+      scores: f[C], what each level is worth, where it is not `usefulness`: MaxMC, PVL. Levels
+        with NaN, of which nothing is known yet, are the last to leave.
       features: f[A, F] numbers of the new levels, of the kind that `init(features=f[N, F])` was
         given, NaN (or infinite) where unknown. None: of a pool with features, new levels are
         average ones.
@@ -247,7 +248,8 @@ def pool_metrics(
     it is told when levels were played, `staleness` of those in the pool.
 
     Args:
-      scores: f[C], what levels are worth (MaxMC, PVL); None: `usefulness`, between 0 and .25.
+      scores: f[C], what levels are worth (MaxMC, PVL), NaN where that is not known, which no bin
+        counts; None: `usefulness`, between 0 and .25.
       span: ends of the scale of the scores.
       bins: of the histogram.
       last_played: i32[C], update at which each level was last played.
@@ -265,7 +267,8 @@ def pool_metrics(
     total = jnp.maximum(jnp.sum(active.astype(mean.dtype)), 1)
     worth = mean * (1 - mean) if scores is None else jnp.asarray(scores, mean.dtype)
     place = jnp.floor((worth - span[0]) / (span[1] - span[0]) * bins)
-    place = jnp.where(active, jnp.clip(place, 0, bins - 1), bins).astype(jnp.int32)
+    counted = active & ~jnp.isnan(place)
+    place = jnp.where(counted, jnp.clip(place, 0, bins - 1), bins).astype(jnp.int32)
 
     def share(which: Array) -> Array:
         return jnp.sum((which & active).astype(mean.dtype)) / total

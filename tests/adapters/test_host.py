@@ -249,6 +249,22 @@ def test_what_is_handed_out_again_outlives_a_call_that_fails(
     assert sampler.next_batch(2).rows.tolist() == first
 
 
+def test_a_step_does_not_wait_for_what_nobody_has(reference: np.ndarray) -> None:
+    """A run with a fixed delay, resumed with half a batch reported, waited for the other half."""
+    sampler = make(reference, delay=0, patience=0.01)
+    first = sampler.next_batch()
+    sampler.observe(first.task_ids[:1], 1, M, first.visits[:1])
+    resumed = make(reference, delay=0, patience=0.01)
+    resumed.load_state_dict(sampler.state_dict())
+    batch = resumed.next_batch()
+    assert len(batch.rows) == B
+    assert batch.rows[: B - 1].tolist() == first.rows[1:].tolist()
+    assert resumed.step == 0
+    resumed.observe(batch.task_ids, 1, M, batch.visits)
+    assert len(resumed.next_batch().rows) == B
+    assert resumed.step == 1
+
+
 def test_what_is_handed_out_again_may_expire_first(reference: np.ndarray) -> None:
     """Where the step had to end for the rest of a batch: a KeyError, and the rest was lost."""
     sampler = make(reference, expiry=1)
