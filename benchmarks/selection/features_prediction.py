@@ -1,6 +1,6 @@
 """What features tell of tasks never tried, without references: kinds of real per-task results.
 
-Run: python -m benchmarks.selection.features_prediction FOLDER [--draws 60] [--files NAME]
+Run: python -m benchmarks.selection.features_prediction FOLDER [--draws 600] [--files NAME]
 
 In: a folder with rg_scores_easy, rg_scores_hard and swe_rates (`*.npz`). Out: a table, and
 benchmarks/results/features_prediction.json. Of each model of a file in turn, 16 batches of 32
@@ -178,7 +178,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--draws", type=int, default=60)
+    parser.add_argument("--draws", type=int, default=600)
     parser.add_argument("--files", nargs="*", choices=FILES)
     parser.add_argument("--out", default="features_prediction")
     options = parser.parse_args(argv)
