@@ -149,6 +149,7 @@ def auto(
         settings=settings,
         batch_size=batch_size,
         static=_described(config, choice, noisy, floor, value, spread),
+        obeys=_obeyed(choice, noisy),
         features_dtype=features_dtype,
         **shared,
     )
@@ -164,6 +165,12 @@ def auto(
         shared=shared,
     )
     return with_grouped(_with_tokens(dense) if per_token else dense, grouping)
+
+
+def _obeyed(choice: str, noisy: bool) -> list[str]:
+    """Fields of `Settings` that have an effect, besides those that always have."""
+    own = ["breadth", "group"] if choice == "mixed" else ["target"]
+    return ["implicit_weight", *own, *(["temperature"] if noisy else [])]
 
 
 def _config(

@@ -141,6 +141,7 @@ def bots(
         settings=settings,
         batch_size=batch_size,
         static={"estimator": model_of.name, "adaptive_implicit_weight": adaptive, **described},
+        obeys=_obeyed(model_of, noisy),
         features_dtype=features_dtype,
         **shared,
     )
@@ -189,6 +190,17 @@ def _forgets(tasks: int, batch_size: int, forgetting: float) -> str:
         "when its turn comes again, but by its references. That is BOTS as published; "
         f"set forgetting={batch_size / tasks:.1g} or less, or use bots_jax.auto, which learns it"
     )
+
+
+def _obeyed(estimator: Estimator, noisy: bool) -> list[str]:
+    """Fields of `Settings` that have an effect, besides those that always have."""
+    effects = {
+        "target": True,
+        "temperature": noisy,
+        "implicit_weight": estimator.name != "none",
+        "capability_momentum": estimator.name != "none" and estimator.uses_momentum,
+    }
+    return [name for name, has_one in effects.items() if has_one]
 
 
 def _refuse_unused(

@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import inspect
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple, TypedDict, TypeVar, Unpack
 
 import jax
@@ -43,7 +43,7 @@ from bots_jax.pool.reference import (
     reference_dtype,
 )
 from bots_jax.pool.visits import Evaluated, StepEvidence, over_evaluated
-from bots_jax.settings import check_settings, merge_settings
+from bots_jax.settings import ALWAYS_OBEYED, check_settings, merge_settings, refuse_ignored
 from bots_jax.sharding import beside, constrain_sharding, total
 from bots_jax.types import (
     AdvanceFn,
@@ -245,6 +245,7 @@ def compose(
     settings: Settings,
     batch_size: int,
     static: Mapping[str, Any] | None = None,
+    obeys: Collection[str] | None = None,
     features_dtype: str | None = None,
     **shared: Unpack[Shared],
 ) -> Selector:
@@ -260,6 +261,8 @@ def compose(
       settings: the factory's numbers, every field given.
       batch_size: B, tasks a step.
       static: further static settings that a checkpoint must agree with.
+      obeys: fields of `Settings` that have an effect here besides `settings.ALWAYS_OBEYED`; others
+        are refused by `init(settings=...)`. None: none is refused.
       features_dtype: what features are stored in, one of `pool.reference.FEATURES_DTYPES`; None
         for the state's dtype, or float16 from 200,000 tasks on.
       shared: see `Shared`.
@@ -279,7 +282,8 @@ def compose(
         None if (given := shared.get("num_domains")) is None else check_count("num_domains", given)
     )
     _check_features_dtype(features_dtype, described)
-    init = _init_of(model, settings, plan, described, count, dtype, features_dtype)
+    told = None if obeys is None else frozenset(obeys) | frozenset(ALWAYS_OBEYED)
+    init = _init_of(model, settings, plan, described, told, count, dtype, features_dtype)
     traced = _traced_functions(model, choice, plan, expiry, keep_open)
 
     def select(
@@ -301,7 +305,8 @@ def compose(
     def predict(state: State, task_ids: ArrayLike | None = None) -> Belief:
         return traced.predict(state, None if task_ids is None else check_ids(state, task_ids))
 
-    return Selector(init, select, observe, traced.advance, update, abandon, predict, described)
+    functions = (init, select, observe, traced.advance, update, abandon, predict)
+    return Selector(*functions, described, obeys=told)
 
 
 def _init_of(
@@ -309,6 +314,7 @@ def _init_of(
     base: Settings,
     plan: Plan,
     static: Mapping[str, Any],
+    obeys: frozenset[str] | None,
     num_domains: int | None,
     dtype: Any,
     features_dtype: str | None,
@@ -328,6 +334,7 @@ def _init_of(
         reference = with_features(reference, features, static)
         float_dtype = reference_dtype(dtype, reference)
         numbers = settings_of(base, settings, float_dtype)
+        refuse_ignored(settings, obeys, static["strategy"])
         rates, trials, domains = expand_reference(reference, reference_trials, domains)
         known, tasks = make_reference(
             rates, trials, num_tasks, capacity, float_dtype, features_dtype

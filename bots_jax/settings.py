@@ -6,6 +6,7 @@ In: numbers that a user gives. Out: a full `Settings`, or a ValueError that name
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -36,6 +37,31 @@ def merge_settings(base: Settings, override: Settings) -> Settings:
     """`base`, overridden by every number that `override` gives."""
     pairs = zip(base, override, strict=True)
     return Settings(*(old if new is None else new for old, new in pairs))
+
+
+# Obeyed by every selector: when a visit ends, and the belief that its choice or `predict` rests on.
+ALWAYS_OBEYED = ("rollouts", "forgetting", "prior_successes", "prior_failures")
+
+
+def refuse_ignored(
+    given: Settings | Mapping[str, Any] | None, obeys: frozenset[str] | None, strategy: str
+) -> None:
+    """Raise for numbers that would have no effect on a selector.
+
+    Args:
+      given: names and values; None is not given, unknown names are told elsewhere.
+      obeys: the names that have one; None: not known.
+    """
+    if obeys is None or given is None:
+        return
+    numbers = given._asdict() if isinstance(given, Settings) else given
+    for name, value in numbers.items():
+        if name in Settings._fields and name not in obeys and value is not None:
+            also = " (noise is made where the factory is given one)" * (name == "temperature")
+            raise ValueError(
+                f"{name}={value} has no effect on this {strategy!r}, which obeys "
+                f"{', '.join(sorted(obeys))}{also}: leave it out, or give the factory what uses it"
+            )
 
 
 def is_noisy(settings: Settings) -> bool:

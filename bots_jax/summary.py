@@ -23,9 +23,10 @@ def summary(state: State, selector: Selector | None = None) -> str:
 
     Args:
       state: of any selector.
-      selector: the one that it is of: then a line says what a batch of random tasks would bring,
-        pass rate and share of mixed groups. That share is averaged over what is not known of each
-        task; the chance at the mean rate would promise too much wherever tasks differ.
+      selector: the one that it is of: then numbers without effect are left out, and a line says
+        what a batch of random tasks would bring, pass rate and share of mixed groups. That share is
+        averaged over what is not known of each task; the chance at the mean rate would promise too
+        much wherever tasks differ.
 
     Raises:
       ValueError: inside traced code, where there is nothing to look at yet.
@@ -49,8 +50,9 @@ def summary(state: State, selector: Selector | None = None) -> str:
     lines.append(f"in flight: {int(state.in_flight)} visits of {int(state.num_batches)} batches")
     pending = np.asarray(rows.trials)
     lines.append(f"pending: {float(pending.sum()):g} trials of {int((pending > 0).sum())} tasks")
-    shown = state.settings._asdict().items()
-    lines.append("settings: " + ", ".join(f"{name} {float(value):.4g}" for name, value in shown))
+    obeyed = None if selector is None else selector.obeys
+    shown = {k: v for k, v in state.settings._asdict().items() if obeyed is None or k in obeyed}
+    lines.append("settings: " + ", ".join(f"{k} {float(v):.4g}" for k, v in shown.items()))
     lines.append(f"belief: {type(state.belief).__name__}")
     if selector is not None:
         lines.append(_expected(state, selector))

@@ -356,6 +356,8 @@ class Selector:
     predict: PredictFn
     static: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # fixed in the factory
     recipe: Recipe | None = None  # None: equal to itself alone
+    # Fields of `Settings` that have an effect; None: nobody has said, and all are taken
+    obeys: frozenset[str] | None = None
 
     def _identity(self) -> Any:
         return None if self.recipe is None else (self.recipe.factory, self.recipe.key)

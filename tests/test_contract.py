@@ -119,6 +119,39 @@ def test_mask_and_padding(selector: Selector, state: State) -> None:
     assert int(info.invalid) == int(info.stale) == 0
 
 
+# Other numbers than any strategy has by default.
+NUMBERS = {
+    "target": 0.2, "rollouts": 3.0, "forgetting": 0.3, "implicit_weight": 0.35,
+    "capability_momentum": 0.2, "temperature": 0.7, "prior_successes": 5.0,
+    "prior_failures": 3.0, "breadth": 1.3, "group": 3.0,
+}  # fmt: skip
+
+
+def test_numbers_without_effect_are_refused(
+    selector: Selector, state: State, reference: np.ndarray
+) -> None:
+    """`init(settings={"target": ...})` was taken by strategies that look at no target, silently."""
+    assert selector.obeys is not None
+    ignored = {name: value for name, value in NUMBERS.items() if name not in selector.obeys}
+    for name, value in ignored.items():
+        with pytest.raises(ValueError, match=f"{name}={value} has no effect on this"):
+            selector.init(reference, settings={name: value})
+    selector.init(reference, settings={name: NUMBERS[name] for name in selector.obeys})
+    # and they have none indeed
+    other = state._replace(settings=state.settings._replace(**{
+        name: jnp.asarray(value, state.settings.target.dtype) for name, value in ignored.items()
+    }))  # fmt: skip
+    for step in range(3):
+        state, selection = selector.select(jax.random.key(step), state, EVERYONE)
+        other, same = selector.select(jax.random.key(step), other, EVERYONE)
+        assert leaves_equal(selection, same)
+        state, _ = selector.update(state, rewards(selection, step / 2))
+        other, _ = selector.update(other, rewards(same, step / 2))
+    assert leaves_equal(selector.predict(state), selector.predict(other))
+    assert all(name not in summary(state, selector).split("settings: ")[1].splitlines()[0]
+               for name in ignored)  # fmt: skip
+
+
 def test_one_path_whatever_the_representation(
     selector: Selector, state: State, reference: np.ndarray
 ) -> None:

@@ -20,6 +20,7 @@ from bots_jax.checkpoint import CheckpointError
 from bots_jax.choice.batch import kinds_of_places, make_plan
 from bots_jax.compose import settings_of
 from bots_jax.pool.evidence import MOST_TRIALS
+from bots_jax.settings import refuse_ignored
 from bots_jax.sharding import shard
 from bots_jax.types import ArrayLike, Evidence, Info, Selector, State
 
@@ -64,6 +65,8 @@ class Engine:
     def set_numbers(self, numbers: Mapping[str, ArrayLike]) -> None:
         """Set other `Settings`, checked."""
         settings = self.state.settings
+        static = self.selector.static
+        refuse_ignored(numbers, self.selector.obeys, static.get("strategy", "selector"))
         self.set_state(
             self.state._replace(settings=settings_of(settings, numbers, settings.target.dtype))
         )

@@ -39,6 +39,7 @@ from bots_jax.pool.reference import (
     most_domains,
     reference_dtype,
 )
+from bots_jax.settings import refuse_ignored
 from bots_jax.types import Array, ArrayLike, Evidence, Selection, Selector, Settings, State
 
 REPRESENTATIONS = ("auto", "dense", "grouped")
@@ -96,6 +97,7 @@ def with_grouped(dense: Selector, grouping: Grouping) -> Selector:
         numbers = settings_of(
             grouping.settings, settings, reference_dtype(grouping.shared.get("dtype"), reference)
         )
+        refuse_ignored(settings, dense.obeys, dense.static["strategy"])
         if capacity is None and (reference is not None or features is not None):
             given = _what_tells_apart(reference, reference_trials, domains, features, dense.static)
             state = _try_grouped(grouping, numbers, given, num_tasks)
@@ -131,7 +133,8 @@ def with_grouped(dense: Selector, grouping: Grouping) -> Selector:
         return _of(state, dense, few).predict(state, task_ids)
 
     static = {**dense.static, "representation": grouping.representation}
-    return Selector(init, select, observe, advance, update, abandon, predict, static)
+    functions = (init, select, observe, advance, update, abandon, predict)
+    return Selector(*functions, static, obeys=dense.obeys)
 
 
 def _of(state: State, dense: Selector, few: Any) -> Any:

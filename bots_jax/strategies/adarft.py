@@ -78,6 +78,7 @@ def adarft(
         choice=Choice(_score),
         settings=counting_settings(rollouts, target=target),
         batch_size=batch_size,
+        obeys=("target",),
         static={"step_size": eta, "sensitivity": slope, "start": first},
         **shared,
     )

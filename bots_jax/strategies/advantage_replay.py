@@ -94,6 +94,7 @@ def advantage_replay(
         choice=among_allowed(score),
         settings=counting_settings(rollouts, temperature=temperature),
         batch_size=batch_size,
+        obeys=("temperature",),
         static={"staleness": stale, "replay": again},
         **shared,
     )

@@ -83,6 +83,7 @@ def balanced(
             rollouts, forgetting=forgetting, implicit_weight=implicit_weight
         ),
         batch_size=batch_size,
+        obeys=("group",) if made.name == "none" else ("group", "implicit_weight"),
         static={"estimator": made.name, "breadth": cost, "keep": kept},
         **shared,
     )

@@ -78,6 +78,7 @@ def binned_thompson(
         choice=_by_draw(intervals, floor),
         settings=counting_settings(rollouts),
         batch_size=batch_size,
+        obeys=(),
         static={"intervals": intervals, "keep": keep, "floor": floor, "reversion": reversion},
         **shared,
     )

@@ -199,6 +199,7 @@ def predicted_selector(
         choice=Choice(_score),
         settings=counting_settings(rollouts, target=target, temperature=temperature),
         batch_size=batch_size,
+        obeys=("target", "temperature"),
         static=static,
     )
 

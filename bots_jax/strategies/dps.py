@@ -91,6 +91,7 @@ def dps(
         choice=_most_partial(candidate_count(candidate_ratio, batch_size)),
         settings=counting_settings(rollouts, keep=decay),
         batch_size=batch_size,
+        obeys=(),
         static={"prior": prior, "candidate_ratio": candidate_ratio},
         **shared,
     )

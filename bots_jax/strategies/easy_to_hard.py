@@ -52,6 +52,7 @@ def easy_to_hard(
         choice=among_allowed(_score),
         settings=counting_settings(rollouts),
         batch_size=batch_size,
+        obeys=(),
         **shared,
     )
 

@@ -57,6 +57,7 @@ def epochs(
         choice=among_allowed(_score),
         settings=counting_settings(rollouts),
         batch_size=batch_size,
+        obeys=(),
         **shared,
     )
 

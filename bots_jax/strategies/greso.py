@@ -102,6 +102,7 @@ def greso(
         choice=Choice(_score),
         settings=counting_settings(rollouts),
         batch_size=batch_size,
+        obeys=(),
         static={"zero_variance": goal, "step_size": step, "start": first},
         **shared,
     )

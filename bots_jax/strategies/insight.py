@@ -77,6 +77,7 @@ def insight(
         choice=_most_informative(eta, horizon, base, count),
         settings=counting_settings(rollouts, keep=keep, target=target),
         batch_size=batch_size,
+        obeys=("target",),
         static={
             "eta": eta,
             "horizon": horizon,

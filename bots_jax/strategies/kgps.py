@@ -64,6 +64,7 @@ def kgps(
         choice=_expected(on) if choice == "expected" else _paced(easy, steps),
         settings=counting_settings(rollouts, target=target, temperature=temperature),
         batch_size=batch_size,
+        obeys=("target", "temperature") if choice == "paced" else (),
         static={
             "scale": scale,
             "choice": choice,

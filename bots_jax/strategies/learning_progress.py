@@ -93,6 +93,7 @@ def learning_progress(
         choice=_choice(config, share, alone),
         settings=merge_settings(AUTO_DEFAULTS, given),
         batch_size=batch_size,
+        obeys=("implicit_weight",),
         static={"estimator": made.name, "horizon": steps, "novelty": share, "of": of},
         **shared,
     )

@@ -73,6 +73,7 @@ def lesson_weights(
         choice=_by_weight(intervals, floor),
         settings=counting_settings(rollouts),
         batch_size=batch_size,
+        obeys=(),
         static={"intervals": intervals, "smoothing": smoothing, "floor": floor},
         **shared,
     )

@@ -58,6 +58,7 @@ def mapp(
         choice=_in_proportion(group),
         settings=counting_settings(rollouts, keep=keep),
         batch_size=batch_size,
+        obeys=(),
         static={"group": group},
         **shared,
     )

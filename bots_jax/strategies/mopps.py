@@ -56,6 +56,7 @@ def mopps(
         choice=_nearest(candidate_count(candidate_ratio, batch_size), _check_band(band)),
         settings=counting_settings(rollouts, keep=keep, target=target),
         batch_size=batch_size,
+        obeys=("target",) if band is None else (),
         static={"candidate_ratio": candidate_ratio, "band": band},
         **shared,
     )

@@ -112,6 +112,7 @@ def oracle(
         choice=nearest_target("mean") if chosen == "nearest" else Choice(mixed),
         settings=counting_settings(rollouts, target=target),
         batch_size=batch_size,
+        obeys=("target",) if chosen == "nearest" else ("group",),
         static={"choice": chosen, "worth": value.name, "breadth": cost, "keep": kept, "sees": sees},
         **shared,
     )

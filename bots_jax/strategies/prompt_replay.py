@@ -110,6 +110,7 @@ def prompt_replay(
         choice=Choice(score),
         settings=counting_settings(rollouts, target=target),
         batch_size=batch_size,
+        obeys=("target",),
         static={
             "share": share,
             "low": least,

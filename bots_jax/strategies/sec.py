@@ -83,6 +83,7 @@ def sec(
         choice=among_allowed(_score),
         settings=counting_settings(rollouts, temperature=temperature),
         batch_size=batch_size,
+        obeys=("temperature",),
         static={"learning_rate": rate, "bins": count},
         **shared,
     )

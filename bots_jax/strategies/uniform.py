@@ -33,6 +33,7 @@ def uniform(
         choice=Choice(_score),
         settings=counting_settings(rollouts),
         batch_size=batch_size,
+        obeys=(),
         **shared,
     )
 

@@ -52,6 +52,7 @@ def vade(
         choice=Choice(_score),
         settings=counting_settings(rollouts, keep=keep),
         batch_size=batch_size,
+        obeys=(),
         static={"keep_step": keep_step},
         **shared,
     )

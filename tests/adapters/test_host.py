@@ -249,6 +249,14 @@ def test_what_is_handed_out_again_outlives_a_call_that_fails(
     assert sampler.next_batch(2).rows.tolist() == first
 
 
+def test_numbers_without_effect_are_refused(reference: np.ndarray) -> None:
+    sampler = make(reference)
+    before = sampler.state.settings
+    with pytest.raises(ValueError, match=r"breadth=0\.3 has no effect on this 'bots'"):
+        sampler.set_settings(breadth=0.3)
+    assert sampler.state.settings is before
+
+
 def test_a_step_does_not_wait_for_what_nobody_has(reference: np.ndarray) -> None:
     """A run with a fixed delay, resumed with half a batch reported, waited for the other half."""
     sampler = make(reference, delay=0, patience=0.01)
