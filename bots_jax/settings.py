@@ -57,7 +57,7 @@ def refuse_ignored(
     numbers = given._asdict() if isinstance(given, Settings) else given
     for name, value in numbers.items():
         if name in Settings._fields and name not in obeys and value is not None:
-            also = " (noise is made where the factory is given one)" * (name == "temperature")
+            also = " (noise needs a temperature given to the factory)" * (name == "temperature")
             raise ValueError(
                 f"{name}={value} has no effect on this {strategy!r}, which obeys "
                 f"{', '.join(sorted(obeys))}{also}: leave it out, or give the factory what uses it"

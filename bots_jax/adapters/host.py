@@ -432,7 +432,11 @@ class TaskSampler:
             self._lock.notify_all()
 
     def set_settings(self, **numbers: ArrayLike) -> None:
-        """Change settings from now on, for schedules: `set_settings(target=0.6)`."""
+        """Change settings from now on, for schedules: `set_settings(breadth=0.3)`.
+
+        Raises:
+          ValueError: for numbers out of range, or without effect on this selector (`obeys`).
+        """
         with self._lock, self._engine.on_device():
             self._engine.set_numbers(numbers)
             self._ledger.settle(self._engine.rollouts)

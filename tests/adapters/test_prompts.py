@@ -50,11 +50,11 @@ def test_not_where_told_not_to_or_known_otherwise() -> None:
 
 def test_prompts_read_before_it_begins_and_not_later() -> None:
     sampler = TaskSampler(SELECTOR, num_tasks=24, capacity=30)
-    sampler.set_settings(target=0.4)
+    sampler.set_settings(breadth=0.4)
     with pytest.raises(ValueError, match="23 prompts for 24 tasks"):
         sampler.read_prompts(PROMPTS[1:])
     assert sampler.read_prompts(PROMPTS)
-    assert float(sampler.state.settings.target) == pytest.approx(0.4)
+    assert float(sampler.state.settings.breadth) == pytest.approx(0.4)
     assert not sampler.read_prompts(PROMPTS)
     np.testing.assert_array_equal(columns(sampler), columns(TaskSampler(SELECTOR, prompts=PROMPTS)))
     begun = TaskSampler(SELECTOR, num_tasks=24)

@@ -124,7 +124,7 @@ def test_another_choice(factory: Any, caplog: pytest.LogCaptureFixture) -> None:
     """What is chosen by may change; what was believed, or only scheduled, stays."""
 
     def of(**more: Any) -> TaskSampler:
-        given = {"choice": "thompson", **more}
+        given = {"choice": "thompson", "temperature": 0.5, **more}
         return TaskSampler(factory(batch_size=B, rollouts=M, **given), RATES)
 
     saved = of()
