@@ -1,7 +1,7 @@
 """jaxued's maze with a selector of bots_jax in place of its LevelSampler: one compiled scan.
 
     pip install bots-jax jaxued six flax optax
-    python examples/jaxued_maze.py --updates 192 --method auto
+    python examples/jaxued_maze.py --updates 192 --method auto --told way
 
 (jaxued 0.0.1 of PyPI calls jax.tree_map, which newer versions of jax no longer have: it is put
 back below. jaxued's repository has 0.0.2, which does without.)
@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax.training.train_state import TrainState
 from jaxued.environments import Maze
@@ -63,6 +64,13 @@ def distance(level: Any) -> jax.Array:
     """Steps from start to goal, turns not counted; SIZE ** 2 where there is no way."""
     arrived = flood(level)[:, level.goal_pos[1], level.goal_pos[0]]
     return jnp.sum(~arrived) + 1
+
+
+def shortest_way(level: Any) -> jax.Array:
+    """f[2]: whether there is a way from start to goal, and its steps; 0 where there is none."""
+    steps = distance(level)
+    there_is = steps < SIZE**2 - 1
+    return jnp.stack([there_is, jnp.where(there_is, steps, 0)]).astype(jnp.float32)
 
 
 def make_pool(key: jax.Array, size: int, solvable: float, walls: int = 25) -> tuple[Any, jax.Array]:
@@ -227,12 +235,17 @@ def solve_rate(
 
 
 def train(
-    selector: bots_jax.Selector, key: jax.Array, pool: Any, held_out: Any, updates: int, every: int
+    selector: bots_jax.Selector,
+    key: jax.Array,
+    state: bots_jax.State,
+    pool: Any,
+    held_out: Any,
+    updates: int,
+    every: int,
 ) -> Any:
     """A whole run as one scan; f[updates / every] solve rates on the held-out levels."""
     init_key, key = jax.random.split(key)
     student = new_student(init_key, updates)
-    state = selector.init(num_tasks=jax.tree.leaves(pool)[0].shape[0])  ###
 
     def update(carry: Any, key: jax.Array) -> Any:
         student, state = carry
@@ -270,6 +283,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--every", type=int, default=16)
     parser.add_argument("--levels", type=int, default=4000)
     parser.add_argument("--solvable", type=float, default=0.05)
+    parser.add_argument("--told", default="nothing", choices=("nothing", "way"))
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(arguments)
     from bots_jax.strategies import make_strategy
@@ -278,8 +292,12 @@ def main(arguments: list[str] | None = None) -> None:
     pool_key, held_key, key = jax.random.split(jax.random.key(args.seed), 3)
     pool, _ = make_pool(pool_key, args.levels, args.solvable)
     held_out, _ = make_pool(held_key, 400, 1.0)
-    run = jax.jit(lambda key: train(selector, key, pool, held_out, args.updates, args.every))
-    rates, mixed, metrics = run(key)
+    known = np.asarray(jax.vmap(shortest_way)(pool)) if args.told == "way" else None
+    state = selector.init(num_tasks=args.levels, features=known)  ###
+    run = jax.jit(
+        lambda key, state: train(selector, key, state, pool, held_out, args.updates, args.every)
+    )
+    rates, mixed, metrics = run(key, state)
     for index, (rate, share) in enumerate(zip(rates, mixed, strict=True)):
         steps = (index + 1) * args.every * SLOTS * WINDOW
         print(f"{steps:8d} steps: {rate:.3f} of held-out levels solved, {share:.2f} groups mixed")

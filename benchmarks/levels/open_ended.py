@@ -125,19 +125,20 @@ def replay(robust: bool, accel: bool) -> OpenRule:
     return OpenRule(init, choose, tell)
 
 
-def with_insert(fresh: int, mutated: int, told: bool = False) -> OpenRule:
+def with_insert(
+    fresh: int, mutated: int, told: Callable[[Any], jax.Array] | None = None
+) -> OpenRule:
     """`auto` over 1,000 rows; at each update random and mutated levels take the least useful.
 
-    Parents are the levels of the batch that are believed to be nearest to .5 after it.
+    Parents are the levels of the batch that are believed to be nearest to .5 after it. `told` gives
+    what it is told of a level, f[F].
     """
-    selector = make_strategy(
-        "auto", batch_size=SLOTS, rollouts=EPISODES, **({} if told else {"representation": "dense"})
-    )
-    features = jax.vmap(run.plain_features)
+    selector = make_strategy("auto", batch_size=SLOTS, rollouts=EPISODES, representation="dense")
+    features = None if told is None else jax.vmap(told)
 
     def init(key: jax.Array) -> Any:
         pool = generate(key, CAPACITY)
-        if told:
+        if features is not None:
             return selector.init(features=np.asarray(features(pool))), pool
         return selector.init(num_tasks=CAPACITY), pool
 
@@ -159,8 +160,9 @@ def with_insert(fresh: int, mutated: int, told: bool = False) -> OpenRule:
             children = mutate(edit_key, bots_levels.take(pool, rows))
             born = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), born, children)
             parents = jnp.concatenate([parents, rows])
+        known = None if features is None else features(born)
         state, pool, _ = bots_levels.insert(
-            selector, state, pool, born, parents=parents, features=features(born) if told else None
+            selector, state, pool, born, parents=parents, features=known
         )
         return state, pool
 
@@ -174,7 +176,8 @@ RULES: dict[str, Callable[[], OpenRule]] = {
     "accel": partial(replay, robust=True, accel=True),
     "auto-new": partial(with_insert, fresh=32, mutated=0),
     "auto-mutated": partial(with_insert, fresh=8, mutated=24),
-    "auto-mutated-features": partial(with_insert, fresh=8, mutated=24, told=True),
+    "auto-mutated-features": partial(with_insert, fresh=8, mutated=24, told=run.plain_features),
+    "auto-mutated-way": partial(with_insert, fresh=8, mutated=24, told=maze.shortest_way),
 }
 
 

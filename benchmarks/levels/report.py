@@ -47,6 +47,7 @@ NAMES = {
     "auto-new": "`auto` with `insert`: new levels",
     "auto-mutated": "`auto` with `insert`: new and mutated levels",
     "auto-mutated-features": "the same, told four plain features",
+    "auto-mutated-way": "the same, told the shortest way",
 }
 BASES = {"open": "randomisation"}  # elsewhere uniform
 OPEN = "open"

@@ -70,11 +70,10 @@ def make_pools(key: jax.Array, share: float, size: int = LEVELS) -> tuple[Pool, 
     _, longest = jax.lax.top_k(jax.vmap(maze.distance)(many), HELD_OUT)
     made = jax.tree.map(lambda x: jnp.tile(x, (TRIES,) + (1,) * (x.ndim - 1)), hand_made())
     plain, reach = jax.vmap(plain_features)(levels), jax.vmap(cells_reached)(levels)[:, None]
-    way = jnp.where(solvable, jax.vmap(maze.distance)(levels), 0)
     known = (
         plain,
         jnp.concatenate([plain, reach, jnp.log(reach)], axis=1),
-        jnp.stack([solvable, way], axis=1).astype(jnp.float32),
+        jax.vmap(maze.shortest_way)(levels),
     )
     held = HeldOut(held_out, jax.tree.map(lambda x: x[longest], many), made)
     return Pool(levels, solvable, *known), held

@@ -25,8 +25,10 @@ def maze():
     return module
 
 
-def test_the_example_trains_and_prints(maze, capsys):
-    maze.main(["--updates", "4", "--every", "2", "--levels", "128", "--solvable", "0.5"])
+@pytest.mark.parametrize("told", ["nothing", "way"])
+def test_the_example_trains_and_prints(maze, capsys, told):
+    size = ["--levels", "128", "--solvable", "0.5", "--told", told]
+    maze.main(["--updates", "4", "--every", "2", *size])
     printed = capsys.readouterr().out.splitlines()
     assert len(printed) == 3
     assert printed[1].strip().startswith("12288 steps")  # 4 updates of 64 levels for 48 steps
@@ -39,6 +41,10 @@ def test_the_pool_has_the_share_that_was_asked_for(maze):
     assert pool.wall_map.shape == (200, 7, 7)
     reachable = np.asarray(jax.vmap(maze.distance)(pool)) < maze.SIZE**2 - 1
     assert (reachable == np.asarray(solvable)).all()
+    there_is, steps = np.asarray(jax.vmap(maze.shortest_way)(pool)).T
+    assert (there_is == reachable).all()
+    assert (steps[~reachable] == 0).all()
+    assert steps[reachable].min() >= 1
 
 
 def test_two_episodes_always_fit_into_a_window(maze):
