@@ -427,7 +427,14 @@ def _traced_functions(
 def check_ids(state: State, task_ids: ArrayLike) -> Array:
     """Task ids as i32; raises on the host if they are out of range."""
     check_state(state)
+    check_no_batch(task_ids)
     return as_ids("task_ids", beside(task_ids, state.pool.trials), _capacity(state))
+
+
+def check_no_batch(task_ids: Any) -> None:
+    """Raise if a whole batch was given for its ids."""
+    if isinstance(task_ids, Selection):
+        raise ValueError("task_ids is a Selection, expected i32[...]: give its task_ids")
 
 
 def check_state(state: Any) -> None:
@@ -501,8 +508,8 @@ def with_features(reference: Any, features: Any, static: Mapping[str, Any]) -> A
         return reference
     if not can_use_features(static):
         raise ValueError(
-            f"features are of no use to strategy={static['strategy']!r}: use bots_jax.auto, or "
-            "bots(estimator='glm')"
+            f"features are of no use to strategy={static['strategy']!r}: leave them out and give "
+            "num_tasks, or use bots_jax.auto, or bots(estimator='glm')"
         )
     if isinstance(reference, TaskFeatures):
         raise ValueError("features were given beside reference=TaskFeatures(...): give one of them")

@@ -173,7 +173,7 @@ def _columns_of(state: State, features: ArrayLike | None) -> Array | None:
     if given.ndim != 2 or given.shape[1] != known.shape[0]:
         raise ValueError(
             f"features has shape {given.shape}, expected [A, {known.shape[0]}]: numbers like those "
-            "that the pool was made with (kinds cannot be made ready inside jit)"
+            "that the pool was made with (categories cannot be encoded inside jit)"
         )
     if code is None:
         return jnp.where(jnp.isfinite(given.T), given.T, 0)
