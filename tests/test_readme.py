@@ -81,6 +81,16 @@ def test_the_loop_of_your_own(
     assert int(names["policy"]["step"]) == names["STEPS"] == names["step"] + 1
 
 
+@pytest.mark.long  # it compiles a scan for ten seconds
+def test_levels_made_on_the_way(capsys: pytest.CaptureFixture[str]) -> None:
+    path = ROOT / "docs/adapters/levels.md"
+    (code,) = blocks(path)
+    names = run(code, path)
+    assert "levels: 408 to 600" in capsys.readouterr().out
+    assert np.all(np.asarray(names["rows"]) >= 0)  # every child has a row
+    assert int(names["carry"][1].in_flight) == 0
+
+
 def test_every_benchmark_is_listed() -> None:
     """A script that benchmarks/README.md does not name is found by nobody."""
     folder = ROOT / "benchmarks"
