@@ -592,11 +592,12 @@ def make_info(fused: StepEvidence, counts: visits.Counts, told: BeliefInfo) -> I
     """The `Info` of a step."""
 
     def totals(batch: Evaluated) -> tuple[Array, Array, Array, Array]:
-        tried = batch.trials > 0
+        tried = (batch.trials > 0) & jnp.asarray(batch.rolled_out)
         evaluated, informative = (
             jnp.sum(which, dtype=jnp.int32) for which in (tried, tried & jnp.asarray(batch.mixed))
         )
-        return evaluated, informative, total(batch.successes), total(batch.trials)
+        successes, trials = (jnp.where(tried, x, 0) for x in (batch.successes, batch.trials))
+        return evaluated, informative, total(successes), total(trials)
 
     evaluated, mixed, successes, trials = over_evaluated(fused, totals)
     dtype = trials.dtype
