@@ -53,7 +53,6 @@ class Ledger:
         self.active = set(range(tasks))
         self.open: dict[int, Visit] = {}
         self.pending: dict[int, tuple[float, float]] = {}
-        self.rolled_out: dict[int, tuple[float, float]] = {}  # of what is pending
         self.fused: dict[int, tuple[float, float]] = {}
         self.step = self.next_visit = 0
         self.stale = self.unsolicited = self.invalid = 0
@@ -92,9 +91,6 @@ class Ledger:
                 self.unsolicited += not attached
                 s, n = self.pending.get(task, (0.0, 0.0))
                 self.pending[task] = s + min(successes, trials), n + trials
-                if attempts != 0:  # of 0 attempts it is evidence of no rollouts
-                    s, n = self.rolled_out.get(task, (0.0, 0.0))
-                    self.rolled_out[task] = s + min(successes, trials), n + trials
             if attached:
                 if not attempts >= 0:
                     attempts = trials if makes_sense or 0 < trials <= 2**24 else self.rollouts
@@ -111,7 +107,6 @@ class Ledger:
         for task in tasks:
             self.active.discard(task)
             self.pending.pop(task, None)
-            self.rolled_out.pop(task, None)
             self.fused.pop(task, None)
 
     def add(self, tasks: list[int]) -> None:
@@ -127,22 +122,20 @@ class Ledger:
         ]  # fmt: skip
         self.close(old)
         expected = {
-            "evaluated": len(self.rolled_out), "stale": self.stale, "unsolicited": self.unsolicited,
+            "evaluated": len(self.pending), "stale": self.stale, "unsolicited": self.unsolicited,
             "invalid": self.invalid, "expired": len(old), "in_flight": len(self.open),
         }  # fmt: skip
         assert {name: int(getattr(info, name)) for name in expected} == expected
-        told = [self.pending[task] for task in self.rolled_out]
-        successes, trials = (sum(x[at] for x in told) for at in (0, 1))
-        mixed = sum(0 < s < n for s, n in self.rolled_out.values())
+        successes, trials = (sum(x[at] for x in self.pending.values()) for at in (0, 1))
+        mixed = sum(0 < s < n for s, n in self.pending.values())
         np.testing.assert_allclose(info.trials, trials, rtol=1e-5)
         np.testing.assert_allclose(info.success_rate, successes / max(trials, 1), rtol=1e-4)
-        ratio = mixed / max(len(self.rolled_out), 1)
+        ratio = mixed / max(len(self.pending), 1)
         np.testing.assert_allclose(info.effective_task_ratio, ratio, rtol=1e-5)
         for task, (s, n) in self.pending.items():
             before = self.fused.get(task, (0.0, 0.0))
             self.fused[task] = before[0] + s, before[1] + n
         self.pending.clear()
-        self.rolled_out.clear()
         self.stale = self.unsolicited = self.invalid = 0
 
 

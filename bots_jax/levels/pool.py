@@ -148,12 +148,15 @@ def _with_parents(
 ) -> State:
     """New levels, i32[A] with -1 for none, as after `trust` episodes at the rates of parents."""
     episodes = jnp.full_like(rate, trust)
-    inherit = getattr(state.belief, "inherit", None)
-    if inherit is None:  # of no rollouts: nothing that `Info` counts
-        none = jnp.zeros_like(rate)
-        return selector.observe(state, Evidence(rows, trust * rate, episodes, attempts=none))
-    fresh = selector.predict(state, jnp.maximum(rows, 0))
     at = jnp.where(rows >= 0, rows, state.pool.active.shape[0])
+    inherit = getattr(state.belief, "inherit", None)
+    if inherit is None:
+        state = selector.observe(state, Evidence(rows, trust * rate, episodes))
+        # They were no rollouts, which `Info` goes by: see `visits.is_rolled_out`.
+        ends = state.pool.most_failed, state.pool.most_solved
+        failed, solved = (end.at[at].set(0, mode="drop") for end in ends)
+        return state._replace(pool=state.pool._replace(most_failed=failed, most_solved=solved))
+    fresh = selector.predict(state, jnp.maximum(rows, 0))
     return state._replace(belief=inherit(at, fresh, rate, episodes))
 
 

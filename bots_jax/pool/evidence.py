@@ -174,19 +174,14 @@ def extremes(rows: Rows) -> tuple[Array, Array]:
     """u8[M] twice: the highest share of failure and of success among a row's rollouts, in parts.
 
     More than `PARTS` together means that they differ. Of a row of several rollouts that does not
-    say whether they do it is taken that they are 0 and 1. Both are 0 of a row that stands for no
-    rollouts (0 attempts), such as what a new level takes over from another.
+    say whether they do it is taken that they are 0 and 1.
     """
     s, n = rows.successes, rows.trials
     differ = (s > 0) & (s < n) & (n > 1) if rows.differ is None else rows.differ
     share = jnp.clip(s / jnp.where(n > 0, n, 1), 0, 1)
     success = jnp.round(PARTS * jnp.where(jnp.isfinite(share), share, 0)).astype(jnp.uint8)
     whole = jnp.uint8(PARTS)
-    failed, solved = (jnp.where(differ, whole, part) for part in (whole - success, success))
-    if rows.attempts is None:
-        return failed, solved
-    made = rows.attempts != 0
-    return jnp.where(made, failed, jnp.uint8(0)), jnp.where(made, solved, jnp.uint8(0))
+    return jnp.where(differ, whole, whole - success), jnp.where(differ, whole, success)
 
 
 def attempts_of(rows: Rows, sound: Array, rollouts: Array) -> Array:

@@ -135,7 +135,11 @@ def is_mixed(fused: StepEvidence, rows: Any = slice(None)) -> Array:
 
 
 def is_rolled_out(fused: StepEvidence, rows: Any = slice(None)) -> Array:
-    """bool[...]: the tasks of which some trials were rollouts; see `evidence.extremes`."""
+    """bool[...]: the tasks of which some trials were rollouts.
+
+    The shares of failure and success of a rollout add up to `PARTS` at least. Both are 0 of what a
+    new level takes over from its parent (`levels.insert`).
+    """
     if fused.most_failed is None or fused.most_solved is None:
         return fused.trials[rows] > 0
     return (fused.most_failed[rows] > 0) | (fused.most_solved[rows] > 0)

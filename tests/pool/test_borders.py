@@ -271,7 +271,6 @@ def test_attempts_and_extremes_row_by_row() -> None:
             mixed = 0 < won < tried and tried > 1 if differ is None else differ
             success = round(255 * share)
             pair = (255, 255) if mixed else (255 - success, success)
-            pair = (0, 0) if told == 0 else pair  # it stands for no rollouts
             assert (failed[at], solved[at]) == pair, (won, tried, differ)
 
 
