@@ -487,10 +487,26 @@ def _check_leaves(saved: Mapping[str, np.ndarray], template: PyTree) -> None:
     for path in [*wanted, *names]:
         if names.get(path) != wanted.get(path):
             _check_described(path, names, wanted)
+            _check_trainer(path, names, wanted)
             raise CheckpointError(
                 f"the checkpoint holds {path} as {_spell(names.get(path))}, expected "
                 f"{_spell(wanted.get(path))}: it belongs to another pool, model or library version"
             )
+
+
+def _check_trainer(path: str, saved: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+    """A trainer's state that is saved and not asked for, or the other way about, said plainly."""
+    if not path.startswith("['trainer']"):
+        return
+    if not any(name.startswith("['trainer']") for name in here):
+        raise CheckpointError(
+            "the checkpoint holds the trainer's own state, and none is expected: give trainer=, a "
+            "pytree of the structure that was saved"
+        )
+    if not any(name.startswith("['trainer']") for name in saved):
+        raise CheckpointError(
+            "the checkpoint was saved without trainer=, and trainer= is expected: leave it out"
+        )
 
 
 def _kind(leaf: Any) -> list[Any]:

@@ -434,7 +434,14 @@ def _traced_functions(
 def check_ids(state: State, task_ids: ArrayLike) -> Array:
     """Task ids as i32; raises on the host if they are out of range."""
     check_state(state)
+    check_no_batch(task_ids)
     return as_ids("task_ids", beside(task_ids, state.pool.trials), _capacity(state))
+
+
+def check_no_batch(task_ids: Any) -> None:
+    """Raise if a whole batch was given for its ids."""
+    if isinstance(task_ids, Selection):
+        raise ValueError("task_ids is a Selection, expected i32[...]: give its task_ids")
 
 
 def check_state(state: Any) -> None:
@@ -508,8 +515,8 @@ def with_features(reference: Any, features: Any, static: Mapping[str, Any]) -> A
         return reference
     if not can_use_features(static):
         raise ValueError(
-            f"features are of no use to strategy={static['strategy']!r}: use bots_jax.auto, or "
-            "bots(estimator='glm')"
+            f"features are of no use to strategy={static['strategy']!r}: leave them out and give "
+            "num_tasks, or use bots_jax.auto, or bots(estimator='glm')"
         )
     if isinstance(reference, TaskFeatures):
         raise ValueError("features were given beside reference=TaskFeatures(...): give one of them")
@@ -592,11 +599,12 @@ def make_info(fused: StepEvidence, counts: visits.Counts, told: BeliefInfo) -> I
     """The `Info` of a step."""
 
     def totals(batch: Evaluated) -> tuple[Array, Array, Array, Array]:
-        tried = batch.trials > 0
+        tried = (batch.trials > 0) & jnp.asarray(batch.rolled_out)
         evaluated, informative = (
             jnp.sum(which, dtype=jnp.int32) for which in (tried, tried & jnp.asarray(batch.mixed))
         )
-        return evaluated, informative, total(batch.successes), total(batch.trials)
+        successes, trials = (jnp.where(tried, x, 0) for x in (batch.successes, batch.trials))
+        return evaluated, informative, total(successes), total(trials)
 
     evaluated, mixed, successes, trials = over_evaluated(fused, totals)
     dtype = trials.dtype

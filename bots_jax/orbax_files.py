@@ -26,6 +26,19 @@ _SPREAD = "spread"  # arrays of which each process holds a part
 _STEP_PREFIX, _STEP_DIGITS = "step", 8
 
 
+def _orbax() -> Any:
+    """Orbax's checkpoints, which nothing else needs."""
+    try:
+        import orbax.checkpoint as ocp
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"checkpoints need {error.name}, which is not installed: pip install "
+            "'bots-jax[checkpoint]' ('.[checkpoint]' in a clone)",
+            name=error.name,
+        ) from None
+    return ocp
+
+
 def step_folder(directory: Path, step: int) -> Path:
     """The folder of one step's checkpoint."""
     return directory / f"{_STEP_PREFIX}_{step:0{_STEP_DIGITS}d}"
@@ -33,8 +46,7 @@ def step_folder(directory: Path, step: int) -> Path:
 
 def retention(keep: int, every: int | None, best: int) -> Any:
     """Orbax's retention policy for `keep`, `keep_every` and `keep_best`."""
-    from orbax.checkpoint import checkpoint_managers as rules
-
+    rules = _orbax().checkpoint_managers
     policies: list[Any] = [rules.LatestN(check_count("keep", keep))]
     if every is not None:
         policies.append(rules.EveryNSteps(check_count("keep_every", every)))
@@ -64,7 +76,7 @@ def write(
     scored: bool,
 ) -> None:
     """Write a step: by this process alone, or by all if `spread` has arrays."""
-    import orbax.checkpoint as ocp
+    ocp = _orbax()
 
     processes = ocp.options.MultiprocessingOptions() if spread else _alone()
     directory.mkdir(parents=True, exist_ok=True)
@@ -111,7 +123,7 @@ def read_spread(folder: Path, like: Mapping[str, Any]) -> dict[str, Any]:
       folder: of the step.
       like: by name; each an array of the expected shape and dtype.
     """
-    import orbax.checkpoint as ocp
+    ocp = _orbax()
 
     together = any(is_spread(leaf) for leaf in like.values())
     args = {
@@ -128,7 +140,7 @@ def read_spread(folder: Path, like: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _checkpointer(processes: Any) -> Any:
-    import orbax.checkpoint as ocp
+    ocp = _orbax()
 
     handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=processes)
     return ocp.Checkpointer(handler, multiprocessing_options=processes)
@@ -136,7 +148,7 @@ def _checkpointer(processes: Any) -> Any:
 
 def _alone() -> Any:
     """Orbax waits for no other process."""
-    import orbax.checkpoint as ocp
+    ocp = _orbax()
 
     if jax.process_count() == 1:
         return ocp.options.MultiprocessingOptions()

@@ -26,7 +26,8 @@ def summary(state: State, selector: Selector | None = None) -> str:
       selector: the one that it is of: then numbers without effect are left out, and a line says
         what a batch of random tasks would bring, pass rate and share of mixed groups. That share is
         averaged over what is not known of each task; the chance at the mean rate would promise too
-        much wherever tasks differ.
+        much wherever tasks differ. It is what is believed: too high where the policy has improved
+        since most tasks were last visited. Batches of random tasks measure it (docs/your_loop.md).
 
     Raises:
       ValueError: inside traced code, where there is nothing to look at yet.

@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from types import FunctionType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import jax
@@ -296,38 +297,63 @@ class SelectFn(Protocol):
     def __call__(
         self, rng_key: Array, state: State, eligible: ArrayLike | None = None
     ) -> tuple[State, Selection]:
-        """Choose up to B tasks and open a visit of each.
+        """Choose up to B tasks and open a visit of each; a task with an open visit is left out.
 
         Args:
           rng_key: a `jax.random.key`, consumed.
           state: as returned by any function of this selector.
           eligible: bool[C]; False keeps a task out of this batch.
+
+        Raises:
+          ValueError: naming the argument and its value.
         """
 
 
 class ObserveFn(Protocol):
     def __call__(self, state: State, evidence: Evidence) -> State:
-        """Add evidence to what is pending; `advance` fuses it. Calls commute."""
+        """Add evidence to what is pending; `advance` fuses it. Calls commute.
+
+        Rows may be of any batches, whole groups or pieces. A row with the number of a visit that
+        has ended is dropped, and counted in `Info.stale`. Compiled once for each number of rows:
+        where it varies, pad with task_ids -1.
+
+        Raises:
+          ValueError: naming the argument and its value.
+        """
 
 
 class AdvanceFn(Protocol):
     def __call__(self, state: State) -> tuple[State, Info]:
-        """One time step: fuse what was observed, forget, infer the rest."""
+        """One time step: fuse what was observed, forget, infer the rest.
+
+        Visits of which some evidence was fused end, unless the selector was made with
+        keep_open=True; those older than its `expiry` end in any case.
+        """
 
 
 class UpdateFn(Protocol):
     def __call__(self, state: State, evidence: Evidence) -> tuple[State, Info]:
-        """`observe`, then `advance`."""
+        """`observe`, then `advance`: the whole step, where all rewards are in before the next."""
 
 
 class AbandonFn(Protocol):
     def __call__(self, state: State, task_ids: ArrayLike) -> State:
-        """Close the open visits of tasks from which no evidence will come."""
+        """Close the open visits of tasks, i32[M], from which no evidence will come; -1 is padding.
+
+        What they have brought so far is kept, and what comes later is dropped.
+
+        Raises:
+          ValueError: naming the argument and its value.
+        """
 
 
 class PredictFn(Protocol):
     def __call__(self, state: State, task_ids: ArrayLike | None = None) -> Belief:
-        """The belief about `task_ids` i32[...], or about all C rows."""
+        """The belief about `task_ids` i32[...], or about all C rows.
+
+        Raises:
+          ValueError: naming the argument and its value.
+        """
 
 
 class Recipe(NamedTuple):
@@ -338,13 +364,26 @@ class Recipe(NamedTuple):
     key: Any  # the same, hashable
 
 
+_FUNCTIONS = {
+    "init": InitFn,
+    "select": SelectFn,
+    "observe": ObserveFn,
+    "advance": AdvanceFn,
+    "update": UpdateFn,
+    "abandon": AbandonFn,
+    "predict": PredictFn,
+}
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Selector:
     """A task selection strategy: a record of pure functions.
 
     BOTS, every baseline and every later idea is one, so they can be exchanged, swept and tested
-    alike. A batch is `select`, roll out, `update`. A selector is hashable and equal to an
-    identical build, so it may be a static argument of `jax.jit`; it pickles by its factory.
+    alike. A batch is `select`, roll out, `update`; docs/your_loop.md has a loop in which results
+    are late or lost. `help(selector.select)`, and of the other functions, tells their arguments.
+    A selector is hashable and equal to an identical build, so it may be a static argument of
+    `jax.jit`; it pickles by its factory.
     """
 
     init: InitFn
@@ -358,6 +397,14 @@ class Selector:
     recipe: Recipe | None = None  # None: equal to itself alone
     # Fields of `Settings` that have an effect; None: nobody has said, and all are taken
     obeys: frozenset[str] | None = None
+
+    def __post_init__(self) -> None:
+        """Tell what each function does in its own help, and name it plainly in errors."""
+        for name, kind in _FUNCTIONS.items():
+            function = getattr(self, name)
+            if isinstance(function, FunctionType) and "<locals>" in function.__qualname__:
+                function.__qualname__ = f"Selector.{name}"
+                function.__doc__ = function.__doc__ or kind.__call__.__doc__
 
     def _identity(self) -> Any:
         return None if self.recipe is None else (self.recipe.factory, self.recipe.key)

@@ -38,6 +38,7 @@ SHOWN = (
 )
 # In this order; further pages of a folder follow by name.
 GUIDES = (
+    "your_loop",
     "when_selection_pays",
     "worlds",
     "learning",

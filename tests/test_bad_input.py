@@ -66,7 +66,7 @@ RATES = np.full((2, 40), 0.5, np.float32)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({}, "reference is None and num_tasks is None"),
+        ({}, "reference, features and num_tasks are None"),
         ({"reference": RATES[0]}, r"reference has shape \(40,\), expected \[K, N\]"),
         ({"reference": RATES + 1}, r"reference\[0, 0\]=1.5 is not a pass rate"),
         ({"reference": RATES[:1]}, r"reference has 1 row\(s\), estimator='linear' needs 2"),

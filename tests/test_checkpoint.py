@@ -70,6 +70,24 @@ def test_together_with_the_trainer(tmp_path: Path, busy: State) -> None:
     assert int(found.trainer["n"]) == 3
 
 
+def test_a_trainer_that_only_one_side_has_is_named(tmp_path: Path, busy: State) -> None:
+    checkpoint.save(tmp_path, 1, SELECTOR, busy, trainer={"w": np.zeros(2)})
+    with pytest.raises(CheckpointError, match=r"holds the trainer's own state.*: give trainer="):
+        checkpoint.restore(tmp_path, SELECTOR, busy)
+    checkpoint.save(tmp_path, 2, SELECTOR, busy)
+    with pytest.raises(CheckpointError, match=r"saved without trainer=.*: leave it out"):
+        checkpoint.restore(tmp_path, SELECTOR, busy, trainer={"w": np.zeros(2)})
+
+
+def test_without_orbax_the_error_says_what_to_install(
+    tmp_path: Path, busy: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "orbax", None)
+    monkeypatch.setitem(sys.modules, "orbax.checkpoint", None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'bots-jax\[checkpoint\]'"):
+        checkpoint.save(tmp_path, 1, SELECTOR, busy)
+
+
 def test_keeps_the_newest(tmp_path: Path, busy: State) -> None:
     for step in (1, 2, 3, 4):
         checkpoint.save(tmp_path, step, SELECTOR, busy, keep=2)

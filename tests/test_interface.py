@@ -31,6 +31,38 @@ from bots_jax.strategies.oversampling import dots, dynamic_sampling, learnabilit
 REFERENCE = np.sort(np.random.default_rng(0).random((2, 60)), axis=0).astype(np.float32)
 
 
+FUNCTIONS = ("init", "select", "observe", "advance", "update", "abandon", "predict")
+
+
+@pytest.mark.parametrize("name", ["auto", "bots", "uniform"])
+def test_help_of_a_selectors_functions_says_what_they_do(name: str) -> None:
+    selector = make_strategy(name, batch_size=4)
+    for function in FUNCTIONS:
+        assert len(inspect.getdoc(getattr(selector, function)) or "") > 40, function
+    assert "features:" in (inspect.getdoc(selector.init) or "")
+    with pytest.raises(TypeError, match=r"^Selector\.init\(\) got an unexpected keyword"):
+        selector.init(num_tasks=9, expiry=3)
+
+
+@pytest.mark.parametrize("representation", ["dense", "grouped"])
+def test_a_batch_in_place_of_its_ids_is_refused_with_the_way_out(representation: str) -> None:
+    selector = auto(batch_size=4, representation=representation)
+    state = selector.init(REFERENCE.round(1))
+    state, batch = selector.select(jax.random.key(0), state)
+    for function in (selector.abandon, selector.predict):
+        with pytest.raises(ValueError, match=r"task_ids is a Selection.*: give its task_ids"):
+            function(state, batch)
+
+
+def test_ids_in_place_of_a_mask_and_names_in_place_of_ids() -> None:
+    selector = auto(batch_size=4)
+    state = selector.init(num_tasks=60)
+    with pytest.raises(ValueError, match=r"expected bool\[60\].*numpy.isin\(numpy.arange\(60\)"):
+        selector.select(jax.random.key(0), state, eligible=np.arange(5))
+    with pytest.raises(ValueError, match=r"expected numbers, rows of the pool; adapters.TaskSamp"):
+        selector.observe(state, Evidence(["a", "b"], [1.0, 0.0], 8))
+
+
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_a_selector_equals_an_identical_build(name: str) -> None:
     one, same = make_strategy(name, batch_size=4), make_strategy(name, batch_size=4)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -314,10 +315,42 @@ def test_insert_starts_a_child_from_its_parent():
     pool, new = jnp.arange(8), jnp.array([100, 101])
     state, _, rows = levels.insert(selector, state, pool, new, parents=[4, -1])
     state, info = selector.advance(state)
-    assert float(info.trials) == 4.0
-    assert int(info.invalid) == 0
+    assert (float(info.trials), int(info.evaluated), int(info.invalid)) == (0.0, 0, 0)
     child, orphan = selector.predict(state, rows).concentration.tolist()
     assert child > orphan + 2
+
+
+def test_a_child_teaches_nobody_else():
+    """As evidence its parent's rate taught `auto` that levels do not differ: all became alike."""
+    selector, state = taught("auto")
+    before = selector.predict(state)
+    rows = levels.usefulness(selector, state).argsort()[:2]
+    inserted, _, children = levels.insert(
+        selector, state, jnp.arange(8), jnp.array([100, 101]), parents=[4, -1]
+    )
+    assert children.tolist() == rows.tolist()
+    told, orphan = selector.predict(inserted, children).concentration.tolist()
+    assert told > orphan + 2  # at once
+    after, info = selector.advance(inserted)
+    assert int(info.evaluated) == 0
+    chex.assert_trees_all_equal(after.belief.shared, state.belief.shared)
+    others = np.setdiff1d(np.arange(8), children)
+    np.testing.assert_array_equal(selector.predict(after).mean[others], before.mean[others])
+
+
+@pytest.mark.parametrize("name", ["auto", "mopps"])
+def test_info_counts_the_levels_played_and_no_children(name):
+    """A child told a rate between 0 and 1 was counted among the mixed groups."""
+    selector = make_strategy(name, batch_size=4, rollouts=2)
+    state, pool = selector.init(num_tasks=8, capacity=16), jnp.arange(16)
+    for step in range(3):
+        state, batch = selector.select(jax.random.key(step), state)
+        state, info = selector.update(state, batch.evidence([[1, 1], [1, 0], [0, 0], [0, 0]]))
+        assert (int(info.evaluated), float(info.effective_task_ratio)) == (4, 0.25)
+        if name == "auto":  # others fuse a parent's episodes with those of a child played at once
+            assert (float(info.trials), float(info.success_rate)) == (8.0, 0.375)
+        parents = batch.task_ids[1:3]
+        state, pool, _ = levels.insert(selector, state, pool, jnp.arange(2), parents=parents)
 
 
 @pytest.fixture(scope="module")

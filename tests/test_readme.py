@@ -63,6 +63,34 @@ def test_how_to_use_it(page: str) -> None:
     assert names["state"].known.reference.embeddings is not None  # features were given
 
 
+def test_the_loop_of_your_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Late and lost rollouts; groups of those selected are mixed more often than random ones."""
+    monkeypatch.chdir(tmp_path)
+    path = ROOT / "docs/your_loop.md"
+    loop, resume = blocks(path)
+    names = run(loop, path)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4
+    first = [int(share) for share in re.findall(r"(\d+)%", lines[0])]
+    assert first[0] > first[1] + 10
+    assert int(names["state"].in_flight) > 0
+    run(resume, path, names)
+    assert int(names["state"].in_flight) == 0
+    assert int(names["policy"]["step"]) == names["STEPS"] == names["step"] + 1
+
+
+@pytest.mark.long  # it compiles a scan for ten seconds
+def test_levels_made_on_the_way(capsys: pytest.CaptureFixture[str]) -> None:
+    path = ROOT / "docs/adapters/levels.md"
+    (code,) = blocks(path)
+    names = run(code, path)
+    assert "levels: 408 to 600" in capsys.readouterr().out
+    assert np.all(np.asarray(names["rows"]) >= 0)  # every child has a row
+    assert int(names["carry"][1].in_flight) == 0
+
+
 def test_every_benchmark_is_listed() -> None:
     """A script that benchmarks/README.md does not name is found by nobody."""
     folder = ROOT / "benchmarks"

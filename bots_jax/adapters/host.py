@@ -76,7 +76,7 @@ class Batch(NamedTuple):
 
     task_ids: np.ndarray  # [n], the user's names (see `names.py`), or i32 rows if there are none
     visits: np.ndarray  # i32[n], to be sent back with the evidence
-    draws: np.ndarray  # f64[n], the p^ that each was chosen by
+    rate: np.ndarray  # f64[n], the success probability that each was chosen by
     rows: np.ndarray  # i32[n], rows of the selector's state
 
 

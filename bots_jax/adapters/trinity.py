@@ -117,7 +117,7 @@ class BotsSelector(BaseSelector):
         belief = sampler.predict(batch.task_ids)
         return batch.rows, {
             "indices": batch.rows.tolist(),
-            "scores": (-np.abs(self._options.target_reward - batch.draws)).tolist(),
+            "scores": (-np.abs(self._options.target_reward - batch.rate)).tolist(),
             "alphas": (belief.mean * belief.concentration).tolist(),
             "betas": ((1 - belief.mean) * belief.concentration).tolist(),
             "point": belief.mean.tolist(),

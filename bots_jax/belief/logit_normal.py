@@ -158,6 +158,32 @@ class AutoBelief(NamedTuple):
             history=history.restart(rows, self.clock, visits),
         )
 
+    def inherit(self, rows: Array, fresh: Belief, rate: Array, trust: Array) -> AutoBelief:
+        """New tasks begin as after `trust` rollouts at a rate, of which nobody else learns.
+
+        As evidence it would teach the regression, and how far to trust it, what they say already:
+        that tasks do not differ, until nothing else is believed.
+
+        Args:
+          rows: i32[A], restarted; C and above are dropped.
+          fresh: f[A] each, what is believed of them now.
+          rate, trust: f[A].
+        """
+        room = jnp.maximum(fresh.mean * (1 - fresh.mean), _LEAST_RATE)
+        most = 1 / (fresh.concentration * room)  # V: see `as_belief`
+        line = unshrink(jnp.log(fresh.mean / (1 - fresh.mean)), most)
+        expected = Expected(line, jnp.zeros_like(line), most)
+        offset, variance = _visited(expected, trust * rate, trust)
+        history = self.history
+        explained = history.explained_fraction.at[rows].set(1 - variance / most, mode="drop")
+        return self._replace(
+            history=history._replace(
+                offset=history.offset.at[rows].set(offset, mode="drop"),
+                variance=history.variance.at[rows].set(variance, mode="drop"),
+                explained_fraction=explained,
+            )
+        )
+
     def of_rows(self, rows: Array | None) -> AutoBelief:
         """The belief with the histories of some tasks alone, i32[R]; of all for None."""
         if rows is None:

@@ -54,7 +54,12 @@ def add_bench_parser(subparsers: Any) -> argparse.ArgumentParser:
     add("matrix", metavar="MATRIX", nargs="?", help="a TOML file or a name (see --list)")
     add("--strategy", action="append", default=[], metavar="SPEC", help="add one; repeatable")
     add("--environment", action="append", default=[], metavar="SPEC", help="add one; repeatable")
-    add("--seeds", type=int, metavar="N", help="use at most N seeds in each environment")
+    add(
+        "--seeds",
+        type=int,
+        metavar="N",
+        help="use at most N seeds in each environment [mostly 10]",
+    )
     add("--baseline", metavar="LABEL", help="compare with this [the matrix's, or the first]")
     add("--data", default=".", metavar="FOLDER", help="another folder to look for data files in")
     add("--out", metavar="FOLDER", help="folder for results [runs/bench/MATRIX]")

@@ -140,8 +140,20 @@ def make_strategy(spec: Spec) -> tuple[Strategy, str]:
       ValueError: naming what cannot be found, or a setting that its factory lacks.
     """
     found = find("strategy", spec.name, strategies(), STRATEGY_GROUP)
+    _check_factory(spec, found.factory)
     _check_settings("strategy", spec, found.factory, ("batch_size", "rollouts"))
     return Strategy(spec.label, found.factory, spec.settings, spec.told), found.origin
+
+
+def _check_factory(spec: Spec, factory: Any) -> None:
+    """Refuse what is no factory, such as the score of one."""
+    takes = inspect.signature(factory).parameters
+    free = any(part.kind is part.VAR_KEYWORD for part in takes.values())
+    if not free and not {"batch_size", "rollouts"} <= set(takes):
+        raise ValueError(
+            f"strategy {spec.label!r} is no factory: that takes batch_size and rollouts by name "
+            "and returns a selector, as in docs/new_strategy.md"
+        )
 
 
 # --- environments -------------------------------------------------------------------------

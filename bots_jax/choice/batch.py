@@ -259,6 +259,7 @@ def as_mask(eligible: object, capacity: int) -> Array | None:
     mask = host_numbers("eligible", eligible)
     if mask.shape != (capacity,) or mask.dtype != np.bool_:
         raise ValueError(
-            f"eligible has shape {mask.shape} and dtype {mask.dtype}, expected bool[{capacity}]"
+            f"eligible has shape {mask.shape} and dtype {mask.dtype}, expected bool[{capacity}]: "
+            f"True where a task may be selected; of ids, numpy.isin(numpy.arange({capacity}), ids)"
         )
     return jnp.asarray(mask)

@@ -25,8 +25,8 @@ A recording is an .npz file without pickles, in one of three forms:
 To rates and visits may be added `reference` f[K, N] (pass rates, weak to strong, NaN
 unknown), `rollouts` (m, 8 if absent) and, to visits, `steps` (T; else the last step). To all,
 what is known of each task: `prompts`, N strings, of which `features.text` makes 32 numbers, and
-`features` [N] or [N, F], floats for numbers (NaN unknown), integers or strings for kinds. Who can
-use them is told them where there are no references, or by its name (`told.py`).
+`features` [N] or [N, F], floats for numbers (NaN unknown), integers or strings for categories. Who
+can use them is told them where there are no references, or by its name (`told.py`).
 
 Visits are smoothed over steps with a Gaussian kernel of standard deviation 20:
 

@@ -372,8 +372,9 @@ def terminal_caption(baseline: str) -> str:
     """What the numbers of `terminal_table` are."""
     return (
         f"Means over seeds; beside them the paired comparison with {baseline}, a difference (+/-)\n"
-        "or a ratio (×), or else the mean's interval [95%, Student's t]. TTB below 1 and BSF\n"  # noqa: RUF001
-        "above 1 are better. Every figure with its interval is in summary.md."
+        "or a ratio (×), or else the mean's interval [95%, Student's t]. Where shown, TTB, the\n"  # noqa: RUF001
+        "steps to its level as a share of its own, is better below 1, and BSF, the best score\n"
+        "over its own, above 1. Every figure with its interval is in summary.md."
     )
 
 

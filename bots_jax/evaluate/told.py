@@ -92,7 +92,7 @@ def read_features(
         ):
             raise ValueError(
                 f"{name}: {key} is {array.dtype} of shape {list(array.shape)}, expected "
-                + ("strings" if key == "prompts" else "numbers or kinds")
+                + ("strings" if key == "prompts" else "numbers or categories")
                 + f" [{size}{', F' * (key == 'features')}]: one row a task"
             )
         array = array if kept is None else array[kept]

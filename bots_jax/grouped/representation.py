@@ -206,7 +206,7 @@ def _try_grouped(
     dtype = settings.target.dtype
     groups = _make_groups(given, dtype)
     if groups is None:
-        _refuse(forced, f"references and kinds take more than {MOST_GROUPS} distinct values")
+        _refuse(forced, f"references and categories take more than {MOST_GROUPS} distinct values")
         return None
     if tasks < grouping.plan.batch_size:
         raise ValueError(f"batch_size={grouping.plan.batch_size} exceeds the pool of {tasks} tasks")

@@ -32,7 +32,7 @@ import numpy as np
 
 from bots_jax.checks import host_numbers, is_concrete
 from bots_jax.choice.batch import Plan
-from bots_jax.compose import check_key, make_info
+from bots_jax.compose import check_key, check_no_batch, make_info
 from bots_jax.grouped import table
 from bots_jax.grouped.groups import Groups, group_of
 from bots_jax.grouped.slots import (
@@ -353,6 +353,7 @@ def _admit(state: State, evidence: Evidence) -> Rows:
 
 def check_task_ids(state: State, task_ids: ArrayLike) -> Array:
     """Task ids as i32; refused on the host where they are out of range."""
+    check_no_batch(task_ids)
     return as_ids("task_ids", beside(task_ids, state.pool.slots.trials), _num_tasks(state))
 
 

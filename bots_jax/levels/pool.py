@@ -87,8 +87,8 @@ def insert(
     """Insert A new levels, into free rows first, then in place of the least useful levels.
 
     Levels in flight stay. A level that takes a row has a fresh belief; where its parent is known,
-    `trust` episodes at the rate believed of the parent are observed for it, so that it starts from
-    there at the next `selector.advance` (or `update`).
+    it starts as after `trust` episodes at the rate believed of the parent: with `auto` at once,
+    with others at the next `selector.advance` (or `update`). That is no level played for `Info`.
 
     Args:
       levels: pytree [C, ...], a row for each of the state's; rows without a level hold anything.
@@ -138,10 +138,27 @@ def insert(
         inside = (parent >= 0) & (parent < capacity)
         at = jnp.where(inside, parent, 0)
         known = (inserted >= 0) & inside & active[at]
-        rate = believed[at]
-        ids = jnp.where(known, inserted, NO_LEVEL)
-        state = selector.observe(state, Evidence(ids, trust * rate, jnp.full_like(rate, trust)))
+        state = _with_parents(
+            selector, state, jnp.where(known, inserted, NO_LEVEL), believed[at], trust
+        )
     return state, levels, inserted
+
+
+def _with_parents(
+    selector: Selector, state: State, rows: Array, rate: Array, trust: float
+) -> State:
+    """New levels, i32[A] with -1 for none, as after `trust` episodes at the rates of parents."""
+    episodes = jnp.full_like(rate, trust)
+    at = jnp.where(rows >= 0, rows, state.pool.active.shape[0])
+    inherit = getattr(state.belief, "inherit", None)
+    if inherit is None:
+        state = selector.observe(state, Evidence(rows, trust * rate, episodes))
+        # They were no rollouts, which `Info` goes by: see `visits.is_rolled_out`.
+        ends = state.pool.most_failed, state.pool.most_solved
+        failed, solved = (end.at[at].set(0, mode="drop") for end in ends)
+        return state._replace(pool=state.pool._replace(most_failed=failed, most_solved=solved))
+    fresh = selector.predict(state, jnp.maximum(rows, 0))
+    return state._replace(belief=inherit(at, fresh, rate, episodes))
 
 
 def _floats(name: str, value: ArrayLike, dtype: jnp.dtype) -> Array:
@@ -174,7 +191,7 @@ def _columns_of(state: State, features: ArrayLike | None) -> Array | None:
     if given.ndim != 2 or given.shape[1] != known.shape[0]:
         raise ValueError(
             f"features has shape {given.shape}, expected [A, {known.shape[0]}]: numbers like those "
-            "that the pool was made with (kinds cannot be made ready inside jit)"
+            "that the pool was made with (categories cannot be encoded inside jit)"
         )
     if code is None:
         return jnp.where(jnp.isfinite(given.T), given.T, 0)

@@ -119,8 +119,9 @@ def take_evidence(evidence: Any) -> Evidence:
             f"evidence is a {type(evidence).__name__}, expected a bots_jax.Evidence: the order is "
             "update(state, evidence); make it by batch.evidence(rewards)"
         )
+    hints = {"task_ids": ", rows of the pool; adapters.TaskSampler knows tasks by name"}
     columns: dict[str, Any] = {
-        name: numbers_or_none(f"evidence.{name}", value)
+        name: numbers_or_none(f"evidence.{name}", value, hint=hints.get(name, ""))
         for name, value in evidence._asdict().items()
     }
     rows, tokens = np.shape(columns["task_ids"]), np.shape(columns["tokens"])

@@ -60,8 +60,8 @@ def _code_of_all(columns: list[np.ndarray]) -> FeatureCode:
     size = sum(len(code.scale) for code in codes)
     if size > MOST_COLUMNS:
         raise ValueError(
-            f"features make {size} columns (one a number, one a kind), at most {MOST_COLUMNS}: "
-            "join rare kinds, or reduce numbers to their first principal components"
+            f"features make {size} columns (one a number, one a category), at most {MOST_COLUMNS}: "
+            "join rare categories, or reduce numbers to their first principal components"
         )
     return FeatureCode(*(np.concatenate(parts, axis=-1) for parts in zip(*codes, strict=True)))
 
@@ -115,7 +115,7 @@ def encode_as(features: Any, code: FeatureCode) -> np.ndarray:
 def _runs(are_kinds: Mapping[int, bool]) -> str:
     """How many columns of numbers, and of kinds, follow each other."""
     return ", ".join(
-        f"{'kinds' if kind else 'numbers'} ({len(list(run))})"
+        f"{'categories' if kind else 'numbers'} ({len(list(run))})"
         for kind, run in itertools.groupby(are_kinds.values())
     )
 
@@ -188,8 +188,8 @@ def _code_of(column: np.ndarray, at: int) -> FeatureCode:
     values, count = np.unique(column, return_counts=True)
     if len(values) > MOST_KINDS:
         raise ValueError(
-            f"features column {at} has {len(values)} kinds, at most {MOST_KINDS}: join rare ones, "
-            "give numbers as floats, or prompts as features.text(prompts)"
+            f"features column {at} has {len(values)} categories, at most {MOST_KINDS}: join rare "
+            "ones, give numbers as floats, or prompts as features.text(prompts)"
         )
     share = count / len(column)
     return _as_code(at, _hashes(values), True, share, np.sqrt(share) / _KIND_SPREAD)

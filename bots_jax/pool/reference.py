@@ -234,7 +234,7 @@ def _num_tasks(rates: ArrayLike | None, num_tasks: int | None) -> int:
         num_tasks = check_count("num_tasks", num_tasks)
     if rates is None:
         if num_tasks is None:
-            raise ValueError("reference is None and num_tasks is None: give one of them")
+            raise ValueError("reference, features and num_tasks are None: give one of them")
         return num_tasks
     shape = np.shape(rates)
     if len(shape) != 2:

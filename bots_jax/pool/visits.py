@@ -124,6 +124,7 @@ class Evaluated(NamedTuple):
     successes: Array  # f[R]
     trials: Array  # f[R], 0 in padding
     mixed: Array | None = None  # bool[R], tasks whose rewards differ
+    rolled_out: Array | None = None  # bool[R], tasks of which some trials were rollouts
 
 
 def is_mixed(fused: StepEvidence, rows: Any = slice(None)) -> Array:
@@ -133,11 +134,23 @@ def is_mixed(fused: StepEvidence, rows: Any = slice(None)) -> Array:
     return fused.most_failed[rows] > PARTS - fused.most_solved[rows]
 
 
+def is_rolled_out(fused: StepEvidence, rows: Any = slice(None)) -> Array:
+    """bool[...]: the tasks of which some trials were rollouts.
+
+    The shares of failure and success of a rollout add up to `PARTS` at least. Both are 0 of what a
+    new level takes over from its parent (`levels.insert`).
+    """
+    if fused.most_failed is None or fused.most_solved is None:
+        return fused.trials[rows] > 0
+    return (fused.most_failed[rows] > 0) | (fused.most_solved[rows] > 0)
+
+
 def over_evaluated(fused: StepEvidence, measure: Callable[[Evaluated], PyTree]) -> PyTree:
     """`measure` of the tasks with evidence: small numbers, such as means over the batch."""
     capacity = fused.trials.shape[0]
     if fused.rows is None or fused.overflow is None:
-        return measure(Evaluated(None, fused.successes, fused.trials, is_mixed(fused)))
+        told = is_mixed(fused), is_rolled_out(fused)
+        return measure(Evaluated(None, fused.successes, fused.trials, *told))
     at = jnp.minimum(fused.rows, capacity - 1)
     present = fused.rows < capacity
     few = Evaluated(
@@ -145,13 +158,15 @@ def over_evaluated(fused: StepEvidence, measure: Callable[[Evaluated], PyTree]) 
         jnp.where(present, fused.successes[at], 0),
         jnp.where(present, fused.trials[at], 0),
         present & is_mixed(fused, at),
+        present & is_rolled_out(fused, at),
     )
 
     def all_rows(measured: PyTree) -> PyTree:
         # Tied to what is replaced, or XLA moves it in front of the loop that seldom turns.
         told = fused._replace(domain=None, rows=None, overflow=None, num_domains=0)
         tied = lax.optimization_barrier((told, measured))[0]
-        return measure(Evaluated(None, tied.successes, tied.trials, is_mixed(tied)))
+        both = is_mixed(tied), is_rolled_out(tied)
+        return measure(Evaluated(None, tied.successes, tied.trials, *both))
 
     return lazy_cond(fused.overflow, all_rows, measure(few))
 

@@ -72,7 +72,7 @@ def test_exploration_holds_for_cut_batches() -> None:
         drawn = 0
         for _ in range(120):
             batch = sampler.next_batch(1, eligible=np.ones(80, bool))
-            drawn += int(np.sum(batch.draws == 0))
+            drawn += int(np.sum(batch.rate == 0))
             sampler.observe(batch.task_ids, [1], 1, batch.visits)
         assert abs(drawn - 12) <= slack
 

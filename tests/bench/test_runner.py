@@ -81,6 +81,7 @@ def test_a_bad_spec_is_refused_with_its_text(text):
         ("absent.py:rule", "no file"),
         (f"{STRANGER}:nothing", "no function 'nothing'"),
         ("no_such_module:rule", "cannot be imported"),
+        ("operator:add", "is no factory: that takes batch_size and rollouts by name"),
     ],
 )
 def test_a_strategy_that_cannot_be_made_is_named(text, match):

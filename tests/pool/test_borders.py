@@ -63,7 +63,7 @@ def integers(*shape: int, fill: int = 1) -> np.ndarray:
         ((RATES, None, 41), "num_tasks=41, but reference has 40 columns"),
         ((RATES, None, None, 39), "capacity=39 is below the 40 tasks"),
         ((None, [8.0], 40), "reference_trials was given without reference"),
-        ((None, None, None), "give one of them"),
+        ((None, None, None), "reference, features and num_tasks are None: give one of them"),
         ((RATES, [8.0]), r"reference_trials has shape \(1,\), expected \(2,\) or \(2, 40\)"),
         ((RATES, [8.0, 0.0]), "reference_trials must be positive"),
         ((RATES, [8.0, -1.0]), "reference_trials must be positive"),

@@ -63,7 +63,7 @@ def test_kinds_are_told_apart_by_their_share(kind: Any) -> None:
 def test_as_many_as_may_be_and_one_more() -> None:
     assert len(encode(np.arange(MOST_KINDS))[0]) == MOST_KINDS
     assert len(encode(np.ones((3, MOST_COLUMNS)))[0]) == MOST_COLUMNS
-    with pytest.raises(ValueError, match=f"column 0 has {MOST_KINDS + 1} kinds"):
+    with pytest.raises(ValueError, match=f"column 0 has {MOST_KINDS + 1} categories"):
         encode(np.arange(MOST_KINDS + 1))
     with pytest.raises(ValueError, match=f"features make {MOST_COLUMNS + 1} columns"):
         encode(np.ones((3, MOST_COLUMNS + 1)))
@@ -89,5 +89,5 @@ def test_refused(features: Any, message: str) -> None:
 def test_later_tasks_need_columns_of_the_same_types() -> None:
     _, code = encode((np.ones(4), np.arange(4)))
     for wrong in (np.ones(4), (np.arange(4), np.ones(4)), (np.ones(4), np.arange(4), np.ones(4))):
-        with pytest.raises(ValueError, match=r"expected those .*: numbers \(1\), kinds \(1\)"):
+        with pytest.raises(ValueError, match=r"expected those .*: numbers \(1\), categories \(1\)"):
             encode_as(wrong, code)

@@ -69,14 +69,14 @@ def test_later_tasks_are_told_by_the_moments_of_the_first() -> None:
     unknown = encode_as((given[0][:1] * np.nan, np.array([7]), np.array(["zz"])), code)
     np.testing.assert_array_equal(unknown, 0)
     for wrong in (given[:2], (given[1], given[0], given[2])):
-        with pytest.raises(ValueError, match=r"made with: numbers \(2\), kinds \(2\)"):
+        with pytest.raises(ValueError, match=r"made with: numbers \(2\), categories \(2\)"):
             encode_as(wrong, code)
 
 
 @pytest.mark.parametrize(
     ("features", "message"),
     [
-        (np.arange(200), "has 200 kinds, at most 128"),
+        (np.arange(200), "has 200 categories, at most 128"),
         (np.zeros((4, 4, 4)), "expected"),
         (np.arange(900).reshape(15, 60), "make 900 columns .* at most 256"),
         (np.zeros((9, 257)), "make 257 columns"),
@@ -105,7 +105,7 @@ def test_features_of_other_tasks_than_the_rest_are_refused_by_name(given, messag
 
 def test_who_cannot_use_features_says_so() -> None:
     for selector in (bots_jax.bots(batch_size=2), make_strategy("uniform", batch_size=2)):
-        with pytest.raises(ValueError, match="features are of no use to"):
+        with pytest.raises(ValueError, match=r"of no use to .*: leave them out and give num_tasks"):
             selector.init(num_tasks=9, features=np.zeros((9, 1)))
 
 
