@@ -90,9 +90,11 @@ def auto(
       group: * G, at least 2: a task is worth the probability that G rollouts are not all alike, for
         choice="mixed" [m; 2 where m is 1, such as a slot that plays a level once].
       forgetting: * lambda, share of what sets a task apart from the regression that is forgotten
-        in a step of training [learned, around 0.004].
-      implicit_weight: * rho, how far the regression is trusted [learned, around 1].
-      temperature: * tau, Gumbel noise in the choice; 0 takes the best [0].
+        in a step of training [learned, around 0.004]. Given here it is fixed; given to `init`
+        alone it is still learned, around that value.
+      implicit_weight: * rho, how far the regression is trusted [learned, around 1]; likewise.
+      temperature: * tau, Gumbel noise in the choice; 0 takes the best [0]. To be changed later it
+        must be above 0 here.
       estimator: a name from `implicit.ESTIMATORS` or a record; static.
       choice: "mixed", tasks whose group of rollouts is likely mixed; "thompson" and "mean", those
         whose draw or mean is nearest `target`, as BOTS does; static.
@@ -149,7 +151,7 @@ def auto(
         settings=settings,
         batch_size=batch_size,
         static=_described(config, choice, noisy, floor, value, spread),
-        obeys=_obeyed(choice, noisy),
+        obeys=_obeyed(config.estimator, choice, noisy),
         features_dtype=features_dtype,
         **shared,
     )
@@ -167,10 +169,17 @@ def auto(
     return with_grouped(_with_tokens(dense) if per_token else dense, grouping)
 
 
-def _obeyed(choice: str, noisy: bool) -> list[str]:
+def _obeyed(estimator: Estimator, choice: str, noisy: bool) -> list[str]:
     """Fields of `Settings` that have an effect, besides those that always have."""
-    own = ["breadth", "group"] if choice == "mixed" else ["target"]
-    return ["implicit_weight", *own, *(["temperature"] if noisy else [])]
+    effects = {
+        "implicit_weight": True,
+        "target": choice != "mixed",
+        "breadth": choice == "mixed",
+        "group": choice == "mixed",
+        "temperature": noisy,
+        "capability_momentum": estimator.name != "none" and estimator.uses_momentum,
+    }
+    return [name for name, has_one in effects.items() if has_one]
 
 
 def _config(

@@ -280,8 +280,10 @@ class InitFn(Protocol):
             there are none: then give `num_tasks`.
           settings: numbers that override the factory's, for this state.
           num_tasks: N, if neither `reference` nor `features` gives it.
-          reference_trials: f[K] or f[K, N], attempts behind each pass rate; kept for
-            estimators that weigh references by them.
+          reference_trials: f[K] or f[K, N], attempts behind each pass rate, for
+            estimators that look at logits ("glm", of `auto`, and "logit"). None: 8, so a rate of 0
+            or 1 is a logit of -2.8 or 2.8: give more where more is known, such as 1e6 where rates
+            are exact.
           domains: i32[N] in [0, D), the domain of each task; None for a single one.
           capacity: C >= N, rows to keep for `add_tasks`; None for exactly N.
           features: one row a task: numbers f[N, F], NaN where missing, or categories i[N], or a

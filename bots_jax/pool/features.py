@@ -13,6 +13,7 @@ and the code by which tasks that come later get theirs.
 from __future__ import annotations
 
 import itertools
+import warnings
 import zlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -52,7 +53,35 @@ def encode(features: Any) -> tuple[np.ndarray, FeatureCode]:
     """
     columns = _columns_of(features)
     code = _code_of_all(columns)
-    return _apply(columns, code), code
+    made = _apply(columns, code)
+    _warn_of_outliers(made[~code.is_kind], code.source[~code.is_kind])
+    return made, code
+
+
+# Times that a standard deviation may exceed that of a normal distribution of the same quartiles.
+_MOST_SPREAD = 10.0
+_ENOUGH = 2**14  # tasks that the quartiles are taken of
+
+
+def _warn_of_outliers(numbers: np.ndarray, sources: np.ndarray) -> None:
+    """Warn where a few tasks far away leave the others nearly alike, in a quarter of the columns.
+
+    Fewer are no loss: prompts give a column or two to one that is like no other.
+    """
+    some = numbers[:, :: -(-numbers.shape[1] // _ENOUGH)]
+    known = [row[row != 0] for row in some]  # missing ones are 0
+    quartiles = [np.percentile(row, [25, 75]) if row.size else (0.0, 0.0) for row in known]
+    low, high = np.array(quartiles).reshape(-1, 2).T
+    narrow = (high > low) & (numbers.std(axis=1) > _MOST_SPREAD * (high - low) / 1.349)
+    if narrow.any() and narrow.sum() >= len(sources) / 4:
+        at = int(np.flatnonzero(narrow)[0])
+        warnings.warn(
+            f"features column {sources[at]} has a task {np.abs(numbers[at]).max():.0f} standard "
+            "deviations from the mean, beside which the others are nearly alike, so it tells next "
+            "to nothing of them: give logarithms or ranks, and NaN where a number is unknown",
+            RuntimeWarning,
+            stacklevel=2,
+        )
 
 
 def _code_of_all(columns: list[np.ndarray]) -> FeatureCode:
