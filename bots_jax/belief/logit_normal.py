@@ -76,6 +76,7 @@ _SHARE = 0.01
 # Nodes of Gauss-Hermite's rule for L_j.
 _NODES = 5
 _NEWTON_STEPS = 4
+_FAR = 3.0  # logits beyond which so many steps may not arrive
 _LONGEST_STEP = 2.0  # logits; a Newton step from the flat end of a logistic may overshoot
 _LEAST_RATE = 1e-6  # p~ is kept this far from 0 and 1, where it has no logit
 _MOST_VARIANCE = 1e4
@@ -526,7 +527,7 @@ def _own(
 def _visited(expected: Expected, successes: Array, trials: Array) -> tuple[Array, Array]:
     """u and v after s of n."""
     line, start, variance, _ = expected
-    offset = start
+    offset = _begin(expected, successes, trials)
     for _ in range(_NEWTON_STEPS):
         rate = jax.nn.sigmoid(line + offset)
         slope = successes - trials * rate - (offset - start) / variance
@@ -534,6 +535,35 @@ def _visited(expected: Expected, successes: Array, trials: Array) -> tuple[Array
         offset += jnp.clip(slope / bend, -_LONGEST_STEP, _LONGEST_STEP)
     rate = jax.nn.sigmoid(line + offset)
     return offset, 1 / (trials * rate * (1 - rate) + 1 / variance)
+
+
+def _begin(expected: Expected, successes: Array, trials: Array) -> Array:
+    """Where the steps towards the mode begin: at u, or nearer to what was seen where that is far.
+
+    Steps are few and short. In a pool of hopeless tasks V is wide and eta far below, and from u
+    they left a task of which half was solved at a rate of 1e-4.
+    """
+    line, start, variance, _ = expected
+    rate = (successes + 0.5) / (trials + 1)
+    told = trials * rate * (1 - rate) * variance
+    seen = jnp.log(rate / (1 - rate)) - line
+    between = (start + told * seen) / (1 + told)
+    # Of none or all: rates fall off as e^z, and w e^w = n v e^z says where the pull of u stops it.
+    side = jnp.where(successes > 0, -1.0, 1.0).astype(start.dtype)
+    level = jnp.maximum(jnp.log(trials * variance + 1e-30) + side * (line + start), 1.0)
+    alike = (successes <= 0) | (successes >= trials)
+    nearer = jnp.where(alike, start - side * (level - jnp.log(level)), between)
+    # The slope falls, so the mode is no further than it would be at that of the start.
+    furthest = start + variance * (successes - trials * jax.nn.sigmoid(line + start))
+    nearer = jnp.clip(nearer, jnp.minimum(start, furthest), jnp.maximum(start, furthest))
+
+    def log_posterior(offset: Array) -> Array:
+        z, away = line + offset, offset - start
+        return successes * z - trials * jax.nn.softplus(z) - away * away / (2 * variance)
+
+    is_far = jnp.abs(nearer - start) > _FAR
+    better = log_posterior(nearer) > log_posterior(start)
+    return jnp.where(is_far & better, nearer, start)
 
 
 def logit_normal_belief(rules: AutoConfig) -> BeliefModel:

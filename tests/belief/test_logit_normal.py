@@ -158,7 +158,7 @@ class Oracle:
     def remember(self, s: Floats, n: Floats) -> None:
         rho, kappa = self.in_force()
         eta, (start, v) = self.prior()[0], self.aged(rho, kappa)
-        u = start.copy()
+        u = np.array([self.begin(*task) for task in zip(eta, start, v, s, n, strict=True)])
         for _ in range(4):  # Newton's steps, none of more than two logits
             p = sigmoid(eta + u)
             step = (s - n * p - (u - start) / v) / (n * p * (1 - p) + 1 / v)
@@ -170,6 +170,26 @@ class Oracle:
         new = zip((u, after, visits, a), (self.u, self.v, self.visits, self.a), strict=True)
         self.u, self.v, self.visits, self.a = (np.where(tried, x, old) for x, old in new)
         self.seen = np.where(tried, self.clock + 1, self.seen)
+
+    @staticmethod
+    def begin(eta: float, u: float, v: float, s: float, n: float) -> float:
+        """Where Newton's steps begin: nearer to what was seen, if it is far away and likelier."""
+        if n == 0:
+            return u
+        if 0 < s < n:
+            seen, weight = logit((s + 0.5) / (n + 1)), n * (s + 0.5) * (n - s + 0.5) / (n + 1) ** 2
+            near = (u / v + weight * (seen - eta)) / (1 / v + weight)
+        else:
+            sign = 1 if s == 0 else -1
+            level = max(np.log(n * v) + sign * (eta + u), 1)
+            near = u - sign * (level - np.log(level))
+        far = u + v * (s - n * sigmoid(eta + u))
+        near = float(np.clip(near, min(u, far), max(u, far)))
+
+        def height(x: float) -> float:
+            return float(s * (eta + x) - n * np.logaddexp(0, eta + x) - (x - u) ** 2 / (2 * v))
+
+        return near if abs(near - u) > 3 and height(near) > height(u) else u
 
     def expected(self) -> tuple[Floats, Floats, Floats, Floats]:
         """eta, u, v, and what is uncertain of eta and shows."""
@@ -412,3 +432,19 @@ def test_a_task_has_the_counts_of_its_history_alone(
     assert nothing < 1e-9 * counts
     assert 1e-3 * less > nothing
     assert less < more
+
+
+@pytest.mark.parametrize("line", [-40.0, -17.0, -3.0, 0.0, 9.0, 40.0])
+@pytest.mark.parametrize("variance", [0.05, 1.3, 20.0, 80.0, 300.0])
+@pytest.mark.parametrize("solved", [0, 1, 4, 8])
+def test_a_visit_arrives_at_the_mode(line: float, variance: float, solved: int) -> None:
+    """From however far: steps are short, and half of the rollouts solved left a rate of 1e-4."""
+    s, n = jnp.float32(solved), jnp.float32(8)
+    expected = Expected(jnp.float32(line), jnp.float32(0.2), jnp.float32(variance))
+    offset, after = logit_normal._visited(expected, s, n)
+    u = np.linspace(-60, 60, 480_001)
+    height = solved * (line + u) - 8 * np.logaddexp(0, line + u) - (u - 0.2) ** 2 / (2 * variance)
+    mode = u[height.argmax()]
+    assert float(offset) == pytest.approx(mode, abs=0.15)
+    rate = sigmoid(line + float(offset))
+    assert float(after) == pytest.approx(1 / (8 * rate * (1 - rate) + 1 / variance), rel=1e-3)
