@@ -37,7 +37,7 @@ from bots_jax.grouped.logit_normal import AUTO_TOLERANCE, group_auto
 from bots_jax.grouped.representation import REPRESENTATIONS, Grouping, with_grouped
 from bots_jax.grouped.selector import check_slots, check_tolerance
 from bots_jax.implicit import Estimator, make_estimator
-from bots_jax.pool.evidence import take_evidence
+from bots_jax.pool.evidence import in_few_sizes, take_evidence
 from bots_jax.pool.visits import admit
 from bots_jax.settings import (
     AUTO_DEFAULTS,
@@ -240,7 +240,7 @@ def _with_tokens(selector: Selector) -> Selector:
     def observe(state: State, evidence: Evidence) -> State:
         if getattr(evidence, "tokens", None) is None:
             return selector.observe(state, evidence)
-        evidence = take_evidence(evidence)
+        evidence = in_few_sizes(take_evidence(evidence))
         rows = admit_rows(state, evidence)
         counts = admit(state.pool, rows).counts
         tokens = beside(evidence.tokens, state.pool.trials)

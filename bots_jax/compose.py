@@ -28,6 +28,7 @@ from bots_jax.pool.evidence import (
     Rows,
     as_ids,
     as_rows,
+    in_few_sizes,
     take_evidence,
     validate_evidence,
 )
@@ -466,7 +467,7 @@ def admit_rows(state: State, evidence: Evidence) -> Rows:
     check_state(state)
     evidence = take_evidence(evidence)
     validate_evidence(evidence, _capacity(state))
-    evidence = beside(evidence, state.pool.trials)
+    evidence = beside(in_few_sizes(evidence), state.pool.trials)
     return as_rows(evidence, state.pool.trials.dtype)
 
 

@@ -7,7 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from bots_jax import Evidence, Selector, Settings, State, add_tasks, bots, retire
+from bots_jax import (
+    Evidence,
+    Selector,
+    Settings,
+    State,
+    add_tasks,
+    bots,
+    evidence_of_rewards,
+    retire,
+)
 
 
 def one_step(selector: Selector, state: State, seed: int) -> State:
@@ -36,6 +45,32 @@ def test_nothing_is_compiled_twice(reference: np.ndarray, compilations: list[str
     other = Settings(forgetting=0.3, implicit_weight=0.5, rollouts=4.0, target=0.4)
     everything(selector.init(reference, other, domains=(domains + 1) % 3, capacity=64), 1)
     assert not compilations
+
+
+def test_rows_that_trickle_in_compile_few_programs(
+    reference: np.ndarray, compilations: list[str]
+) -> None:
+    """Each number of rows was compiled for; now each power of two is, of what is on the host."""
+    selector = bots(batch_size=4, rollouts=8)
+    start = selector.init(reference)
+    rng = np.random.default_rng(0)
+
+    def observe(size: int) -> tuple[State, Evidence]:
+        ids = rng.choice(60, size, replace=False)
+        evidence = evidence_of_rewards(ids, rng.integers(0, 2, (size, 8)).astype(float))
+        assert np.shape(evidence.successes) == np.shape(evidence.task_ids) == (size,)
+        return selector.observe(start, evidence), evidence
+
+    for size in (1, 2, 4, 8, 16, 32):
+        observe(size)
+    assert compilations
+    compilations.clear()
+    told = [observe(size) for size in range(1, 33)]
+    assert not compilations
+    for size, (state, evidence) in enumerate(told, start=1):
+        found = np.asarray(state.pool.successes)[np.asarray(evidence.task_ids)]
+        np.testing.assert_array_equal(found, evidence.successes)
+        assert int(np.sum(np.asarray(state.pool.trials) > 0)) == size
 
 
 def test_one_compilation_of_a_whole_run(reference: np.ndarray, compilations: list[str]) -> None:

@@ -133,6 +133,35 @@ def take_evidence(evidence: Any) -> Evidence:
     return Evidence(**columns)
 
 
+def in_few_sizes(evidence: Evidence) -> Evidence:
+    """Rows on the host, padded to a power of two; others as they are.
+
+    Each number of rows is compiled for: where rollouts trickle in, no two calls would be alike.
+
+    Args:
+      evidence: of `take_evidence`. Shapes that do not agree are left for `as_rows` to refuse.
+    """
+    columns = {name: value for name, value in evidence._asdict().items() if value is not None}
+    shape = np.shape(evidence.task_ids)
+    on_host = all(isinstance(value, np.ndarray) for value in columns.values())
+    if not on_host or len(shape) != 1 or {np.shape(x) for x in columns.values()} - {(), shape}:
+        return evidence
+    room = room_beside(shape[0])
+    empty = {"task_ids": PADDING, "visit": UNNUMBERED}
+    return evidence._replace(
+        **{
+            name: np.pad(value, (0, room), constant_values=empty.get(name, 0))
+            for name, value in columns.items()
+            if value.shape == shape
+        }
+    )
+
+
+def room_beside(count: int) -> int:
+    """What is missing to the next power of two; of nothing, nothing."""
+    return (1 << (count - 1).bit_length()) - count if count else 0
+
+
 def validate_evidence(evidence: Evidence, capacity: int) -> None:
     """At the host boundary: raise on the first row that makes no sense.
 

@@ -19,11 +19,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from bots_jax.checks import host_numbers, is_concrete, numbers_or_none, wide_float
 from bots_jax.numerics.compiling import jit_by_size
+from bots_jax.pool.evidence import PADDING, room_beside
 from bots_jax.types import Array, ArrayLike, Evidence
 
 MOST_WORTH = 16.0  # flips that a graded reward may count for
@@ -57,9 +59,8 @@ def evidence_of_rewards(
     if given.ndim != 2 or not given.shape[1]:
         raise ValueError(f"rewards has shape {given.shape}, expected [M, n]: n rollouts a task")
     _check_scale(task_ids, given, low, high)
-    share = as_shares(given, low, high, "rewards")
-    successes, trials, differ = _counts(jnp.asarray(task_ids), share)
-    attempts = jnp.full(trials.shape, given.shape[1], trials.dtype)
+    successes, trials, differ = _counts_of(task_ids, given, low, high)
+    attempts = np.full(trials.shape, given.shape[1], trials.dtype)
     # Not the user's own buffers, which may be filled anew before the evidence is handed over.
     task_ids = host_numbers("task_ids", task_ids)
     visit, tokens = numbers_or_none("visit", visit), numbers_or_none("tokens", tokens)
@@ -101,6 +102,18 @@ def as_shares(values: Any, low: float, high: float, what: str) -> Array:
     values = values.astype(dtype)
     share = (values - first) / (last - first)
     return jnp.where(jnp.isfinite(values), jnp.clip(share, 0, 1), jnp.nan)
+
+
+def _counts_of(task_ids: ArrayLike, rewards: Any, low: float, high: float) -> Any:
+    """`_counts`; of rewards on the host, on the host, and compiled for few numbers of rows."""
+    on_host = isinstance(rewards, np.ndarray) and not isinstance(task_ids, jax.Array)
+    rows = len(rewards)
+    if on_host and np.shape(task_ids) == (rows,):
+        room = room_beside(rows)
+        task_ids = np.pad(np.asarray(task_ids), (0, room), constant_values=PADDING)
+        rewards = np.pad(rewards, ((0, room), (0, 0)))
+    told = _counts(jnp.asarray(task_ids), as_shares(rewards, low, high, "rewards"))
+    return tuple(np.asarray(x)[:rows] for x in told) if on_host else told
 
 
 @jit_by_size  # or each operation would be compiled by itself at the first call, for a second in all
