@@ -41,6 +41,7 @@ GUIDES = (
     "your_loop",
     "when_selection_pays",
     "worlds",
+    "levels_results",
     "learning",
     "auto",
     "features",

@@ -223,15 +223,12 @@ def main(arguments: list[str] | None = None) -> None:
     """Train and print the solve rate as it rises."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--method", default="auto", help="a strategy, see bots_jax.strategies")
-    parser.add_argument("--breadth", type=float, default=0.5, help="of auto")
     parser.add_argument("--updates", type=int, default=200, help="a multiple of 4")
     parser.add_argument("--levels", type=int, default=2000)
     parser.add_argument("--solvable", type=float, default=0.1)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(arguments)
-    # Wide: what is played little is unlearned while easier rulesets are trained on.
-    numbers = {"breadth": args.breadth} if args.method == "auto" else {}
-    selector = make_strategy(args.method, batch_size=SLOTS, rollouts=EPISODES, **numbers)
+    selector = make_strategy(args.method, batch_size=SLOTS, rollouts=EPISODES)
     pool_key, held_key, key = jax.random.split(jax.random.key(args.seed), 3)
     pool = make_pool(pool_key, args.levels, args.solvable)
     held_out = make_pool(held_key, 400, 1.0)

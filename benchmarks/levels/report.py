@@ -30,7 +30,7 @@ NAMES = {
     "bots": "`bots`, as published, no references",
     "auto": "`auto`, told nothing",
     "auto-features": "`auto`, told four plain features",
-    "auto-reach": "`auto`, told these and how many cells can be reached",
+    "auto-reach": "`auto`, told these four and how many cells can be reached",
     "auto-way": "`auto`, told the shortest way",
     "auto-way-half": "`auto`, told the shortest way, solved levels worth half",
     "auto-arrays": "`auto`, told the levels' arrays (`features.of_levels`)",
@@ -46,8 +46,8 @@ NAMES = {
     "accel": "ACCEL, jaxued's",
     "auto-new": "`auto` with `insert`: new levels",
     "auto-mutated": "`auto` with `insert`: new and mutated levels",
-    "auto-mutated-features": "the same, told four plain features",
-    "auto-mutated-way": "the same, told the shortest way",
+    "auto-mutated-features": "`auto` with `insert`, new and mutated, told four plain features",
+    "auto-mutated-way": "`auto` with `insert`, new and mutated, told the shortest way",
 }
 BASES = {"open": "randomisation"}  # elsewhere uniform
 OPEN = "open"
@@ -172,7 +172,7 @@ def figure(found: Found, path: Path) -> None:
     from matplotlib import pyplot as plt
 
     pools = [pool for pool in (0.05, 0.3) if any(p == pool for p, _ in found)]
-    drawn = ["oracle", "auto-features", "auto", "plr", "sfl", "mopps", "bots", "uniform"]
+    drawn = ["oracle", "auto-way", "auto", "plr", "sfl", "mopps", "bots", "uniform"]
     panels = plt.subplots(1, len(pools), figsize=(5.5 * len(pools), 4), squeeze=False)
     for panel, pool in zip(panels[1][0], pools, strict=True):
         for name in [name for name in drawn if (pool, name) in found]:
