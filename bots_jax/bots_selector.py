@@ -130,7 +130,6 @@ def bots(
     model_of = make_estimator(estimator)
     _refuse_unused(model_of, capability_momentum, implicit_weight, adaptive_implicit_weight)
     noisy = is_noisy(settings)
-    plan = plan_of(batch_size, shared)
     adaptive = bool(adaptive_implicit_weight)
     rules = beta_rules(model_of, adaptive)
     described = {"choice": check_choice("choice", choice, CHOICES), "noisy": noisy}
@@ -149,7 +148,7 @@ def bots(
         representation=check_choice("representation", representation, REPRESENTATIONS),
         model=group_betas(rules),
         settings=settings,
-        plan=plan,
+        plan=plan_of(batch_size, shared),
         can_group=choice == "thompson" and not noisy,
         serves="choice='thompson' without temperature",
         tolerance=check_tolerance(first_given(tolerance, DEFAULT_TOLERANCE)),

@@ -96,3 +96,8 @@ def _put_back(changed: S, state: S) -> S:
         lambda new, old: old if new is None else new, changed, state, is_leaf=lambda x: x is None
     )
     return whole
+
+
+def room_beside(count: int) -> int:
+    """What is missing to the next power of two, so that few sizes are compiled for; of 0, none."""
+    return (1 << (count - 1).bit_length()) - count if count else 0

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bots_jax.checks import host_numbers, is_concrete, numbers_or_none, whole_numbers
+from bots_jax.numerics.compiling import room_beside
 from bots_jax.types import Array, ArrayLike, Evidence
 
 UNNUMBERED = -1
@@ -155,11 +156,6 @@ def in_few_sizes(evidence: Evidence) -> Evidence:
             if value.shape == shape
         }
     )
-
-
-def room_beside(count: int) -> int:
-    """What is missing to the next power of two; of nothing, nothing."""
-    return (1 << (count - 1).bit_length()) - count if count else 0
 
 
 def validate_evidence(evidence: Evidence, capacity: int) -> None:

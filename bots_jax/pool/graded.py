@@ -24,8 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bots_jax.checks import host_numbers, is_concrete, numbers_or_none, wide_float
-from bots_jax.numerics.compiling import jit_by_size
-from bots_jax.pool.evidence import PADDING, room_beside
+from bots_jax.numerics.compiling import jit_by_size, room_beside
 from bots_jax.types import Array, ArrayLike, Evidence
 
 MOST_WORTH = 16.0  # flips that a graded reward may count for
@@ -110,7 +109,7 @@ def _counts_of(task_ids: ArrayLike, rewards: Any, low: float, high: float) -> An
     rows = len(rewards)
     if on_host and np.shape(task_ids) == (rows,):
         room = room_beside(rows)
-        task_ids = np.pad(np.asarray(task_ids), (0, room), constant_values=PADDING)
+        task_ids = np.pad(np.asarray(task_ids), (0, room), constant_values=-1)
         rewards = np.pad(rewards, ((0, room), (0, 0)))
     told = _counts(jnp.asarray(task_ids), as_shares(rewards, low, high, "rewards"))
     return tuple(np.asarray(x)[:rows] for x in told) if on_host else told

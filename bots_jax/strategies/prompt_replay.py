@@ -77,9 +77,8 @@ def prompt_replay(
         capacity, dtype = reference.rates.shape[1], reference.rates.dtype
         never = jnp.zeros((capacity,), jnp.int32)
         outside = jnp.zeros((capacity,), bool)
-        return Buffer(
-            jnp.zeros((capacity,), dtype), outside, never, never, jnp.zeros((), jnp.int32)
-        )
+        step = jnp.zeros((), jnp.int32)
+        return Buffer(jnp.zeros((capacity,), dtype), outside, never, never, step)
 
     def remember(
         memory: Buffer, settings: Settings, reference: Reference, fused: StepEvidence
