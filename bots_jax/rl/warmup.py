@@ -389,7 +389,8 @@ def write_arrays(path: Path, arrays: Arrays) -> None:
     try:
         with os.fdopen(handle, "wb") as file:
             checksum = np.frombuffer(_checksum(arrays), np.uint8)
-            np.savez(file, allow_pickle=False, checksum=checksum, **arrays)
+            # Without allow_pickle, which NumPy before 2.1 would write as an array of that name.
+            np.savez(file, checksum=checksum, **arrays)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
