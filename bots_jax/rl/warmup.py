@@ -390,7 +390,7 @@ def write_arrays(path: Path, arrays: Arrays) -> None:
         with os.fdopen(handle, "wb") as file:
             checksum = np.frombuffer(_checksum(arrays), np.uint8)
             # Without allow_pickle, which NumPy before 2.1 would write as an array of that name.
-            np.savez(file, checksum=checksum, **arrays)
+            np.savez(file, **{"checksum": checksum, **arrays})  # type: ignore[arg-type]
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
