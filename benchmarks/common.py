@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import platform
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -23,6 +26,30 @@ def no_options(doc: str | None) -> None:
     """`--help` of a script that has no options; another argument is an error."""
     form = argparse.RawDescriptionHelpFormatter
     argparse.ArgumentParser(description=doc, formatter_class=form).parse_args()
+
+
+def module_at(path: str | Path, name: str | None = None) -> ModuleType:
+    """The module in a file, such as an example; under its own name if none is given."""
+    name = Path(path).stem if name is None else name
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ModuleNotFoundError(f"{name} is not at {path}")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def seeds_of(text: str) -> list[int]:
+    """ "100-104" as a list."""
+    low, _, high = text.partition("-")
+    return list(range(int(low), int(high or low) + 1))
+
+
+def append(path: Path, record: Mapping[str, Any]) -> None:
+    """A line of JSON."""
+    with path.open("a") as file:
+        file.write(json.dumps(record) + "\n")
 
 
 def alternate(sides: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, float]:

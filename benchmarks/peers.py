@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.common import module_at
+
 _STUBS: dict[str, dict[str, Any]] = {
     "trinity": {},
     "trinity.buffer": {},
@@ -35,16 +37,6 @@ def missing(*packages: str) -> list[str]:
     return [name for name in packages if importlib.util.find_spec(name) is None]
 
 
-def _load(name: str, path: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise ModuleNotFoundError(f"{name} is not at {path}")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 def authors_selector(reference: np.ndarray, rollouts: int, forgetting: float) -> Any:
     """A `DifficultyBasedSelector` of trinity-rft, drawing from posteriors, target 0.5.
 
@@ -55,8 +47,8 @@ def authors_selector(reference: np.ndarray, rollouts: int, forgetting: float) ->
     for name, content in _STUBS.items():
         stub = sys.modules.setdefault(name, ModuleType(name))
         stub.__dict__.update(content)
-    _load("trinity.buffer.selector.difficulty_estimator", f"{folder}/difficulty_estimator.py")
-    selectors = _load("trinity.buffer.selector.selector", f"{folder}/selector.py")
+    module_at(f"{folder}/difficulty_estimator.py", "trinity.buffer.selector.difficulty_estimator")
+    selectors = module_at(f"{folder}/selector.py", "trinity.buffer.selector.selector")
     settings = {
         "m": rollouts, "lamb": forgetting, "rho": 0.1,
         "do_sample": True, "target_reward": 0.5, "tau": 0,

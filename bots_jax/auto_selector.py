@@ -43,6 +43,7 @@ from bots_jax.settings import (
     AUTO_DEFAULTS,
     check_settings,
     first_given,
+    having,
     is_noisy,
     merge_settings,
 )
@@ -171,15 +172,15 @@ def auto(
 
 def _obeyed(estimator: Estimator, choice: str, noisy: bool) -> list[str]:
     """Fields of `Settings` that have an effect, besides those that always have."""
-    effects = {
-        "implicit_weight": True,
-        "target": choice != "mixed",
-        "breadth": choice == "mixed",
-        "group": choice == "mixed",
-        "temperature": noisy,
-        "capability_momentum": estimator.name != "none" and estimator.uses_momentum,
-    }
-    return [name for name, has_one in effects.items() if has_one]
+    mixed = choice == "mixed"
+    return having(
+        implicit_weight=True,
+        target=not mixed,
+        breadth=mixed,
+        group=mixed,
+        temperature=noisy,
+        capability_momentum=estimator.uses_momentum,
+    )
 
 
 def _config(

@@ -48,6 +48,7 @@ from bots_jax.settings import (
     BOTS_DEFAULTS,
     check_settings,
     first_given,
+    having,
     is_noisy,
     merge_settings,
 )
@@ -193,13 +194,12 @@ def _forgets(tasks: int, batch_size: int, forgetting: float) -> str:
 
 def _obeyed(estimator: Estimator, noisy: bool) -> list[str]:
     """Fields of `Settings` that have an effect, besides those that always have."""
-    effects = {
-        "target": True,
-        "temperature": noisy,
-        "implicit_weight": estimator.name != "none",
-        "capability_momentum": estimator.name != "none" and estimator.uses_momentum,
-    }
-    return [name for name, has_one in effects.items() if has_one]
+    return having(
+        target=True,
+        temperature=noisy,
+        implicit_weight=estimator.name != "none",
+        capability_momentum=estimator.uses_momentum,
+    )
 
 
 def _refuse_unused(

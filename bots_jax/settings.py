@@ -43,6 +43,11 @@ def merge_settings(base: Settings, override: Settings) -> Settings:
 ALWAYS_OBEYED = ("rollouts", "forgetting", "prior_successes", "prior_failures")
 
 
+def having(**effects: bool) -> list[str]:
+    """The names of the numbers that have an effect, for `compose(obeys=...)`."""
+    return [name for name, has_one in effects.items() if has_one]
+
+
 def refuse_ignored(
     given: Settings | Mapping[str, Any] | None, obeys: frozenset[str] | None, strategy: str
 ) -> None:

@@ -316,8 +316,8 @@ class ObserveFn(Protocol):
         """Add evidence to what is pending; `advance` fuses it. Calls commute.
 
         Rows may be of any batches, whole groups or pieces. A row with the number of a visit that
-        has ended is dropped, and counted in `Info.stale`. Compiled once for each number of rows:
-        where it varies, pad with task_ids -1.
+        has ended is dropped, and counted in `Info.stale`. Compiled once for each number of rows,
+        of what is on the host for each power of two: pad arrays of a device with task_ids -1.
 
         Raises:
           ValueError: naming the argument and its value.

@@ -174,11 +174,16 @@ def learn(student: TrainState, window: Window, last_value: jax.Array) -> TrainSt
     return jax.lax.scan(epoch, student, None, EPOCHS)[0]
 
 
-def solve_rate(key: jax.Array, student: TrainState, rulesets: RuleSet) -> jax.Array:
-    """Share of rulesets whose first episode is solved."""
+def solved(key: jax.Array, student: TrainState, rulesets: RuleSet) -> jax.Array:
+    """bool[N]: the rulesets whose first episode is solved."""
     window, _ = play(key, student, rulesets, MAX_STEPS)
     first = jnp.cumsum(window.done, 0) - window.done == 0
-    return jnp.mean(jnp.any(first & (window.reward > 0), 0))
+    return jnp.any(first & (window.reward > 0), 0)
+
+
+def solve_rate(key: jax.Array, student: TrainState, rulesets: RuleSet) -> jax.Array:
+    """Share of rulesets whose first episode is solved."""
+    return jnp.mean(solved(key, student, rulesets))
 
 
 # --- training -------------------------------------------------------------------------------

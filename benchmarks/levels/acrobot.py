@@ -356,8 +356,7 @@ def main() -> None:
             for name in args.arms:
                 if seed not in found.get((estimator, name), {}):
                     record = run(estimator, name, seed)
-                    with args.out.open("a") as file:
-                        file.write(json.dumps(record) + "\n")
+                    common.append(args.out, record)
 
 
 # --- the table ------------------------------------------------------------------------------

@@ -26,8 +26,9 @@ import numpy as np
 from jaxued.environments.maze import make_level_generator, make_level_mutator_minimax
 from jaxued.utils import compute_max_returns, max_mc
 
+from benchmarks.common import append, seeds_of
 from benchmarks.levels import run
-from benchmarks.levels.rules import EPISODES, SLOTS, first_episodes, jaxued_sampler, seeds_of
+from benchmarks.levels.rules import EPISODES, SLOTS, first_episodes, jaxued_sampler
 from bots_jax import levels as bots_levels
 from bots_jax.strategies import make_strategy
 
@@ -251,7 +252,7 @@ def main() -> None:
             rule = RULES[name]()
             go = jax.jit(partial(train, rule, updates=args.updates))
         for seed in missing:
-            run.append(args.out, run_seed(rule, go, name, seed, args.updates))
+            append(args.out, run_seed(rule, go, name, seed, args.updates))
 
 
 if __name__ == "__main__":

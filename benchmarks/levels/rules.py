@@ -230,9 +230,3 @@ RULES: dict[str, Callable[[], Rule]] = {
     "oracle": solvable_alone,
     "oracle-after": partial(told_after_a_visit, share=0.5),
 }
-
-
-def seeds_of(text: str) -> list[int]:
-    """ "100-104" as a list."""
-    low, _, high = text.partition("-")
-    return [int(seed) for seed in np.arange(int(low), int(high or low) + 1)]

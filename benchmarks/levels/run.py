@@ -11,7 +11,6 @@ longest tenth, and jaxued's eight hand-made mazes of 13 x 13, ten tries of 250 s
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import time
 from functools import lru_cache, partial
@@ -21,7 +20,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from benchmarks.levels.rules import RULES, Pool, Rule, seeds_of
+from benchmarks.common import append, module_at, seeds_of
+from benchmarks.levels.rules import RULES, Pool, Rule
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "levels.jsonl"
@@ -33,17 +33,8 @@ HAND_MADE = (
 TRIES, LONG = 10, 250  # of a hand-made maze, and steps of a try
 
 
-def _example() -> Any:
-    """examples/jaxued_maze.py: the environment, the student and PPO."""
-    spec = importlib.util.spec_from_file_location("maze", ROOT / "examples" / "jaxued_maze.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-maze = _example()
+# the environment, the student and PPO
+maze: Any = module_at(ROOT / "examples" / "jaxued_maze.py")
 from jaxued.environments import Maze  # noqa: E402  the example mends what jaxued imports
 from jaxued.environments.maze.level import Level  # noqa: E402
 from jaxued.environments.maze.level import prefabs as PREFABS  # noqa: E402
@@ -203,12 +194,6 @@ def run_seed(
         "hand_made": round(float(made), 4),
         "seconds": seconds,
     }
-
-
-def append(path: Path, record: dict[str, Any]) -> None:
-    """A line of JSON."""
-    with path.open("a") as file:
-        file.write(json.dumps(record) + "\n")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ the end on those among 4,000 held out whose object must be made ("made"). Arms:
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import time
 from functools import partial
@@ -31,7 +30,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.levels.report import difference, final, interval
+from benchmarks.common import append, module_at, seeds_of
+from benchmarks.levels.report import difference, interval, less, measure
 from bots_jax import levels as bots_levels
 from bots_jax.strategies import make_strategy
 
@@ -45,17 +45,8 @@ ARMS = (
 MEASURES = ("final", "auc", "made")
 
 
-def _example() -> Any:
-    """examples/xland_rulesets.py: the environment, the student and PPO."""
-    spec = importlib.util.spec_from_file_location("xland", ROOT / "examples" / "xland_rulesets.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-xland = _example()
+# the environment, the student and PPO
+xland: Any = module_at(ROOT / "examples" / "xland_rulesets.py")
 
 
 def kinds_of(pool: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -119,9 +110,7 @@ def train(arm: str, key: jax.Array, state: Any, pool: Any, held_out: Any) -> Any
 @jax.jit
 def solved_made(key: jax.Array, student: Any, many: Any) -> jax.Array:
     """The solve rate of rulesets whose object must be made."""
-    window, _ = xland.play(key, student, many, xland.MAX_STEPS)
-    first = jnp.cumsum(window.done, 0) - window.done == 0
-    solved, made = jnp.any(first & (window.reward > 0), 0), kinds_of(many)[1]
+    solved, made = xland.solved(key, student, many), kinds_of(many)[1]
     return jnp.sum(solved & made) / jnp.maximum(jnp.sum(made), 1)
 
 
@@ -147,16 +136,11 @@ def run_seed(arm: str, go: Any, seed: int) -> dict[str, Any]:
     }
 
 
-def measure(name: str, run: dict[str, Any]) -> float:
-    """One of `MEASURES`."""
-    curve = np.array(run["solved"])
-    return {"final": final(curve), "auc": float(curve.mean()), "made": run["made"]}[name]
-
-
 def table(path: Path) -> str:
     """In markdown: means, and differences from uniform paired by seed, with 95% intervals."""
     found: dict[str, dict[int, Any]] = {}
     for record in map(json.loads, path.read_text().splitlines()):
+        record["solved"] = np.array(record["solved"])
         found.setdefault(record["arm"], {})[record["seed"]] = record
     head = ["arm", "seeds", *MEASURES, *(f"{name} less uniform" for name in MEASURES)]
     lines = ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
@@ -164,10 +148,7 @@ def table(path: Path) -> str:
         runs, base = found[arm], found.get("uniform", {})
         cells = [arm, str(len(runs))]
         cells += [f"{interval([measure(m, r) for r in runs.values()])[0]:.3f}" for m in MEASURES]
-        both = sorted(set(runs) & set(base)) if arm != "uniform" else []
-        for name in MEASURES:
-            gaps = [measure(name, runs[seed]) - measure(name, base[seed]) for seed in both]
-            cells.append(difference(interval(gaps)))
+        cells += [difference(less(m, runs, base)) if arm != "uniform" else "" for m in MEASURES]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -186,13 +167,11 @@ def main() -> None:
         return
     lines = args.out.read_text().splitlines() if args.out.exists() else []
     done = {(r["arm"], r["seed"]) for r in map(json.loads, lines)}
-    low, _, high = args.seeds.partition("-")
     for arm in args.arms:
         go = jax.jit(partial(train, arm))
-        for seed in range(int(low), int(high or low) + 1):
+        for seed in seeds_of(args.seeds):
             if (arm, seed) not in done:
-                with args.out.open("a") as file:
-                    file.write(json.dumps(run_seed(arm, go, seed)) + "\n")
+                append(args.out, run_seed(arm, go, seed))
 
 
 if __name__ == "__main__":
